@@ -1,0 +1,1 @@
+"""What is true: KL divergences in arbitrary precision. Imports no torch."""

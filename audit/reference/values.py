@@ -1,0 +1,77 @@
+"""Tensors, arrays and nested lists as binary64 rows holding exactly the numbers given."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from audit.errors import UsageError
+
+Rows = NDArray[np.float64]
+
+
+def exact_values(values: Any, name: str) -> Rows:
+    """`values` as a binary64 array of the same shape, without any rounding.
+
+    Taken are torch tensors and numpy arrays of a floating dtype, and nested lists of numbers. Binary64 holds
+    every float16, bfloat16, float32 and float64 exactly.
+
+    Raises UsageError for a dtype that is not floating, and for a number that binary64 cannot hold.
+    """
+    if hasattr(values, "detach"):
+        tensor = values.detach()
+        if not tensor.is_floating_point():
+            raise UsageError(f"{name}: expected a floating dtype, got {tensor.dtype}")
+        return np.asarray(tensor.cpu().double().numpy(), dtype=np.float64)
+    if isinstance(values, np.ndarray):
+        if values.dtype.kind != "f" and values.dtype.name != "bfloat16":
+            raise UsageError(f"{name}: expected a floating dtype, got {values.dtype}")
+        given = values
+    else:
+        try:
+            given = np.array(values, dtype=object)
+            for number in given.flat:
+                float(number)
+        except (TypeError, ValueError):
+            raise UsageError(f"{name}: expected rows of numbers, all of one length") from None
+    try:
+        rows = given.astype(np.float64)
+    except OverflowError:
+        raise UsageError(f"{name}: holds a number beyond the range of binary64") from None
+    if not np.array_equal(rows.astype(given.dtype), given, equal_nan=given.dtype.kind == "f"):
+        changed = [(old, new) for old, new in zip(given.flat, rows.flat, strict=True) if old != new and old == old]
+        if changed:
+            raise UsageError(f"{name}: {changed[0][0]!r} is not a binary64 number (nearest: {changed[0][1]!r})")
+    return rows
+
+
+def as_rows(values: Any, name: str) -> tuple[Rows, bool]:
+    """`values` as rows x classes, and whether it was one distribution given without its row dimension."""
+    array = exact_values(values, name)
+    if array.ndim not in (1, 2):
+        raise UsageError(f"{name}: expected shape (classes,) or (rows, classes), got {array.shape}")
+    if array.size == 0:
+        raise UsageError(f"{name}: expected at least one row and one class, got shape {array.shape}")
+    return np.atleast_2d(array), array.ndim == 1
+
+
+KINDS = ("logits", "log_probs", "probs")
+
+
+def check_kind(rows: Rows, kind: str, name: str) -> None:
+    """Raises UsageError, naming row and column, for an entry that `kind` cannot have."""
+    if kind not in KINDS:
+        raise UsageError(f"{name}_kind: {kind!r} is not one of {', '.join(KINDS)}")
+    wrong = np.isnan(rows) | (rows == np.inf)
+    if kind == "probs":
+        wrong |= rows < 0
+    if wrong.any():
+        row, column = np.argwhere(wrong)[0]
+        allowed = "a finite number, 0 or more" if kind == "probs" else "a finite number or -inf"
+        raise UsageError(f"{name}: row {row}, column {column} is {rows[row, column]}; {kind} must be {allowed}")
+    if kind == "logits":
+        empty = (rows == -np.inf).all(axis=1)
+        if empty.any():
+            raise UsageError(f"{name}: row {int(np.argmax(empty))} is -inf in every column, which is no distribution")
