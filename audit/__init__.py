@@ -1,0 +1,37 @@
+"""Numerical-accuracy audit of the Kullback-Leibler divergence as PyTorch computes it.
+
+The public names are imported on first use (PEP 562), so that `--help` and worker processes import no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from audit.errors import UsageError as UsageError
+    from audit.paths import path as path
+    from audit.pipeline import run as run
+    from audit.publish.tables import read_errors as read_errors
+    from audit.reference.exact import exact_kl as exact_kl
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "UsageError": "audit.errors",
+    "exact_kl": "audit.reference.exact",
+    "path": "audit.paths",
+    "read_errors": "audit.publish.tables",
+    "run": "audit.pipeline",
+}
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'audit' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,99 @@
+"""What is audited: every way of computing KL is one plain function, registered by `path`.
+
+A function takes the input's logits and the target (logits, or probabilities where `target_kind` says so), both of
+shape (rows, classes) on one device, and returns one value a row, or one value in all where it declares a reduction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from audit.errors import UsageError
+from audit.formats import FORMATS
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    Function = Callable[[Tensor, Tensor], Tensor]
+
+KINDS = ("kl", "identity", "estimator", "misuse")
+REDUCTIONS = ("none", "sum", "mean", "batchmean")
+TARGET_KINDS = ("logits", "probs")
+
+
+@dataclass(frozen=True)
+class Path:
+    """One way of computing a value, and what it means to compute.
+
+    `kind`: "kl" means KL(target || input); "identity" means 0. `reduction`: how rows become one value, "none" where
+    they do not.
+    """
+
+    name: str
+    function: Function
+    summary: str
+    kind: str = "kl"
+    reduction: str = "none"
+    target_kind: str = "logits"
+    dtypes: tuple[str, ...] = tuple(FORMATS)
+
+
+_REGISTRY: dict[tuple[str, str, str], Path] = {}
+_MODULES = ("audit.paths.functional", "audit.paths.thread_era")
+
+
+def path(
+    name: str,
+    *,
+    summary: str = "",
+    kind: str = "kl",
+    reduction: str = "none",
+    target_kind: str = "logits",
+    dtypes: Iterable[str] = tuple(FORMATS),
+) -> Callable[[Function], Function]:
+    """Decorator: registers a function under `name`; one name may stand once for each reduction and target kind.
+
+    `summary` defaults to the first line of the docstring. Raises UsageError for a word that is not known and for a
+    name that is taken.
+    """
+    dtypes = tuple(dtypes)
+    for word, known, what in (
+        (kind, KINDS, "kind"),
+        (reduction, REDUCTIONS, "reduction"),
+        (target_kind, TARGET_KINDS, "target_kind"),
+        *((dtype, tuple(FORMATS), "dtype") for dtype in dtypes),
+    ):
+        if word not in known:
+            raise UsageError(f"path {name!r}: {what} {word!r} is not one of {', '.join(known)}")
+
+    def register(function: Function) -> Function:
+        key = (name, reduction, target_kind)
+        if key in _REGISTRY:
+            raise UsageError(f"path {name!r} with reduction {reduction!r} for {target_kind} is registered already")
+        text = summary or (function.__doc__ or name).strip().splitlines()[0]
+        _REGISTRY[key] = Path(name, function, text, kind, reduction, target_kind, dtypes)
+        return function
+
+    return register
+
+
+def registered() -> list[Path]:
+    """Every path, in the order of registration."""
+    for module in _MODULES:
+        import_module(module)
+    return list(_REGISTRY.values())
+
+
+def own_path(function: Function) -> Path:
+    """A callable of the user's own, as a path named after it: per-row KL from two tensors of logits."""
+    name = getattr(function, "__name__", type(function).__name__)
+    for known in registered():
+        if known.function is function:
+            return known
+        if known.name == name:
+            raise UsageError(f"path {name!r} is one of the audit's own: give your function another name")
+    summary = (getattr(function, "__doc__", None) or "given by the user").strip().splitlines()[0]
+    return Path(name, function, summary)

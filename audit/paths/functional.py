@@ -1,0 +1,63 @@
+"""KL as people write it with torch: softmax then log, log_softmax, log_target, KLDivLoss."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from audit.paths import REDUCTIONS, path
+
+
+def _softmax_log(input: Tensor, target: Tensor) -> Tensor:
+    """kl_div(log(softmax(input)), target): softmax first, then its logarithm."""
+    return F.kl_div(torch.log(torch.softmax(input, -1)), target, reduction="none").sum(-1)
+
+
+def _log_softmax(input: Tensor, target: Tensor) -> Tensor:
+    """kl_div(log_softmax(input), target): the call torch's documentation recommends."""
+    return F.kl_div(torch.log_softmax(input, -1), target, reduction="none").sum(-1)
+
+
+@path("softmax_log", summary="kl_div(log(softmax(input)), softmax(target)): softmax first, then its logarithm")
+def softmax_log(input: Tensor, target: Tensor) -> Tensor:
+    return _softmax_log(input, torch.softmax(target, -1))
+
+
+@path("log_softmax", summary="kl_div(log_softmax(input), softmax(target)): the call torch's documentation recommends")
+def log_softmax(input: Tensor, target: Tensor) -> Tensor:
+    return _log_softmax(input, torch.softmax(target, -1))
+
+
+path("softmax_log", target_kind="probs")(_softmax_log)
+path("log_softmax", target_kind="probs")(_log_softmax)
+
+
+@path("log_target")
+def log_target(input: Tensor, target: Tensor) -> Tensor:
+    """kl_div(log_softmax(input), log_softmax(target), log_target=True)."""
+    return F.kl_div(torch.log_softmax(input, -1), torch.log_softmax(target, -1), reduction="none", log_target=True).sum(
+        -1
+    )
+
+
+def kl_div_loss(input: Tensor, target: Tensor, *, reduction: str) -> Tensor:
+    loss = nn.KLDivLoss(reduction=reduction)(torch.log_softmax(input, -1), torch.softmax(target, -1))
+    return loss.sum(-1) if reduction == "none" else loss
+
+
+for _reduction in REDUCTIONS:
+    path(
+        "kl_div_loss",
+        summary=f'nn.KLDivLoss(reduction="{_reduction}")(log_softmax(input), softmax(target))'
+        + (", summed over the classes" if _reduction == "none" else ""),
+        reduction=_reduction,
+    )(partial(kl_div_loss, reduction=_reduction))
+
+
+@path("log_softmax_difference", kind="identity")
+def log_softmax_difference(input: Tensor, target: Tensor) -> Tensor:
+    """sum(log(softmax(input)) - log_softmax(input)), which is 0: the thread's second check."""
+    return (torch.log(torch.softmax(input, -1)) - torch.log_softmax(input, -1)).sum(-1)
