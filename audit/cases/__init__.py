@@ -1,0 +1,98 @@
+"""What is fed in: a case makes a pair of input and target in binary64; a problem is that pair rounded to a dtype."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from audit.formats import FORMATS, Format
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Rows = NDArray[np.float64]
+PROFILES = ("quick", "standard", "full")
+
+
+@dataclass(frozen=True)
+class Case:
+    """`make` gives input logits and target, each rows x classes in binary64, for a format that it may ignore.
+
+    `profile` is the smallest profile that has the case; `native` says that `make` builds the format's own numbers,
+    so that nothing was there before rounding.
+    """
+
+    name: str
+    summary: str
+    make: Callable[[Format], tuple[Rows, Rows]]
+    profile: str = "standard"
+    target_kind: str = "logits"
+    native: bool = False
+    dtypes: tuple[str, ...] = tuple(FORMATS)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A case in one dtype: tensors on the CPU, and the same numbers in binary64, which holds them exactly."""
+
+    case: Case
+    dtype: str
+    input: Tensor
+    target: Tensor
+
+    @cached_property
+    def numbers(self) -> tuple[Rows, Rows]:
+        """Input and target, rows x classes, in binary64."""
+        return self.input.double().numpy(), self.target.double().numpy()
+
+    @cached_property
+    def row_digests(self) -> list[str]:
+        return [digest(self.input[i], self.target[i], self.dtype) for i in range(len(self.input))]
+
+    @cached_property
+    def case_digest(self) -> str:
+        return digest(self.input, self.target, self.dtype)
+
+
+def digest(input: Tensor, target: Tensor, dtype: str) -> str:
+    """SHA-256 of "dtype shape" in ASCII, then the input's bytes, then the target's: little-endian, row by row."""
+    import torch
+
+    shape = "x".join(map(str, input.shape))
+    hasher = hashlib.sha256(f"{dtype} {shape}\n".encode())
+    for tensor in (input, target):
+        hasher.update(tensor.contiguous().view(torch.uint8).numpy().data)
+    return hasher.hexdigest()
+
+
+def build(case: Case, dtype: str) -> Problem:
+    """The case rounded to `dtype`, to nearest even."""
+    import torch
+
+    input, target = (torch.from_numpy(rows).to(getattr(torch, dtype)) for rows in case.make(FORMATS[dtype]))
+    return Problem(case, dtype, input, target)
+
+
+_REGISTRY: dict[str, Case] = {}
+_MODULES = ("thread", "closeness", "shapes", "digits")
+
+
+def register(case: Case) -> None:
+    """Adds a case; its name must be new."""
+    if case.name in _REGISTRY:
+        raise ValueError(f"case {case.name!r} is registered already")
+    _REGISTRY[case.name] = case
+
+
+def registered(profile: str = "full") -> list[Case]:
+    """The cases of `profile`, which has those of every smaller one."""
+    for module in _MODULES:
+        import_module(f"audit.cases.{module}")
+    return [c for c in _REGISTRY.values() if PROFILES.index(c.profile) <= PROFILES.index(profile)]

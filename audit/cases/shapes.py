@@ -1,0 +1,49 @@
+"""Random, flat and peaked rows at several scales; targets given as probabilities."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+
+from audit.cases import Case, Rows, register
+from audit.cases.streams import normal, uniform
+from audit.formats import Format
+
+
+def random(scale: float, rows: int, classes: int, _: Format) -> tuple[Rows, Rows]:
+    name = f"random {scale:g} {rows}x{classes}"
+    return scale * normal(f"{name} input", rows, classes), scale * normal(f"{name} target", rows, classes)
+
+
+def peaked(gap: float, _: Format) -> tuple[Rows, Rows]:
+    """One class leads by `gap`, the same on both sides; the rest is random."""
+    input, target = random(1.0, 16, 100, _)
+    winner = np.arange(16) * 6
+    for logits in (input, target):
+        logits[np.arange(16), winner] = gap
+    return input, target
+
+
+def one_hot(scale: float, _: Format) -> tuple[Rows, Rows]:
+    """A label a row, as probabilities: KL is the cross-entropy."""
+    input = scale * normal(f"one hot {scale:g}", 16, 100)
+    return input, np.eye(100)[np.arange(16) * 6]
+
+
+def unnormalised(mass: float, _: Format) -> tuple[Rows, Rows]:
+    """Probabilities that sum to about `mass`, taken as they are."""
+    weights = uniform("unnormalised target", 16, 100)
+    weights = weights / weights.sum(1, keepdims=True)
+    return normal("unnormalised input", 16, 100), np.round(mass * weights * 2**30) * 2.0**-30
+
+
+for _scale, _profile in ((0.01, "standard"), (1.0, "quick"), (10.0, "standard"), (100.0, "standard")):
+    register(
+        Case(f"random_scale{_scale:g}", f"normal logits times {_scale:g}, 100 classes", partial(random, _scale, 16, 100), _profile)
+    )
+for _gap, _profile in ((12.0, "standard"), (20.0, "quick"), (90.0, "standard")):
+    register(Case(f"peaked_gap{_gap:g}", f"one class leads by {_gap:g}, 100 classes", partial(peaked, _gap), _profile))
+register(Case("random_n10000", "normal logits, 10,000 classes", partial(random, 1.0, 1, 10_000)))
+register(Case("one_hot", "a label a row as target", partial(one_hot, 3.0), "quick", "probs"))
+register(Case("unnormalised_half", "a target of mass ½", partial(unnormalised, 0.5), "standard", "probs"))

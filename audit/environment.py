@@ -1,0 +1,55 @@
+"""environment.json: what produced the numbers, so that another run can be compared with them."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+
+import audit
+from audit.devices import Device
+
+SCHEMA_VERSION = 1
+PACKAGES = ("torch", "mpmath", "pandas", "numpy", "matplotlib", "typer", "rich", "gmpy2", "python-flint", "scipy")
+
+
+def describe_environment(devices: Sequence[Device], found: Sequence[Device], **run: object) -> dict[str, object]:
+    """The contents of environment.json; `run` holds what the run itself knows: its profile, filters and timings."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "audit": audit.__version__,
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "interpreter": sys.executable,
+        "platform": platform.platform(),
+        "cpu_count": os.cpu_count(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "torch": {
+            "version": torch.__version__,
+            "cuda": torch.version.cuda,
+            "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+            "threads": torch.get_num_threads(),
+        },
+        "devices": [
+            {
+                "name": device.name,
+                "model": device.model,
+                "status": "absent" if device.absent else "audited" if device in devices else "not asked for",
+                "reason": device.absent,
+            }
+            for device in found
+        ],
+        **run,
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

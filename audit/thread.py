@@ -1,0 +1,276 @@
+"""Every number and claim of the forum thread, explained and measured: the rows of thread.csv.
+
+The thread is "Kullback-Leibler Divergence loss function giving negative values" on the PyTorch forum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, partial
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from audit.cases.digits import recorded
+from audit.measure import describe
+from audit.paths import functional, thread_era
+
+DRAWS = 2_000
+CENTRAL = (2.5, 97.5)
+Draws = NDArray[np.float64]
+
+
+@cache
+def _logits(*shape: int) -> Tensor:
+    """What a person types for each seed: torch.manual_seed(seed); torch.randn(shape). Float32, on the CPU."""
+    generator = torch.Generator()
+    return torch.stack([torch.randn(shape, generator=generator.manual_seed(seed)) for seed in range(DRAWS)])
+
+
+def _numbers(values: Tensor) -> Draws:
+    return values.cpu().double().numpy()
+
+
+def identical(path: Callable[[Tensor, Tensor], Tensor], device: str) -> Draws:
+    """KLDivLoss()(log_softmax(x), softmax(x)) for x = randn(1, 1000): the mean over 1,000 elements."""
+    x = _logits(1000).to(device)
+    return _numbers(path(x, x)) / 1000
+
+
+def difference(path: Callable[[Tensor, Tensor], Tensor], device: str) -> Draws:
+    x = _logits(1000).to(device)
+    return _numbers(path(x, x))
+
+
+def softmax_output_loss(epoch: int, device: str) -> Draws:
+    """KLDivLoss()(softmax(logits), one_hot(labels)) averaged over 200 mini-batches of 4 held-out images, resampled."""
+    logits, labels = (torch.from_numpy(a).to(device) for a in recorded())
+    terms = F.kl_div(torch.softmax(logits[epoch], -1), F.one_hot(labels, 10).float(), reduction="none")
+    generator = torch.Generator().manual_seed(epoch)
+    images = torch.randint(len(labels), (DRAWS, 800), generator=generator).to(device)
+    return _numbers(terms.mean(-1)[images].mean(-1))
+
+
+def mixed_dims(device: str) -> Draws:
+    x = _logits(64, 81).to(device)
+    return _numbers(F.kl_div(torch.log_softmax(x, 1), torch.softmax(x, 2), reduction="none").sum((1, 2)) / 64)
+
+
+def maps(device: str) -> Draws:
+    x = _logits(3, 32, 32).to(device)
+    return _numbers(F.kl_div(torch.log_softmax(x, 1), torch.softmax(x, 3), reduction="none").sum((1, 2, 3)) / 3)
+
+
+def half_mass(device: str) -> Draws:
+    x = _logits(1000).to(device)
+    return _numbers(F.kl_div(torch.log_softmax(x, -1), 0.5 * torch.softmax(x, -1), reduction="none").sum(-1))
+
+
+def log_target(device: str) -> Draws:
+    x = _logits(1000).to(device)
+    return _numbers(functional.log_target(x, x))
+
+
+def exp_target(device: str) -> Draws:
+    x = torch.log_softmax(_logits(1000).to(device), -1)
+    return _numbers(F.kl_div(x, x.exp(), reduction="none").sum(-1))
+
+
+def loss_from_tensors(device: str) -> str:
+    x = torch.zeros(2, 3, device=device)
+    return _exception(lambda: nn.KLDivLoss(x, x)(x, x))  # type: ignore[arg-type]
+
+
+def log_softmax_from_tensor(device: str) -> str:
+    x = torch.zeros(2, 3, device=device)
+    return _exception(lambda: nn.LogSoftmax(x)(x))  # type: ignore[arg-type]
+
+
+def _exception(call: Callable[[], object]) -> str:
+    try:
+        call()
+    except Exception as error:
+        return describe(error)
+    return "no exception"
+
+
+@dataclass(frozen=True)
+class Quote:
+    """A row: what was quoted, what it means, how it is measured, and whether that reproduces it.
+
+    `value` is the quoted number; without one, `holds` decides a claim about the draws, and `message` is what an
+    exception says. `reference` is the exact value, empty where it depends on the draw.
+    """
+
+    subject: str
+    quoted: str
+    explanation: str
+    measure: Callable[[str], Draws | str]
+    implementation: str = "today"
+    reference: str = ""
+    value: float | None = None
+    holds: Callable[[Draws], bool] | None = None
+    message: str = ""
+
+
+_IDENTICAL = (
+    "identical logits: exactly 0; what is left is rounding, of either sign, chiefly that of log-sum-exp, "
+    "once a row"
+)
+_DIFFERENCE = "log(softmax) and log_softmax are equal in exact arithmetic; 1,000 roundings of each are not"
+_CNN = "softmax output taken for log-probabilities: the loss is -mean(p_label)/10, always in [-0.1, 0]; it means p_label {}"
+
+
+def _both(
+    subject: str, value: float, explanation: str, measure: Callable[..., Draws], today: object, era: object
+) -> list[Quote]:
+    return [
+        Quote(subject, repr(value), explanation, partial(measure, path), implementation, "0", value)
+        for implementation, path in (("today", today), ("thread_era", era))
+    ]
+
+
+QUOTES: list[Quote] = [
+    *(
+        Quote(
+            f"CNN loss, epoch {epoch + 1}",
+            str(loss),
+            _CNN.format(f"{-10 * loss:.2f}"),
+            partial(softmax_output_loss, epoch),
+            value=loss,
+            holds=lambda draws: bool(((draws >= -0.1) & (draws <= 0)).all()),
+        )
+        for epoch, loss in enumerate((-0.019, -0.033, -0.036, -0.038, -0.040))
+    ),
+    *(
+        quote
+        for value in (1.4934e-12, 1.8763e-11, -2.3461e-11)
+        for quote in _both(
+            "KLDivLoss of identical logits", value, _IDENTICAL, identical, functional.log_softmax, thread_era.kl_div
+        )
+    ),
+    *_both(
+        "sum(log softmax - log_softmax)",
+        3.5763e-05,
+        _DIFFERENCE,
+        difference,
+        functional.log_softmax_difference,
+        thread_era.difference,
+    ),
+    Quote(
+        "nn.KLDivLoss(DATA1, DATA2)",
+        "bool value of Tensor with more than one value is ambiguous",
+        "the constructor takes options; the tensors belong to the call: nn.KLDivLoss()(input, target)",
+        loss_from_tensors,
+        message="value of Tensor with more than one value is ambiguous",
+    ),
+    Quote(
+        "shapes (64, 81), dims mixed up",
+        "(64, 81)",
+        "log_softmax over rows against softmax over classes of the same logits: near log(64/81), not a divergence",
+        mixed_dims,
+        holds=lambda draws: bool((draws < 0).all()),
+    ),
+    Quote(
+        "nn.LogSoftmax(preds)",
+        "TypeError",
+        "the constructor takes dim, and the tensor given is passed on as one: nn.LogSoftmax(dim=-1)(preds)",
+        log_softmax_from_tensor,
+        message="TypeError",
+    ),
+    Quote(
+        "(C, W, H) maps, different dims",
+        "always negative",
+        "log_softmax over 3 channels against softmax over 32 places: the two sides are normalised over different sets",
+        maps,
+        holds=lambda draws: bool((draws < 0).all()),
+    ),
+    Quote(
+        "target of mass 1/2",
+        "not normalised with respect to the same measure",
+        "a target c p against p gives exactly c log c, here with c = 1/2",
+        half_mass,
+        reference="-0.34657359027997265470861606072908828403775006718013",
+        holds=lambda draws: bool((draws < 0).all()),
+    ),
+    Quote(
+        "log_target=True on both sides",
+        "exactly 0 from two equal tensors",
+        "both sides are the same rounded numbers, so every difference is exactly 0",
+        log_target,
+        reference="0",
+        holds=lambda draws: bool((draws == 0).all()),
+    ),
+    Quote(
+        "target = exp(log_softmax)",
+        "exactly 0 from two equal tensors",
+        "kl_div takes log(exp(l)) - l; it is 0 where the logarithm returns l after two roundings",
+        exp_target,
+        reference="0",
+        holds=lambda draws: bool((draws == 0).all()),
+    ),
+]
+
+
+def measure_thread(device: str) -> pd.DataFrame:
+    """The rows of thread.csv for one device: every quote, with the distribution of its draws there."""
+    return pd.DataFrame([_row(quote, device) for quote in QUOTES])
+
+
+def _row(quote: Quote, device: str) -> dict[str, object]:
+    row: dict[str, object] = {
+        "subject": quote.subject,
+        "quoted": quote.quoted,
+        "implementation": quote.implementation,
+        "device": device,
+        "explanation": quote.explanation,
+        "reference": quote.reference,
+    }
+    try:
+        measured = quote.measure(device)
+    except (RuntimeError, TypeError, NotImplementedError) as error:
+        return row | {"draws": 0, "reproduced": "no", "why": "not computed", "observed": describe(error)}
+    if isinstance(measured, str):
+        same = quote.message in measured
+        why = "torch still answers so" if same else "torch answers otherwise today"
+        return row | {"draws": 1, "reproduced": "yes" if same else "no", "why": why, "observed": measured}
+    reproduced, why = _verdict(quote, measured)
+    p05, median, p95 = np.quantile(measured, (0.05, 0.5, 0.95)).tolist()
+    return row | {
+        "draws": len(measured),
+        "minimum": float(measured.min()),
+        "p05": p05,
+        "median": median,
+        "p95": p95,
+        "maximum": float(measured.max()),
+        "median_magnitude": float(np.median(np.abs(measured))),
+        "negative_share": float((measured < 0).mean()),
+        "zero_share": float((measured == 0).mean()),
+        "percentile": _percentile(quote.value, measured),
+        "reproduced": reproduced,
+        "why": why,
+        "observed": f"{measured.min():.4g} to {measured.max():.4g}",
+    }
+
+
+def _percentile(value: float | None, draws: Draws) -> float:
+    """The share of draws, in percent, that are no larger in magnitude than the quote."""
+    return float("nan") if value is None else float(100 * (np.abs(draws) <= abs(value)).mean())
+
+
+def _verdict(quote: Quote, draws: Draws) -> tuple[str, str]:
+    if quote.value is None:
+        held = quote.holds is not None and quote.holds(draws)
+        return ("yes", f"in all of {len(draws)} draws") if held else ("no", f"not in all of {len(draws)} draws")
+    percentile = _percentile(quote.value, draws)
+    where = f"{abs(quote.value):.4g} is at percentile {percentile:.1f} of {len(draws)} magnitudes"
+    if CENTRAL[0] <= percentile <= CENTRAL[1]:
+        return "yes", where
+    if quote.holds is not None and quote.holds(draws):
+        return "mechanism", f"same sign and range; the value itself depends on how far this network was trained ({where})"
+    return "no", f"{where}, outside the central 95 %"
