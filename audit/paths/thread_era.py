@@ -30,7 +30,7 @@ def kl_div(input: Tensor, target: Tensor) -> Tensor:
     p = softmax(target).double()
     terms = torch.where(p > 0, p * (torch.log(p) - log_softmax(input).double()), 0.0)
     total = torch.zeros(len(terms), dtype=torch.float32, device=terms.device)
-    for column in terms.T.contiguous():
+    for column in terms.unbind(1):
         total = (total.double() + column).float()
     return total
 

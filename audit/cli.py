@@ -1,0 +1,135 @@
+"""Arguments to calls; no numerics. Torch is imported only by the commands that need it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import typer.core
+
+from audit.errors import UsageError
+
+
+class _Commands(typer.core.TyperGroup):
+    """Exit status: 0 every gate holds, 1 new findings, 2 wrong usage or unreadable input, 130 interrupted."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except UsageError as error:
+            print(f"kl-audit: {' '.join(str(error).split())}", file=sys.stderr)
+            raise typer.Exit(2) from None
+        except KeyboardInterrupt:
+            print("kl-audit: interrupted; the report in place is left as it was", file=sys.stderr)
+            raise typer.Exit(130) from None
+
+
+app = typer.Typer(
+    cls=_Commands,
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Audit the numerical accuracy of the KL divergence as PyTorch computes it.",
+)
+Out = Annotated[Path, typer.Option(help="Report folder, replaced as a whole when the run ends.")]
+LATEST = Path("reports/latest")
+
+
+@app.command()
+def run(
+    profile: Annotated[str, typer.Option(help="quick, standard or full.")] = "standard",
+    case: Annotated[list[str] | None, typer.Option(help="Case name or glob; repeatable.")] = None,
+    path: Annotated[list[str] | None, typer.Option(help="Path name or glob; repeatable.")] = None,
+    dtype: Annotated[list[str] | None, typer.Option(help="float16, bfloat16, float32, float64; repeatable.")] = None,
+    device: Annotated[list[str] | None, typer.Option(help="cpu, cuda, cuda:1 …; repeatable.")] = None,
+    path_file: Annotated[list[str] | None, typer.Option(help="FILE.py:FUNCTION, a kernel of your own.")] = None,
+    out: Out = LATEST,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes for references; default: one a core.")] = None,
+) -> None:
+    """Measure every path on every device found and write the tables."""
+    from audit.publish import terminal
+
+    own = [_function(text) for text in path_file or ()]
+    import torch
+
+    from audit import pipeline
+    from audit.publish.folder import check_replaceable
+    from audit.publish.report import write_report
+
+    check_replaceable(out)
+    plan = pipeline.plan(profile, case, [*(path or ()), *own] or None, dtype, device)
+    console = terminal.console()
+    names = ", ".join(f"{d.name} ({d.model})" for d in plan.devices)
+    console.print(f"{sys.executable}, torch {torch.__version__}", highlight=False, soft_wrap=True)
+    console.print(f"devices: {names}", highlight=False, soft_wrap=True)
+    from audit.devices import found
+
+    for absent in (d for d in found() if d.absent):
+        console.print(f"absent: {absent.name} ({absent.absent})", highlight=False, soft_wrap=True)
+    with terminal.progress(console, sum(1 for _ in plan.problems()) + 2) as advance:
+        audit = pipeline.execute(plan, workers or os.cpu_count() or 1, advance)
+    write_report(audit.tables, audit.environment, out)
+    terminal.show(audit.tables["errors"], audit.tables["summary"], audit.tables.get("thread"), out, console)
+
+
+@app.command("list")
+def list_(what: Annotated[str, typer.Argument(help="cases, paths or devices.")]) -> None:
+    """One line for each case, path or device there is."""
+    for name, text in _listing(what):
+        typer.echo(f"{name:28s} {text}")
+
+
+@app.command()
+def thread(device: Annotated[str, typer.Option(help="cpu, cuda …")] = "cpu") -> None:
+    """The forum thread's numbers, explained and measured here."""
+    from audit import devices
+    from audit.publish import terminal
+    from audit.thread import measure_thread
+
+    for chosen in devices.select([device]):
+        terminal.show_thread(measure_thread(chosen.name), terminal.console())
+
+
+def _listing(what: str) -> list[tuple[str, str]]:
+    if what == "cases":
+        from audit.cases import registered as cases
+
+        return [(c.name, f"{c.profile:9s} {c.summary}") for c in cases()]
+    if what == "paths":
+        from audit.paths import registered as paths
+
+        return [(p.name, f"{p.kind:9s} {p.summary}") for p in paths()]
+    if what == "devices":
+        from audit.devices import found
+
+        return [(d.name, f"absent: {d.absent}" if d.absent else d.model) for d in found()]
+    raise UsageError(f"list: {what!r} is not one of cases, paths, devices")
+
+
+def _function(text: str) -> Callable[..., Any]:
+    """The function that FILE.py:FUNCTION names."""
+    file, _, name = text.rpartition(":")
+    if not file or not Path(file).is_file():
+        raise UsageError(f"--path-file {text}: expected FILE.py:FUNCTION with a file that exists")
+    spec = spec_from_file_location(Path(file).stem, file)
+    if spec is None or spec.loader is None:
+        raise UsageError(f"--path-file {text}: {file} is not a Python file")
+    module = module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise UsageError(f"--path-file {text}: importing {file} raised {type(error).__name__}: {error}") from error
+    function = getattr(module, name, None)
+    if not callable(function):
+        functions = [n for n, v in vars(module).items() if callable(v) and getattr(v, "__module__", "") == module.__name__]
+        raise UsageError(f"--path-file {text}: {file} has no function {name!r}; it has {', '.join(functions) or 'none'}")
+    return function  # type: ignore[no-any-return]
+
+
+def main() -> None:
+    app()

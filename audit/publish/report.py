@@ -1,0 +1,23 @@
+"""A report folder: every table as CSV and environment.json, put in place as a whole."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import pandas as pd
+
+from audit.publish.folder import report_folder
+from audit.publish.tables import write_csv
+
+
+def write_report(tables: Mapping[str, pd.DataFrame], environment: Mapping[str, object], out: Path) -> None:
+    """Replaces `out`; a failure on the way leaves it as it was.
+
+    Raises UsageError where `out` holds something other than a report.
+    """
+    with report_folder(out) as folder:
+        for name, table in tables.items():
+            write_csv(table, folder / f"{name}.csv", name)
+        (folder / "environment.json").write_text(json.dumps(environment, indent=2, ensure_ascii=False) + "\n")

@@ -1,0 +1,102 @@
+"""Every path, against the exact value and on a device that is not there."""
+
+from fractions import Fraction
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import audit
+from audit.errors import UsageError
+from audit.formats import FORMATS
+from audit.measure import measure
+from audit.paths import Path, own_path, path, registered
+
+PATHS = registered()
+IDS = [f"{p.name}-{p.reduction}-{p.target_kind}" for p in PATHS]
+
+
+def pair(dtype: str, target_kind: str) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(7)
+    input, target = (torch.randn(6, 20, generator=generator, dtype=torch.float64) for _ in range(2))
+    if target_kind == "probs":
+        target = target.softmax(-1)
+    return input.to(getattr(torch, dtype)), target.to(getattr(torch, dtype))
+
+
+@pytest.mark.parametrize("dtype", FORMATS)
+@pytest.mark.parametrize("tested", PATHS, ids=IDS)
+def test_every_path_comes_near_the_exact_value(tested: Path, dtype: str) -> None:
+    if dtype not in tested.dtypes:
+        pytest.skip("not one of the path's dtypes")
+    input, target = pair(dtype, tested.target_kind)
+    result = measure(tested, input, target)
+    assert not result.note
+    exact = audit.exact_kl(input, target, target_kind=tested.target_kind, reduction=tested.reduction)
+    exact = exact if tested.reduction == "none" else [exact]
+    # Rounding of 20 terms of magnitude below 10 each, in the format: a wrong formula is off by 0.01 and more.
+    tolerance = min(200 * FORMATS[dtype].unit_roundoff, 0.4)
+    for computed, value in zip(result.computed.tolist(), exact, strict=True):
+        wanted = 0.0 if tested.kind == "identity" else float(value)
+        assert abs(computed - wanted) <= tolerance * (20 if tested.reduction == "sum" else 1)
+
+
+@pytest.mark.parametrize("dtype", FORMATS)
+@pytest.mark.parametrize("tested", PATHS, ids=IDS)
+def test_every_path_runs_on_cuda_without_mixing_devices(tested: Path, dtype: str) -> None:
+    if dtype not in tested.dtypes:
+        pytest.skip("not one of the path's dtypes")
+    with FakeTensorMode():
+        logits = torch.empty(4, 10, device="cuda", dtype=getattr(torch, dtype))
+        output = tested.function(logits, torch.empty_like(logits))
+    assert output.device.type == "cuda"
+    assert tuple(output.shape) == ((4,) if tested.reduction == "none" else ())
+
+
+def test_thread_era_rounds_as_the_2017_kernels_did() -> None:
+    """Against the same steps in exact arithmetic, for two classes where exp and log are known: logits (0, 0)."""
+    zeros = torch.zeros(1, 2)
+    era = next(p for p in PATHS if p.name == "thread_era")
+    # p = 1/2 exactly; log_softmax rounds -log 2 to float32 once; the terms are formed in double and summed in float32.
+    rounded = Fraction(torch.tensor(0.5).log().item())
+    term = float(Fraction(1, 2) * (Fraction(torch.tensor(0.5, dtype=torch.float64).log().item()) - rounded))
+    assert era.function(zeros, zeros).item() == pytest.approx(2 * term, rel=1e-6)
+
+
+def test_registering_a_taken_name_or_an_unknown_word_is_refused() -> None:
+    with pytest.raises(UsageError, match="registered already"):
+        path("log_softmax")(lambda input, target: input)
+    with pytest.raises(UsageError, match="reduction 'avg' is not one of none, sum, mean, batchmean"):
+        path("new", reduction="avg")
+
+
+def test_an_own_function_is_named_after_itself_and_may_not_take_a_name_of_ours() -> None:
+    def my_kl(input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return input.sum(-1)
+
+    assert own_path(my_kl).name == "my_kl"
+    my_kl.__name__ = "log_softmax"
+    with pytest.raises(UsageError, match="give your function another name"):
+        own_path(my_kl)
+
+
+def broken(input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    raise ValueError("no\nluck")
+
+
+@pytest.mark.parametrize(
+    ("function", "note"),
+    [
+        (broken, "ValueError: no"),
+        (lambda x, y: 1.0, "returned float, expected a tensor"),
+        (lambda x, y: x, "returned shape (6, 20), expected one value a row: (6,)"),
+        (lambda x, y: x.sum(-1).long(), "returned torch.int64, expected one of float16"),
+        (lambda x, y: x.sub_(1).sum(-1), "changed its inputs in place"),
+        (lambda x, y: x.sum(-1).to("meta"), "returned a tensor on meta, expected cpu"),
+    ],
+)
+def test_what_a_kernel_does_wrong_becomes_its_note(function: object, note: str) -> None:
+    result = measure(Path("mine", function, ""), *pair("float32", "logits"))  # type: ignore[arg-type]
+    assert result.note.startswith(note)
+    assert len(result.computed) == 6
+    assert all(value != value for value in result.computed)
