@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from decimal import Context, Decimal
+from fnmatch import fnmatchcase
 from pathlib import Path as FilePath
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-import torch
 
 from audit import devices as devices_module
-from audit.cases import PROFILES, Case, Problem, build
+from audit.cases import PROFILES, Case, Problem, Rows, build
 from audit.cases import registered as registered_cases
 from audit.devices import Device
 from audit.environment import describe_environment
@@ -36,7 +37,9 @@ if TYPE_CHECKING:
     Own = Callable[[Tensor, Tensor], Tensor]
     Names = Iterable[str] | str | None
 
+Wait = Callable[[], References]
 COMPARISON = "log_softmax"
+_EXACT = Context(prec=2_000)
 
 
 @dataclass(frozen=True)
@@ -54,9 +57,17 @@ class Plan:
         """Each case in each dtype, with the paths that take it."""
         for case in self.cases:
             for dtype in self.dtypes:
-                paths = [p for p in self.paths if p.target_kind == case.target_kind and dtype in p.dtypes]
+                paths = [p for p in self.paths if _takes(p, case, dtype)]
                 if paths and dtype in case.dtypes:
                     yield case, dtype, paths
+
+
+def _takes(path: Path, case: Case, dtype: str) -> bool:
+    return (
+        path.target_kind == case.target_kind
+        and dtype in path.dtypes
+        and (not path.cases or any(fnmatchcase(case.name, glob) for glob in path.cases))
+    )
 
 
 @dataclass(frozen=True)
@@ -69,12 +80,18 @@ class Audit:
 
 @dataclass(frozen=True)
 class _Block:
-    """What one path gave for one problem on one device."""
+    """What one path gave for one problem on one device, and how to get the exact values it is compared with.
+
+    `reference` is of what the path means to compute, `exact` KL itself, `before` KL before rounding to the dtype.
+    """
 
     problem: Problem
     device: str
     path: Path
     result: Result
+    reference: Wait
+    exact: Wait
+    before: Wait | None
 
 
 def plan(
@@ -113,25 +130,24 @@ def execute(plan: Plan, workers: int = 1, advance: Callable[[str], None] = lambd
     start = perf_counter()
     with Engine(workers) as engine:
         blocks: list[_Block] = []
-        waiting: dict[int, Callable[[], References]] = {}
-        before: dict[str, Callable[[], References]] = {}
         for case, dtype, paths in plan.problems():
             advance(f"{case.name} {dtype}")
             problem = build(case, dtype)
-            if not case.native and case.name not in before:
-                before[case.name] = engine.request(build(case, "float64"))
-            waiting[id(problem)] = engine.request(problem)
+            exact = engine.request(problem)
+            before = None if case.native else engine.request(build(case, "float64"))
+            wanted = {q: engine.request(problem, q) for q in {p.quantity for p in paths}}
             for device in plan.devices:
-                blocks += _run_paths(problem, device.name, paths)
+                for path, result in _run_paths(problem, device.name, paths):
+                    blocks.append(_Block(problem, device.name, path, result, wanted[path.quantity], exact, before))
         seconds["paths"] = perf_counter() - start
         thread = [measure_thread(device.name) for device in plan.devices] if plan.whole else []
         seconds["thread"] = perf_counter() - start - seconds["paths"]
         advance("references")
-        references = {key: wait() for key, wait in waiting.items()}
-        originals = {name: wait() for name, wait in before.items()}
+        for block in blocks:
+            block.reference(), block.exact()
         seconds["references"] = perf_counter() - start - seconds["thread"] - seconds["paths"]
     advance("errors")
-    errors = _errors(blocks, references, originals)
+    errors = _errors(blocks)
     tables = {"errors": errors, "summary": summarise(errors)}
     if thread:
         tables["thread"] = _typed(pd.concat(thread, ignore_index=True), "thread")
@@ -175,68 +191,65 @@ def run(
     return audit.tables["errors"]
 
 
-def _run_paths(problem: Problem, device: str, paths: Sequence[Path]) -> Iterator[_Block]:
+def _run_paths(problem: Problem, device: str, paths: Sequence[Path]) -> Iterator[tuple[Path, Result]]:
     """Every path on the problem's tensors, carried to the device once."""
+
+    def carry() -> tuple[Tensor, Tensor]:
+        # A copy even on the CPU: the problem's own tensors must survive a path that writes into its inputs.
+        return problem.input.to(device, copy=True), problem.target.to(device, copy=True)
+
     try:
-        carried = problem.input.to(device), problem.target.to(device)
+        tensors = carry()
     except (TypeError, RuntimeError) as error:
         for path in paths:
             rows = len(problem.input) if path.reduction == "none" else 1
-            yield _Block(problem, device, path, Result(np.full(rows, np.nan), note=describe(error)))
+            yield path, Result(np.full(rows, np.nan), note=describe(error))
         return
     for path in paths:
-        # The CPU's own tensors must survive a path that writes into its inputs.
-        input, target = carried if device != "cpu" else (problem.input.clone(), problem.target.clone())
-        result = measure(path, input, target)
-        if "in place" in result.note:
-            carried = problem.input.to(device), problem.target.to(device)
-        yield _Block(problem, device, path, result)
+        result = measure(path, *tensors)
+        if result.note:
+            tensors = carry()
+        yield path, result
 
 
-def _errors(
-    blocks: Sequence[_Block], references: dict[int, References], originals: dict[str, References]
-) -> pd.DataFrame:
+def _errors(blocks: Sequence[_Block]) -> pd.DataFrame:
     """The rows of errors.csv, their errors computed for the whole table at once."""
-    scales: dict[int, Any] = {}
-    for block in blocks:
-        if id(block.problem) not in scales:
-            scales[id(block.problem)] = magnitude(*block.problem.numbers, block.problem.case.target_kind)
-    parts = [
-        _rows(b, references[id(b.problem)], originals.get(b.problem.case.name), scales[id(b.problem)]) for b in blocks
-    ]
+    scales = {id(b.problem): b.problem for b in blocks}
+    magnitudes = {
+        key: magnitude(*problem.numbers, problem.case.target_kind) for key, problem in scales.items()
+    }
+    parts = [_rows(block, magnitudes[id(block.problem)]) for block in blocks]
     table = pd.concat(parts, ignore_index=True)
     table = pd.concat([table.drop(columns="result_class"), error_columns(table)], axis=1)
     table["input_error"] = [
-        float("nan") if before is None or "inf" in (exact, before) else _difference(exact, before)
-        for exact, before in zip(table["exact_kl"], table["_before"], strict=True)
+        _difference(exact, before) for exact, before in zip(table["exact_kl"], table["before"], strict=True)
     ]
     return _typed(table, "errors")
 
 
-def _difference(a: str, b: str) -> float:
-    from decimal import Context, Decimal
+def _difference(exact: str, before: str) -> float:
+    """exact - before, rounded once; not a number where either is infinite or there is nothing before."""
+    a, b = Decimal(exact), Decimal(before or "nan")
+    return float(_EXACT.subtract(a, b)) if a.is_finite() and b.is_finite() else float("nan")
 
-    return float(Context(prec=2000).subtract(Decimal(a), Decimal(b)))
 
-
-def _rows(block: _Block, references: References, before: References | None, scale: Any) -> pd.DataFrame:
+def _rows(block: _Block, scale: Rows) -> pd.DataFrame:
     problem, path, result = block.problem, block.path, block.result
     rows, classes = problem.input.shape
+    reference, exact, before = (wait().values if wait else [] for wait in (block.reference, block.exact, block.before))
+    sources = block.reference().sources
     if path.reduction == "none":
-        exact = [published(value) for value in references.kl]
-        originals = [published(value) for value in before.kl] if before else [None] * rows
-        sources, digests = references.sources, problem.row_digests
+        text: Callable[[list[str]], list[str]] = lambda values: [published(v) for v in values] or [""] * rows
+        digests = problem.row_digests
     else:
-        exact = [reduced(references.kl, path.reduction, classes)]
-        originals = [reduced(before.kl, path.reduction, classes) if before else None]
-        sources = ["exact" if set(references.sources) == {"exact"} else "computed"]
+        text = lambda values: [reduced(values, path.reduction, classes) if values else ""]
         digests = [problem.case_digest]
+        sources = ["exact" if set(sources) == {"exact"} else "computed"]
         scale = np.array([scale.sum() / divisor(path.reduction, rows, classes)])
-    identity = path.kind == "identity"
     return pd.DataFrame(
         {
             "case": problem.case.name,
-            "row": pd.array(range(rows) if path.reduction == "none" else [None], dtype="Int64"),
+            "row": pd.array(list(range(rows)) if path.reduction == "none" else [pd.NA], dtype="Int64"),
             "path": path.name,
             "reduction": path.reduction,
             "dtype": problem.dtype,
@@ -246,15 +259,15 @@ def _rows(block: _Block, references: References, before: References | None, scal
             "classes": classes,
             "target_kind": problem.case.target_kind,
             "input_digest": digests,
-            "reference": "0" if identity else exact,
-            "exact_kl": exact,
-            "reference_source": "exact" if identity else sources,
+            "reference": text(reference),
+            "exact_kl": text(exact),
+            "reference_source": sources,
             "computed": result.computed,
             "result_dtype": result.dtype,
             "result_class": "not_computed" if result.note else "",
             "note": result.note,
             "scale": scale,
-            "_before": originals,
+            "before": text(before),
         }
     )
 

@@ -81,7 +81,7 @@ def build(case: Case, dtype: str) -> Problem:
 
 
 _REGISTRY: dict[str, Case] = {}
-_MODULES = ("thread", "closeness", "shapes", "digits")
+_MODULES = ("thread", "closeness", "shapes", "digits", "mistakes")
 
 
 def register(case: Case) -> None:

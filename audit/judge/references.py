@@ -6,14 +6,16 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from decimal import Context, Decimal
+from functools import cache, partial
 from multiprocessing import get_context
 from types import TracebackType
 
-import numpy as np
-
 from audit.cases import Problem
 from audit.reference.exact import row_references
+from audit.reference.quantities import quantity_references
+from audit.reference.values import Rows
 
+Work = Callable[[Rows, Rows], list[str]]
 PUBLISHED_DIGITS = 50
 _WIDE = Context(prec=400)
 _PUBLISHED = Context(prec=PUBLISHED_DIGITS)
@@ -27,13 +29,13 @@ def divisor(reduction: str, rows: int, classes: int) -> int:
 
 def published(value: str | Decimal) -> str:
     """`value` to 50 significant digits."""
-    return str(_PUBLISHED.plus(Decimal(value))).lower().replace("infinity", "inf")
+    return str(_PUBLISHED.plus(Decimal(value))).replace("Infinity", "inf").replace("NaN", "nan").replace("E", "e")
 
 
 def reduced(rows: Sequence[str], reduction: str, classes: int) -> str:
-    """The reduced reference from its rows' references (60 digits each), to 50 digits.
+    """The reduced reference from its rows' references, to 50 digits.
 
-    Rows are KL divergences of distributions, never negative, so their sum cancels nothing.
+    A sum of divergences cancels nothing; one of mistaken formulas has the ten digits that rows carry beyond 50.
     """
     total = Decimal(0)
     for row in rows:
@@ -43,25 +45,25 @@ def reduced(rows: Sequence[str], reduction: str, classes: int) -> str:
 
 @dataclass(frozen=True)
 class References:
-    """A problem's exact KL a row, as text of 60 digits, and where each came from: "computed" or "exact"."""
+    """A problem's exact values, one a row, as text of 60 digits."""
 
-    kl: list[str]
+    values: list[str]
 
     @property
     def sources(self) -> list[str]:
-        """An exact 0 and an infinity are decided, not computed."""
-        return ["exact" if Decimal(value) == 0 or Decimal(value).is_infinite() else "computed" for value in self.kl]
+        """"exact" for an exact 0, an infinity or a NaN, which are decided, else "computed"."""
+        return ["computed" if number.is_finite() and number else "exact" for number in map(Decimal, self.values)]
 
 
 class Engine:
-    """Computes references, in `workers` processes beside the devices' work, or with 1 in this one when asked for.
+    """Computes references, in `workers` processes beside the devices' work, or for 1 in this one when asked for.
 
-    Rows that were asked for before are not computed again.
+    Values that were asked for before are not computed again.
     """
 
     def __init__(self, workers: int) -> None:
         self._pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn")) if workers > 1 else None
-        self._rows: dict[tuple[str, str], Callable[[], str]] = {}
+        self._known: dict[tuple[str, str], Callable[[], str]] = {}
 
     def __enter__(self) -> Engine:
         return self
@@ -72,29 +74,36 @@ class Engine:
         if self._pool is not None:
             self._pool.shutdown(wait=error is None, cancel_futures=True)
 
-    def request(self, problem: Problem) -> Callable[[], References]:
-        """Starts the references of a problem; the callable returned waits for them."""
-        keys = [(digest, problem.case.target_kind) for digest in problem.row_digests]
-        fresh = [i for i, key in enumerate(keys) if key not in self._rows]
+    def request(self, problem: Problem, quantity: str = "kl") -> Callable[[], References]:
+        """Starts the references of a problem; the callable returned waits for them.
+
+        `quantity` is "kl", "zero", or one of reference.quantities.
+        """
+        rows, classes = problem.input.shape
+        if quantity == "zero":
+            return lambda: References(["0"] * rows)
         input, target = problem.numbers
-        step = max(1, CLASSES_A_TASK // input.shape[1])
+        if quantity == "kl":
+            keys = [(digest, problem.case.target_kind) for digest in problem.row_digests]
+            step = max(1, CLASSES_A_TASK // classes)
+            work = partial(row_references, target_kind=problem.case.target_kind)
+        else:
+            keys = [(problem.case_digest, f"{quantity} {row}") for row in range(rows)]
+            step = rows
+            work = partial(quantity_references, quantity)
+        fresh = [row for row, key in enumerate(keys) if key not in self._known]
         for start in range(0, len(fresh), step):
             part = fresh[start : start + step]
-            answer = self._start(input[part], target[part], problem.case.target_kind)
-            for place, i in enumerate(part):
-                self._rows[keys[i]] = lambda answer=answer, place=place: answer()[place]  # type: ignore[misc]
-        return lambda: References([self._rows[key]() for key in keys])
+            answer = self._start(work, input[part], target[part])
+            for place, row in enumerate(part):
+                self._known[keys[row]] = partial(_take, answer, place)
+        return lambda: References([self._known[key]() for key in keys])
 
-    def _start(
-        self, input: np.ndarray[tuple[int, ...], np.dtype[np.float64]], target: np.ndarray[tuple[int, ...], np.dtype[np.float64]], kind: str
-    ) -> Callable[[], list[str]]:
+    def _start(self, work: Work, input: Rows, target: Rows) -> Callable[[], list[str]]:
         if self._pool is not None:
-            return self._pool.submit(row_references, input, target, kind).result
-        known: list[str] = []
+            return self._pool.submit(work, input, target).result
+        return cache(partial(work, input, target))
 
-        def here() -> list[str]:
-            if not known:
-                known.extend(row_references(input, target, kind))
-            return known
 
-        return here
+def _take(answer: Callable[[], list[str]], place: int) -> str:
+    return answer()[place]

@@ -28,8 +28,8 @@ TARGET_KINDS = ("logits", "probs")
 class Path:
     """One way of computing a value, and what it means to compute.
 
-    `kind`: "kl" means KL(target || input); "identity" means 0. `reduction`: how rows become one value, "none" where
-    they do not.
+    `quantity` is that value's name: "kl", "zero" (every identity), or one of reference.quantities. `reduction` says
+    how rows become one value, "none" where they do not. `cases`: globs of the only cases it runs on, none for all.
     """
 
     name: str
@@ -39,10 +39,12 @@ class Path:
     reduction: str = "none"
     target_kind: str = "logits"
     dtypes: tuple[str, ...] = tuple(FORMATS)
+    quantity: str = "kl"
+    cases: tuple[str, ...] = ()
 
 
 _REGISTRY: dict[tuple[str, str, str], Path] = {}
-_MODULES = ("audit.paths.functional", "audit.paths.thread_era")
+_MODULES = ("audit.paths.functional", "audit.paths.thread_era", "audit.paths.misuse")
 
 
 def path(
@@ -53,6 +55,8 @@ def path(
     reduction: str = "none",
     target_kind: str = "logits",
     dtypes: Iterable[str] = tuple(FORMATS),
+    quantity: str = "kl",
+    cases: Iterable[str] = (),
 ) -> Callable[[Function], Function]:
     """Decorator: registers a function under `name`; one name may stand once for each reduction and target kind.
 
@@ -74,7 +78,9 @@ def path(
         if key in _REGISTRY:
             raise UsageError(f"path {name!r} with reduction {reduction!r} for {target_kind} is registered already")
         text = summary or (function.__doc__ or name).strip().splitlines()[0]
-        _REGISTRY[key] = Path(name, function, text, kind, reduction, target_kind, dtypes)
+        _REGISTRY[key] = Path(
+            name, function, text, kind, reduction, target_kind, dtypes, "zero" if kind == "identity" else quantity, tuple(cases)
+        )
         return function
 
     return register

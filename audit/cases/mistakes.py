@@ -1,0 +1,20 @@
+"""The small cases on which the misuse paths run: one row of the table a mistake."""
+
+from __future__ import annotations
+
+from audit.cases import Case, Rows, register
+from audit.cases.streams import normal
+from audit.formats import Format
+
+
+def apart(_: Format) -> tuple[Rows, Rows]:
+    return normal("mistakes input", 4, 10), normal("mistakes target", 4, 10)
+
+
+def together(_: Format) -> tuple[Rows, Rows]:
+    logits = normal("mistakes input", 4, 10)
+    return logits, logits.copy()
+
+
+register(Case("mistakes_apart", "4 rows of 10 classes, unlike distributions", apart, "quick"))
+register(Case("mistakes_together", "4 rows of 10 classes, equal distributions", together, "quick"))

@@ -1,0 +1,124 @@
+"""Known mistakes: what each gives, beside the KL that was meant. Shown, never gated.
+
+Each is compared with the exact value of its own mistaken formula (reference.quantities, under the same name).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, log_softmax, nn, softmax
+from torch.nn import functional as F
+
+from audit.paths import path
+
+Mistake = Callable[[Tensor, Tensor], Tensor]
+CASES = ("mistakes_*",)
+
+
+def _batchmean(input: Tensor, target: Tensor, *, log_target: bool = False) -> Tensor:
+    return F.kl_div(input, target, reduction="batchmean", log_target=log_target)
+
+
+def mistake(function: Mistake) -> Mistake:
+    return path(function.__name__, kind="misuse", reduction="batchmean", quantity=function.__name__, cases=CASES)(function)
+
+
+@mistake
+def probabilities_as_input(x: Tensor, y: Tensor) -> Tensor:
+    """kl_div(softmax(x), softmax(y)): probabilities where log-probabilities belong; negative, within [-1, 0] a row."""
+    return _batchmean(softmax(x, -1), softmax(y, -1))
+
+
+@mistake
+def logits_as_input(x: Tensor, y: Tensor) -> Tensor:
+    """kl_div(x, softmax(y)): raw logits as input; off by the input's log-sum-exp, of either sign."""
+    return _batchmean(x, softmax(y, -1))
+
+
+@mistake
+def logits_as_target(x: Tensor, y: Tensor) -> Tensor:
+    """kl_div(log_softmax(x), y): raw logits as target; NaN as soon as one is negative."""
+    return _batchmean(log_softmax(x, -1), y)
+
+
+@mistake
+def log_probabilities_as_target(x: Tensor, y: Tensor) -> Tensor:
+    """kl_div(log_softmax(x), log_softmax(y)) without log_target=True: NaN."""
+    return _batchmean(log_softmax(x, -1), log_softmax(y, -1))
+
+
+@mistake
+def probabilities_with_log_target(x: Tensor, y: Tensor) -> Tensor:
+    """kl_div(log_softmax(x), softmax(y), log_target=True): exp of probabilities; far too large, positive."""
+    return _batchmean(log_softmax(x, -1), softmax(y, -1), log_target=True)
+
+
+@mistake
+def swapped(x: Tensor, y: Tensor) -> Tensor:
+    """kl_div(log_softmax(y), softmax(x)): arguments swapped, so KL(input || target)."""
+    return _batchmean(log_softmax(y, -1), softmax(x, -1))
+
+
+@mistake
+def wrong_dim(x: Tensor, y: Tensor) -> Tensor:
+    """Both sides normalised down the rows: a divergence, of other distributions."""
+    return _batchmean(log_softmax(x, 0), softmax(y, 0))
+
+
+@mistake
+def different_dims(x: Tensor, y: Tensor) -> Tensor:
+    """log_softmax down the rows against softmax along the classes: of either sign."""
+    return _batchmean(log_softmax(x, 0), softmax(y, -1))
+
+
+@mistake
+def half_mass(x: Tensor, y: Tensor) -> Tensor:
+    """A target of mass 1/2: half the KL plus (1/2) log(1/2)."""
+    return _batchmean(log_softmax(x, -1), 0.5 * softmax(y, -1))
+
+
+@mistake
+def double_softmax(x: Tensor, y: Tensor) -> Tensor:
+    """softmax applied twice on both sides: a divergence of nearly flat distributions, far too small."""
+    return _batchmean(log_softmax(softmax(x, -1), -1), softmax(softmax(y, -1), -1))
+
+
+@mistake
+def epsilon_in_log(x: Tensor, y: Tensor) -> Tensor:
+    """sum p (log(p + 1e-8) - log(q + 1e-8)): the epsilon bounds each logarithm, and the result with it."""
+    q, p = softmax(x, -1), softmax(y, -1)
+    return (p * (torch.log(p + 1e-8) - torch.log(q + 1e-8))).sum() / len(x)
+
+
+@mistake
+def clamped(x: Tensor, y: Tensor) -> Tensor:
+    """clamp(min=1e-10) on both sides: adds mass, and is nothing at all in float16."""
+    q, p = softmax(x, -1).clamp(min=1e-10), softmax(y, -1).clamp(min=1e-10)
+    return _batchmean(q.log(), p)
+
+
+@mistake
+def threshold_skipped(x: Tensor, y: Tensor) -> Tensor:
+    """Terms with p < 1e-3 left out: what remains need not be positive."""
+    p = softmax(y, -1)
+    return torch.where(p >= 1e-3, p * (p.log() - log_softmax(x, -1)), 0.0).sum() / len(x)
+
+
+@path("mean_for_batchmean", kind="misuse", reduction="mean", cases=CASES)
+def mean_for_batchmean(x: Tensor, y: Tensor) -> Tensor:
+    """reduction="mean" where "batchmean" is meant: smaller by the number of classes."""
+    return F.kl_div(log_softmax(x, -1), softmax(y, -1), reduction="mean")
+
+
+@path("loss_from_tensors", kind="misuse", reduction="batchmean", cases=CASES)
+def loss_from_tensors(x: Tensor, y: Tensor) -> Tensor:
+    """nn.KLDivLoss(log_softmax(x), softmax(y))(...): tensors given to the constructor; raises."""
+    return nn.KLDivLoss(log_softmax(x, -1), softmax(y, -1))(log_softmax(x, -1), softmax(y, -1))  # type: ignore[arg-type,no-any-return]
+
+
+@path("log_softmax_from_tensor", kind="misuse", reduction="batchmean", cases=CASES)
+def log_softmax_from_tensor(x: Tensor, y: Tensor) -> Tensor:
+    """nn.LogSoftmax(x)(x): a tensor given for dim; raises."""
+    return _batchmean(nn.LogSoftmax(x)(x), softmax(y, -1))  # type: ignore[arg-type]

@@ -1,0 +1,156 @@
+"""Exact values of what is not KL itself: the formulas that mistakes and estimators compute, row by row.
+
+Each quantity is a plain mpmath formula of a row of input logits x and target logits y. Its value is accepted once
+two precisions, one half as high again as the other, agree to the asked digits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from audit.errors import UsageError
+from audit.reference.oracle import MAX_PRECISION, _context
+from audit.reference.values import Rows
+
+Formula = Callable[[list[Any], list[Any]], Any]
+Matrix = list[list[Any]]
+QUANTITIES: dict[str, Callable[[Matrix, Matrix], list[Any]]] = {}
+
+
+def row_quantity(formula: Formula) -> Formula:
+    """Registers a formula of one row under its function's name."""
+    QUANTITIES[formula.__name__] = lambda x, y: [formula(a, b) for a, b in zip(x, y, strict=True)]
+    return formula
+
+
+def case_quantity(formula: Callable[[Matrix, Matrix], list[Any]]) -> Callable[[Matrix, Matrix], list[Any]]:
+    """Registers a formula that mixes rows; it gives one value a row."""
+    QUANTITIES[formula.__name__] = formula
+    return formula
+
+
+def quantity_references(name: str, input: Rows, target: Rows, digits: int = 60) -> list[str]:
+    """The quantity a row, of two rows x classes of logits, as text of `digits` significant digits.
+
+    "nan" where the formula takes the logarithm of a negative number, as torch's does. Raises UsageError where
+    MAX_PRECISION bits do not settle the digits.
+    """
+    ctx = _context()
+    precision = math.ceil(digits * math.log2(10)) + 32
+    tolerance = ctx.mpf(10) ** -digits
+    previous: list[Any] | None = None
+    while precision <= MAX_PRECISION:
+        with ctx.workprec(precision):
+            x, y = ([[ctx.mpf(v) for v in row] for row in side.tolist()] for side in (input, target))
+            current = QUANTITIES[name](x, y)
+            if previous is not None and all(
+                ctx.isnan(new) or abs(new - old) <= abs(new) * tolerance
+                for new, old in zip(current, previous, strict=True)
+            ):
+                return [str(ctx.nstr(v, digits)) for v in current]
+        previous, precision = current, precision * 3 // 2
+    raise UsageError(f"{name}: {digits} digits are not settled at {MAX_PRECISION} bits")
+
+
+def _log_softmax(logits: list[Any]) -> list[Any]:
+    ctx = _context()
+    top = max(logits)
+    log_sum = top + ctx.log(ctx.fsum(ctx.exp(v - top) for v in logits))
+    return [v - log_sum for v in logits]
+
+
+def _softmax(logits: list[Any]) -> list[Any]:
+    return [_context().exp(v) for v in _log_softmax(logits)]
+
+
+def _kl_div(input: list[Any], target: list[Any]) -> Any:
+    """torch's kl_div: sum of t log t - t input, 0 where t = 0, not a number for a negative target."""
+    ctx = _context()
+    if any(t < 0 for t in target):
+        return ctx.nan
+    return ctx.fsum(t * (ctx.log(t) - i) for i, t in zip(input, target, strict=True) if t)
+
+
+@row_quantity
+def probabilities_as_input(x: list[Any], y: list[Any]) -> Any:
+    return _kl_div(_softmax(x), _softmax(y))
+
+
+@row_quantity
+def logits_as_input(x: list[Any], y: list[Any]) -> Any:
+    return _kl_div(x, _softmax(y))
+
+
+@row_quantity
+def logits_as_target(x: list[Any], y: list[Any]) -> Any:
+    return _kl_div(_log_softmax(x), y)
+
+
+@row_quantity
+def log_probabilities_as_target(x: list[Any], y: list[Any]) -> Any:
+    return _kl_div(_log_softmax(x), _log_softmax(y))
+
+
+@row_quantity
+def probabilities_with_log_target(x: list[Any], y: list[Any]) -> Any:
+    ctx = _context()
+    return ctx.fsum(ctx.exp(p) * (p - l) for p, l in zip(_softmax(y), _log_softmax(x), strict=True))
+
+
+@row_quantity
+def swapped(x: list[Any], y: list[Any]) -> Any:
+    return _kl_div(_log_softmax(y), _softmax(x))
+
+
+@row_quantity
+def double_softmax(x: list[Any], y: list[Any]) -> Any:
+    return _kl_div(_log_softmax(_softmax(x)), _softmax(_softmax(y)))
+
+
+@row_quantity
+def half_mass(x: list[Any], y: list[Any]) -> Any:
+    return _kl_div(_log_softmax(x), [p / 2 for p in _softmax(y)])
+
+
+@row_quantity
+def epsilon_in_log(x: list[Any], y: list[Any]) -> Any:
+    """The habit log(p + 1e-8), on both sides."""
+    ctx = _context()
+    epsilon = ctx.mpf(1e-8)
+    q, p = _softmax(x), _softmax(y)
+    return ctx.fsum(a * (ctx.log(a + epsilon) - ctx.log(b + epsilon)) for a, b in zip(p, q, strict=True))
+
+
+@row_quantity
+def clamped(x: list[Any], y: list[Any]) -> Any:
+    """The habit clamp(min=1e-10), on both sides."""
+    floor = _context().mpf(1e-10)
+    q, p = ([max(v, floor) for v in _softmax(z)] for z in (x, y))
+    return _kl_div([_context().log(v) for v in q], p)
+
+
+@row_quantity
+def threshold_skipped(x: list[Any], y: list[Any]) -> Any:
+    """Terms with p < 1e-3 left out."""
+    ctx = _context()
+    pairs = zip(_softmax(y), _log_softmax(x), strict=True)
+    return ctx.fsum(p * (ctx.log(p) - l) for p, l in pairs if p >= ctx.mpf(1e-3))
+
+
+def _columns(rows: Matrix, function: Callable[[list[Any]], list[Any]]) -> Matrix:
+    """`function` applied down the rows instead of along the classes."""
+    return [list(row) for row in zip(*(function(list(c)) for c in zip(*rows, strict=True)), strict=True)]
+
+
+@case_quantity
+def wrong_dim(x: Matrix, y: Matrix) -> list[Any]:
+    logs, targets = _columns(x, _log_softmax), _columns(y, _softmax)
+    return [_kl_div(a, b) for a, b in zip(logs, targets, strict=True)]
+
+
+@case_quantity
+def different_dims(x: Matrix, y: Matrix) -> list[Any]:
+    logs = _columns(x, _log_softmax)
+    return [_kl_div(a, _softmax(b)) for a, b in zip(logs, y, strict=True)]
