@@ -1,0 +1,106 @@
+"""At the edges of a format: offsets, underflow, infinities, subnormals, the largest numbers, one and two classes."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+
+from audit.cases import Case, Rows, register
+from audit.cases.streams import normal, uniform
+from audit.formats import FORMATS, Format
+
+ROWS, CLASSES = 8, 32
+
+
+def _pair(name: str, classes: int = CLASSES) -> tuple[Rows, Rows]:
+    return normal(f"{name} input", ROWS, classes), normal(f"{name} target", ROWS, classes)
+
+
+def one_ulp(format: Format) -> tuple[Rows, Rows]:
+    """One class a row differs by one ulp; logits in [1, 2), where an ulp is the same for all."""
+    steps = 2.0 ** (format.precision - 1)
+    input = 1 + np.floor(uniform("one ulp", ROWS, CLASSES) * (steps - 1)) / steps
+    target = input.copy()
+    target[np.arange(ROWS), np.arange(ROWS)] += format.ulp(0)
+    return input, target
+
+
+def offset(size: float, _: Format) -> tuple[Rows, Rows]:
+    """A common offset: KL keeps its value but for the logits' own rounding at that size."""
+    input, target = _pair("offset")
+    return input + size, target - size
+
+
+def largest(format: Format) -> tuple[Rows, Rows]:
+    """Logits up to the format's largest number, of both signs."""
+    top = (2 - 2.0 ** (1 - format.precision)) * 2.0**format.maximum
+    return tuple(np.clip(side / 4, -1, 1) * top for side in _pair("largest"))  # type: ignore[return-value]
+
+
+def subnormal(format: Format) -> tuple[Rows, Rows]:
+    """Logits that are subnormal numbers: all but equal distributions."""
+    tiny = format.smallest_subnormal
+    return tuple(np.round(16 * side) * tiny for side in _pair("subnormal"))  # type: ignore[return-value]
+
+
+def gap(size: float, _: Format) -> tuple[Rows, Rows]:
+    """One class leads by `size`, another one on each side: where exp(-size) leaves each format."""
+    input, target = _pair(f"gap {size:g}")
+    rows = np.arange(ROWS)
+    input[rows, rows] += size
+    target[rows, rows + 1] += size
+    return input, target
+
+
+def impossible(matched: bool, _: Format) -> tuple[Rows, Rows]:
+    """-inf logits: the same classes on both sides (KL is finite), or also where the target has mass (+inf)."""
+    input, target = _pair("impossible")
+    input[:, ::3] = -np.inf
+    target[:, ::3] = -np.inf
+    if not matched:
+        input[:, 1] = -np.inf
+    return input, target
+
+
+def two_classes(_: Format) -> tuple[Rows, Rows]:
+    return _pair("two classes", 2)
+
+
+def single_class(_: Format) -> tuple[Rows, Rows]:
+    return _pair("single class", 1)
+
+
+def zeros_in_target(_: Format) -> tuple[Rows, Rows]:
+    """Probabilities in eighths, most of them 0: exact in every format."""
+    target = np.zeros((ROWS, CLASSES))
+    target[:, :4] = np.array([0.5, 0.25, 0.125, 0.125])
+    return 3 * normal("zeros in target", ROWS, CLASSES), target
+
+
+def temperature(degree: float, _: Format) -> tuple[Rows, Rows]:
+    """A teacher's logits divided by `degree`, as distillation has them, against a student's."""
+    input, target = _pair("temperature")
+    return 4 * input / degree, 4 * target / degree
+
+
+register(Case("one_ulp", "one class a row differs by one ulp", one_ulp, "quick", native=True))
+for _size in (1e2, 1e4, 1e6):
+    register(
+        Case(
+            f"offset_{_size:.0e}",
+            f"logits around +-{_size:g}",
+            partial(offset, _size),
+            dtypes=tuple(f.name for f in FORMATS.values() if 2 * _size < f.overflow_threshold),
+        )
+    )
+register(Case("largest", "logits up to the format's largest number", largest, native=True))
+register(Case("subnormal", "logits that are subnormal numbers", subnormal, native=True))
+for _gap in (12.0, 17.0, 88.0, 104.0, 745.0):
+    register(Case(f"gap_{_gap:g}", f"another class leads by {_gap:g} on each side", partial(gap, _gap)))
+register(Case("impossible_matched", "-inf logits in the same classes", partial(impossible, True), "quick"))
+register(Case("impossible_unmatched", "-inf input where the target has mass: +inf", partial(impossible, False)))
+register(Case("two_classes", "two classes", two_classes, "quick"))
+register(Case("single_class", "one class: KL is exactly 0", single_class))
+register(Case("zeros_in_target", "a target with zeros, exact in every format", zeros_in_target, "quick", "probs"))
+register(Case("temperature_4", "logits divided by a temperature of 4", partial(temperature, 4.0)))

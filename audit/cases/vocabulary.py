@@ -1,0 +1,48 @@
+"""Rows as wide as language models' vocabularies: flat, peaked and Zipf-like."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+
+from audit.cases import Case, Rows, register
+from audit.cases.streams import logarithm, normal
+from audit.formats import Format
+
+SIZES = (32_000, 50_257, 128_256, 151_936, 262_144)
+
+
+def flat(classes: int, _: Format) -> tuple[Rows, Rows]:
+    return 0.1 * normal(f"flat {classes} input", 1, classes), 0.1 * normal(f"flat {classes} target", 1, classes)
+
+
+def zipf(classes: int, _: Format) -> tuple[Rows, Rows]:
+    """-log(rank) and noise, which is what a language model's head gives."""
+    ranks = -logarithm(np.arange(1.0, classes + 1))[None, :]
+    input = ranks + 0.5 * normal(f"zipf {classes} input", 1, classes)
+    return input, input + 0.5 * normal(f"zipf {classes} noise", 1, classes)
+
+
+def wide(classes: int, _: Format) -> tuple[Rows, Rows]:
+    """Logits spread over more than 104, so that float32's exp underflows for most; the last class leads."""
+    input = np.linspace(-120, 0, classes, dtype=np.float64)[None, :]
+    input = np.round(input * 2**20) * 2.0**-20
+    return input, input + 0.25 * normal(f"wide {classes}", 1, classes)
+
+
+for _classes in SIZES:
+    _profile = "standard" if _classes in (32_000, 128_256) else "full"
+    for _name, _make, _text in (
+        ("flat", flat, "nearly flat"),
+        ("zipf", zipf, "-log(rank) and noise"),
+        ("wide", wide, "spread over more than 104, led by the last class"),
+    ):
+        register(
+            Case(
+                f"{_name}_n{_classes}",
+                f"{_text}, {_classes:,} classes",
+                partial(_make, _classes),
+                _profile,
+            )
+        )
