@@ -1,0 +1,1 @@
+"""Writing it down: takes DataFrames, imports neither torch nor mpmath."""

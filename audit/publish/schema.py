@@ -1,0 +1,119 @@
+"""The tables' columns, from which they are typed, checked, read back and documented."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pandas as pd
+
+TEXT, INTEGER, FLOAT, BOOLEAN = "str", "Int64", "float64", "boolean"
+
+
+@dataclass(frozen=True)
+class Column:
+    """`dtype` as pandas reads it back; `empty` says when the field is."""
+
+    name: str
+    dtype: str
+    meaning: str
+    unit: str = ""
+    empty: str = "never"
+
+
+_KEY = [
+    Column("case", TEXT, "what was fed in"),
+    Column("path", TEXT, "the way of computing"),
+    Column("reduction", TEXT, "none (a value a row), sum, mean or batchmean"),
+    Column("dtype", TEXT, "format of the input and target"),
+    Column("device", TEXT, "where it was computed"),
+    Column("kind", TEXT, "kl, identity, estimator or misuse; the first two are gated"),
+]
+_UNCOMPUTED = "nothing was computed"
+
+SCHEMAS: dict[str, list[Column]] = {
+    "errors": [
+        _KEY[0],
+        Column("row", INTEGER, "the case's row, from 0", empty="the result is reduced over rows"),
+        *_KEY[1:],
+        Column("rows", INTEGER, "rows of the case"),
+        Column("classes", INTEGER, "classes of the case"),
+        Column("target_kind", TEXT, "logits, log_probs or probs"),
+        Column("input_digest", TEXT, "SHA-256 of dtype, shape, input bytes and target bytes: of the row, or of the case"),
+        Column("reference", TEXT, "exact value of what the path means to compute, 50 significant digits", "nats"),
+        Column("exact_kl", TEXT, "KL of the same input and target, 50 significant digits", "nats"),
+        Column("reference_source", TEXT, "gold, computed, or exact where it is decided by proof"),
+        Column("computed", FLOAT, "what the path returned", "nats", _UNCOMPUTED),
+        Column("result_dtype", TEXT, "format of the result", empty=_UNCOMPUTED),
+        Column("result_class", TEXT, "finite, not_a_number, plus_infinity, minus_infinity or not_computed"),
+        Column("note", TEXT, "why nothing was computed", empty="something was computed"),
+        Column("drift", FLOAT, "computed - reference, rounded once", "nats", "either is not finite"),
+        Column("abs_error", FLOAT, "magnitude of the drift", "nats", "drift is empty"),
+        Column("rel_error", FLOAT, "abs_error / |reference|", "", "drift is empty or the reference is 0"),
+        Column("ulp_error", FLOAT, "abs_error / the spacing of result_dtype at the reference", "ulp", "drift is empty"),
+        Column("correct_bits", FLOAT, "min(precision, -log2(rel_error))", "bits", "rel_error is empty"),
+        Column("scaled_error", FLOAT, "abs_error / (u (1 + sum p (|log p| + |log q|)))", "u", "drift is empty"),
+        Column("input_error", FLOAT, "exact KL of the rounded numbers - that of the numbers before rounding", "nats",
+               "there were none, or one of the two is infinite"),
+        Column("bound", FLOAT, "largest error of a sound implementation", "nats", "misuse and estimators"),
+        Column("within_bound", BOOLEAN, "whether the drift keeps the bound", empty="bound is empty"),
+        Column("negative", BOOLEAN, "computed < 0", empty=_UNCOMPUTED),
+        Column("false_zero", BOOLEAN, "computed = 0 though the reference rounds to another number", empty=_UNCOMPUTED),
+    ],
+    "summary": [
+        *_KEY,
+        Column("n", INTEGER, "results"),
+        Column("scaled_error_median", FLOAT, "median of scaled_error", "u", "no row has one"),
+        Column("scaled_error_p99", FLOAT, "99th percentile of scaled_error", "u", "no row has one"),
+        Column("scaled_error_max", FLOAT, "largest scaled_error", "u", "no row has one"),
+        Column("correct_bits_median", FLOAT, "median of correct_bits", "bits", "no row has one"),
+        Column("negative_share", FLOAT, "share of computed results that are negative", "", _UNCOMPUTED),
+        Column("false_zero_share", FLOAT, "share of computed results that are a false zero", "", _UNCOMPUTED),
+        Column("non_finite", INTEGER, "computed results that are not finite"),
+        Column("findings", INTEGER, "gated results beyond their bound"),
+        Column("computed_digest", TEXT, "SHA-256 of the results as little-endian binary64, in key order"),
+    ],
+    "thread": [
+        Column("subject", TEXT, "what the thread speaks of"),
+        Column("quoted", TEXT, "the number or words it quotes"),
+        Column("implementation", TEXT, "today (this torch) or thread_era (the kernels of 2017, emulated)"),
+        Column("device", TEXT, "where it was measured"),
+        Column("explanation", TEXT, "what it is"),
+        Column("draws", INTEGER, "seeds measured"),
+        Column("reference", TEXT, "exact value", empty="it depends on the draw"),
+        *(
+            Column(name, FLOAT, meaning, unit, "an exception was observed")
+            for name, meaning, unit in (
+                ("minimum", "smallest draw", "nats"),
+                ("p05", "5th percentile of the draws", "nats"),
+                ("median", "median of the draws", "nats"),
+                ("p95", "95th percentile of the draws", "nats"),
+                ("maximum", "largest draw", "nats"),
+                ("median_magnitude", "median of the draws' magnitudes", "nats"),
+                ("negative_share", "share of negative draws", ""),
+                ("zero_share", "share of draws that are exactly 0", ""),
+            )
+        ),
+        Column("percentile", FLOAT, "share of draws no larger in magnitude than the quote", "%", "no number is quoted"),
+        Column("reproduced", TEXT, "yes, no, or mechanism (sign and range, but not the value)"),
+        Column("why", TEXT, "the evidence for that"),
+        Column("observed", TEXT, "the range of the draws, or the exception's message"),
+    ],
+}
+
+
+def check(frame: pd.DataFrame, name: str) -> None:
+    """Raises ValueError where a frame is not the table `name`: its columns in order, each of its dtype."""
+    columns = SCHEMAS[name]
+    wanted = [c.name for c in columns]
+    if list(frame.columns) != wanted:
+        missing, extra = set(wanted) - set(frame.columns), set(frame.columns) - set(wanted)
+        raise ValueError(f"{name}: missing {sorted(missing)}, unknown {sorted(extra)}, or in another order")
+    for column in columns:
+        if not _fits(frame[column.name], column.dtype):
+            raise ValueError(f"{name}.{column.name}: expected {column.dtype}, got {frame[column.name].dtype}")
+
+
+def _fits(series: pd.Series, dtype: str) -> bool:
+    if dtype == TEXT:
+        return bool(series.map(lambda value: isinstance(value, str)).all())
+    return str(series.dtype) == dtype

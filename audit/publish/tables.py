@@ -1,0 +1,107 @@
+"""Tables to CSV and back, bit for bit."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from audit.errors import UsageError
+from audit.publish.schema import BOOLEAN, FLOAT, INTEGER, SCHEMAS, TEXT, check
+
+# A NaN in these was computed; in every other column of numbers it stands for an empty field.
+_COMPUTED = ("computed",)
+_GROUP = ["case", "path", "reduction", "dtype", "device", "kind"]
+
+
+def write_csv(frame: pd.DataFrame, file: Path, name: str) -> None:
+    """Writes the table `name`. Numbers are the shortest decimals that read back to the same binary64 value.
+
+    A computed NaN is written "nan"; an undefined number is an empty field.
+    Raises ValueError where the frame does not match the table's columns.
+    """
+    check(frame, name)
+    text = pd.DataFrame({c.name: _as_text(frame[c.name], c.dtype, c.name) for c in SCHEMAS[name]})
+    if "note" in text and "computed" in text:
+        text.loc[frame["result_class"] == "not_computed", "computed"] = ""
+    text.to_csv(file, index=False, lineterminator="\n", encoding="utf-8")
+
+
+def _as_text(series: pd.Series, dtype: str, name: str) -> pd.Series:
+    if dtype == FLOAT:
+        written = series.map(float.__repr__)
+        return written if name in _COMPUTED else written.where(series.notna(), "")
+    if dtype in (INTEGER, BOOLEAN):
+        return series.map(str, na_action="ignore").astype(object).where(series.notna(), "")
+    return series
+
+
+def read_table(file: Path, name: str) -> pd.DataFrame:
+    """The table back, equal to the frame that was written. Raises UsageError for a missing or foreign file."""
+    columns = SCHEMAS[name]
+    try:
+        text = pd.read_csv(file, dtype=str, keep_default_na=False, encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{file}: cannot be read as {name}.csv: {error}") from None
+    if missing := [c.name for c in columns if c.name not in text]:
+        raise UsageError(f"{file}: not a {name}.csv of this audit: it has no column {', '.join(missing)}")
+    try:
+        return pd.DataFrame({c.name: _from_text(text[c.name], c.dtype) for c in columns})
+    except (ValueError, KeyError) as error:
+        raise UsageError(f"{file}: not a {name}.csv of this audit: {error}") from None
+
+
+def _from_text(series: pd.Series, dtype: str) -> pd.Series:
+    if dtype == TEXT:
+        return series
+    if dtype == FLOAT:
+        # Python's own float() rounds correctly and reads nan, inf and -0.0.
+        return series.map(lambda field: float(field) if field else float("nan")).astype("float64")
+    if dtype == INTEGER:
+        return series.map(lambda field: int(field) if field else pd.NA).astype("Int64")
+    return series.map({"True": True, "False": False, "": pd.NA}).astype("boolean")
+
+
+def read_errors(path: str | Path) -> pd.DataFrame:
+    """errors.csv as a DataFrame, every column with its dtype and every number as it was.
+
+    `path` is the file, or the report folder that holds it. `reference` and `exact_kl` are text of 50 digits; an
+    empty field of a column of numbers is NaN. Raises UsageError, a ValueError, for a missing or foreign file.
+    """
+    file = Path(path)
+    return read_table(file / "errors.csv" if file.is_dir() else file, "errors")
+
+
+def summarise(errors: pd.DataFrame) -> pd.DataFrame:
+    """The rows of summary.csv from those of errors.csv, in order of first appearance."""
+    given = errors.assign(
+        order=errors["row"].fillna(-1).astype("int64"),
+        computed_share=errors["result_class"] != "not_computed",
+        non_finite=~errors["result_class"].isin(["finite", "not_computed"]),
+        finding=(~errors["within_bound"].fillna(True)).astype(bool) & errors["kind"].isin(["kl", "identity"]),
+    )
+    groups = given.groupby(_GROUP, sort=False, observed=True)
+    summary = groups.agg(
+        n=("computed_share", "size"),
+        scaled_error_median=("scaled_error", "median"),
+        scaled_error_p99=("scaled_error", lambda s: s.quantile(0.99)),
+        scaled_error_max=("scaled_error", "max"),
+        correct_bits_median=("correct_bits", "median"),
+        negative_share=("negative", "mean"),
+        false_zero_share=("false_zero", "mean"),
+        non_finite=("non_finite", "sum"),
+        findings=("finding", "sum"),
+    )
+    summary["computed_digest"] = [
+        _digest(group.sort_values("order")["computed"].to_numpy(np.float64)) for _, group in groups
+    ]
+    summary = summary.reset_index()
+    return pd.DataFrame({c.name: summary[c.name].astype(c.dtype) for c in SCHEMAS["summary"]})
+
+
+def _digest(values: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> str:
+    """Every NaN counts as the same one: its payload is no result."""
+    data = np.where(np.isnan(values), np.nan, values).astype("<f8").tobytes()
+    return hashlib.sha256(data).hexdigest()

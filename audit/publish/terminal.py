@@ -1,0 +1,81 @@
+"""What a person sees: progress while it runs, then the few tables that answer, then where the files are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pandas as pd
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
+
+GATED = ("kl", "identity")
+
+
+def console() -> Console:
+    """Standard output; plain text where it is no terminal or NO_COLOR is set."""
+    return Console(highlight=False)
+
+
+@contextmanager
+def progress(console: Console, total: int) -> Iterator[Callable[[str], None]]:
+    """A bar of `total` steps; the callable names the step that begins. Shows nothing where there is no terminal."""
+    columns = (TextColumn("{task.description:32s}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=total)
+
+        def advance(description: str) -> None:
+            bar.update(task, description=description, advance=1)
+
+        yield advance
+
+
+def show(
+    errors: pd.DataFrame, summary: pd.DataFrame, thread: pd.DataFrame | None, folder: Path, console: Console
+) -> None:
+    """The drift by path and dtype, the thread's numbers, what was not computed, and where the files are."""
+    for device in errors["device"].unique():
+        show_drift(errors[errors["device"] == device], str(device), console)
+    if thread is not None:
+        show_thread(thread, console)
+    uncomputed = errors[(errors["result_class"] == "not_computed") & errors["kind"].isin(GATED)]
+    for note, count in uncomputed["note"].value_counts().items():
+        console.print(f"not computed: {count} results: {note}", soft_wrap=True)
+    console.print(f"{len(errors):,} results, {int(summary['findings'].sum())} findings", soft_wrap=True)
+    console.print("written: " + ", ".join(str(file) for file in sorted(folder.iterdir())), soft_wrap=True)
+
+
+def show_drift(errors: pd.DataFrame, device: str, console: Console) -> None:
+    """A row a path: the median magnitude of its drift in each dtype, and the share of negative results."""
+    table = Table(title=f"Drift on {device}: median |computed - exact|, and share of negative results")
+    table.add_column("path")
+    gated = errors[errors["kind"].isin(GATED)]
+    dtypes = list(gated["dtype"].unique())
+    for dtype in dtypes:
+        table.add_column(dtype, justify="right", no_wrap=True)
+    for path, rows in gated.groupby("path", sort=False):
+        cells = [_cell(rows[rows["dtype"] == dtype]) for dtype in dtypes]
+        table.add_row(str(path), *cells)
+    console.print(table)
+
+
+def _cell(rows: pd.DataFrame) -> str:
+    measured = rows["abs_error"].dropna()
+    if measured.empty:
+        return "-"
+    return f"{measured.median():.1e} {100 * float(rows['negative'].mean()):3.0f}%"
+
+
+def show_thread(thread: pd.DataFrame, console: Console) -> None:
+    """A row a quote: where it falls in the distribution measured here."""
+    table = Table(title="The thread's numbers")
+    for name in ("subject", "quoted", "computed by", "median |x|", "percentile", "reproduced"):
+        table.add_column(name, justify="right" if name in ("median |x|", "percentile") else "left")
+    for row in thread.itertuples():
+        numbers = ["" if pd.isna(row.median_magnitude) else f"{row.median_magnitude:.2e}"]
+        numbers.append("" if pd.isna(row.percentile) else f"{row.percentile:.0f}")
+        where = row.implementation if thread["device"].nunique() == 1 else f"{row.implementation}, {row.device}"
+        table.add_row(str(row.subject), str(row.quoted), str(where), *numbers, str(row.reproduced))
+    console.print(table)
