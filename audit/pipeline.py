@@ -26,7 +26,7 @@ from audit.judge.scale import magnitude
 from audit.measure import Result, describe, measure
 from audit.paths import Path, own_path
 from audit.paths import registered as registered_paths
-from audit.publish.schema import SCHEMAS
+from audit.publish.schema import typed
 from audit.publish.tables import summarise
 from audit.selection import choose
 from audit.thread import measure_thread
@@ -150,7 +150,7 @@ def execute(plan: Plan, workers: int = 1, advance: Callable[[str], None] = lambd
     errors = _errors(blocks)
     tables = {"errors": errors, "summary": summarise(errors)}
     if thread:
-        tables["thread"] = _typed(pd.concat(thread, ignore_index=True), "thread")
+        tables["thread"] = typed(pd.concat(thread, ignore_index=True), "thread")
     seconds["total"] = perf_counter() - start
     environment = describe_environment(
         plan.devices,
@@ -224,7 +224,7 @@ def _errors(blocks: Sequence[_Block]) -> pd.DataFrame:
     table["input_error"] = [
         _difference(exact, before) for exact, before in zip(table["exact_kl"], table["before"], strict=True)
     ]
-    return _typed(table, "errors")
+    return typed(table, "errors")
 
 
 def _difference(exact: str, before: str) -> float:
@@ -269,12 +269,4 @@ def _rows(block: _Block, scale: Rows) -> pd.DataFrame:
             "scale": scale,
             "before": text(before),
         }
-    )
-
-
-def _typed(table: pd.DataFrame, name: str) -> pd.DataFrame:
-    """The schema's columns in its order and dtypes; one that nothing filled is empty."""
-    return pd.DataFrame(
-        {c.name: table[c.name].astype(c.dtype) if c.name in table else pd.Series(pd.NA, table.index, dtype=c.dtype)
-         for c in SCHEMAS[name]}
     )

@@ -101,6 +101,16 @@ SCHEMAS: dict[str, list[Column]] = {
 }
 
 
+def typed(frame: pd.DataFrame, name: str) -> pd.DataFrame:
+    """The columns of table `name`, in order and of their dtypes; one that is not there is empty."""
+    wanted = frame.reindex(columns=[c.name for c in SCHEMAS[name]])
+    return pd.DataFrame({c.name: _convert(wanted[c.name], c.dtype) for c in SCHEMAS[name]})
+
+
+def _convert(series: pd.Series, dtype: str) -> pd.Series:
+    return series.fillna("").astype(str) if dtype == TEXT else series.astype(dtype)
+
+
 def check(frame: pd.DataFrame, name: str) -> None:
     """Raises ValueError where a frame is not the table `name`: its columns in order, each of its dtype."""
     columns = SCHEMAS[name]

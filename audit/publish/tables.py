@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from audit.errors import UsageError
-from audit.publish.schema import BOOLEAN, FLOAT, INTEGER, SCHEMAS, TEXT, check
+from audit.publish.schema import BOOLEAN, FLOAT, INTEGER, SCHEMAS, TEXT, check, typed
 
 # A NaN in these was computed; in every other column of numbers it stands for an empty field.
 _COMPUTED = ("computed",)
@@ -97,8 +97,7 @@ def summarise(errors: pd.DataFrame) -> pd.DataFrame:
     summary["computed_digest"] = [
         _digest(group.sort_values("order")["computed"].to_numpy(np.float64)) for _, group in groups
     ]
-    summary = summary.reset_index()
-    return pd.DataFrame({c.name: summary[c.name].astype(c.dtype) for c in SCHEMAS["summary"]})
+    return typed(summary.reset_index(), "summary")
 
 
 def _digest(values: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> str:

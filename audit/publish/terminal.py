@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
@@ -49,12 +50,12 @@ def show(
 
 def show_drift(errors: pd.DataFrame, device: str, console: Console) -> None:
     """A row a path: the median magnitude of its drift in each dtype, and the share of negative results."""
-    table = Table(title=f"Drift on {device}: median |computed - exact|, and share of negative results")
+    table = Table(title=f"Drift on {device}: median |computed - exact|, and share of negative results", box=SIMPLE)
     table.add_column("path")
     gated = errors[errors["kind"].isin(GATED)]
     dtypes = list(gated["dtype"].unique())
     for dtype in dtypes:
-        table.add_column(dtype, justify="right", no_wrap=True)
+        table.add_column(str(dtype), justify="right", no_wrap=True)
     for path, rows in gated.groupby("path", sort=False):
         cells = [_cell(rows[rows["dtype"] == dtype]) for dtype in dtypes]
         table.add_row(str(path), *cells)
@@ -69,13 +70,23 @@ def _cell(rows: pd.DataFrame) -> str:
 
 
 def show_thread(thread: pd.DataFrame, console: Console) -> None:
-    """A row a quote: where it falls in the distribution measured here."""
-    table = Table(title="The thread's numbers")
-    for name in ("subject", "quoted", "computed by", "median |x|", "percentile", "reproduced"):
-        table.add_column(name, justify="right" if name in ("median |x|", "percentile") else "left")
-    for row in thread.itertuples():
-        numbers = ["" if pd.isna(row.median_magnitude) else f"{row.median_magnitude:.2e}"]
-        numbers.append("" if pd.isna(row.percentile) else f"{row.percentile:.0f}")
-        where = row.implementation if thread["device"].nunique() == 1 else f"{row.implementation}, {row.device}"
-        table.add_row(str(row.subject), str(row.quoted), str(where), *numbers, str(row.reproduced))
-    console.print(table)
+    """A row a quote: the measured median magnitude, and the percentile of it where the quote stands.
+
+    Beside today's torch stand the kernels of the thread's time, emulated.
+    """
+    for device, rows in thread.groupby("device", sort=False):
+        table = Table(title=f"The thread's numbers on {device}: median |x| here, percentile of the quote", box=SIMPLE)
+        table.add_column("subject", no_wrap=True, min_width=29)
+        table.add_column("quoted", no_wrap=True, max_width=12)
+        for name in ("today", "2017 kernels"):
+            table.add_column(name, no_wrap=True)
+        for (subject, quoted), pair in rows.groupby(["subject", "quoted"], sort=False):
+            cells = {str(row["implementation"]): _measured(row) for _, row in pair.iterrows()}
+            table.add_row(str(subject), str(quoted), cells.get("today", ""), cells.get("thread_era", ""))
+        console.print(table)
+
+
+def _measured(row: pd.Series) -> str:
+    size = "" if pd.isna(row["median_magnitude"]) else f"{row['median_magnitude']:.1e} "
+    percentile = "" if pd.isna(row["percentile"]) else f"{row['percentile']:.0f}% "
+    return f"{size}{percentile}{row['reproduced']}"

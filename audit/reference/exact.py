@@ -8,7 +8,7 @@ import mpmath
 
 from audit.errors import UsageError
 from audit.reference.oracle import kl_sum
-from audit.reference.values import as_rows, check_kind
+from audit.reference.values import Rows, as_rows, check_kind
 
 REDUCTIONS = ("none", "sum", "mean", "batchmean")
 
@@ -61,3 +61,17 @@ def _shape(rows: Any, single: bool) -> tuple[int, ...]:
 def _public(value: Any) -> Any:
     """The same number as an mpf of mpmath's own global context, every bit kept (a local one does not pickle)."""
     return mpmath.mp.make_mpf(value._mpf_)
+
+
+def row_references(input: Rows, target: Rows, target_kind: str, digits: int = 60) -> list[str]:
+    """KL(target || input) of each row (rows x classes; input logits) as text of `digits` significant digits."""
+    check_kind(input, "logits", "input")
+    check_kind(target, target_kind, "target")
+    pairs = ((input[i : i + 1], target[i : i + 1]) for i in range(len(input)))
+    return [_text(kl_sum(x, y, "logits", target_kind, digits + 1).value, digits) for x, y in pairs]
+
+
+def _text(value: Any, digits: int) -> str:
+    if mpmath.isinf(value):
+        return "inf"
+    return "0" if value == 0 else str(value.context.nstr(value, digits))

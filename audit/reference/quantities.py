@@ -34,7 +34,8 @@ def case_quantity(formula: Callable[[Matrix, Matrix], list[Any]]) -> Callable[[M
 def quantity_references(name: str, input: Rows, target: Rows, digits: int = 60) -> list[str]:
     """The quantity a row, of two rows x classes of logits, as text of `digits` significant digits.
 
-    "nan" where the formula takes the logarithm of a negative number, as torch's does. Raises UsageError where
+    "nan" where the formula takes the logarithm of a negative number, as torch's does; "0" for what is below
+    10^(-2 digits), since equal inputs give noise there and no case comes near it otherwise. Raises UsageError where
     MAX_PRECISION bits do not settle the digits.
     """
     ctx = _context()
@@ -46,10 +47,10 @@ def quantity_references(name: str, input: Rows, target: Rows, digits: int = 60) 
             x, y = ([[ctx.mpf(v) for v in row] for row in side.tolist()] for side in (input, target))
             current = QUANTITIES[name](x, y)
             if previous is not None and all(
-                ctx.isnan(new) or abs(new - old) <= abs(new) * tolerance
+                ctx.isnan(new) or abs(new - old) <= max(abs(new), tolerance) * tolerance
                 for new, old in zip(current, previous, strict=True)
             ):
-                return [str(ctx.nstr(v, digits)) for v in current]
+                return ["0" if abs(v) <= tolerance**2 else str(ctx.nstr(v, digits)) for v in current]
         previous, precision = current, precision * 3 // 2
     raise UsageError(f"{name}: {digits} digits are not settled at {MAX_PRECISION} bits")
 
