@@ -126,8 +126,12 @@ def _function(text: str) -> Callable[..., Any]:
         raise UsageError(f"--path-file {text}: importing {file} raised {type(error).__name__}: {error}") from error
     function = getattr(module, name, None)
     if not callable(function):
-        functions = [n for n, v in vars(module).items() if callable(v) and getattr(v, "__module__", "") == module.__name__]
-        raise UsageError(f"--path-file {text}: {file} has no function {name!r}; it has {', '.join(functions) or 'none'}")
+        functions = [
+            n for n, v in vars(module).items() if callable(v) and getattr(v, "__module__", "") == module.__name__
+        ]
+        raise UsageError(
+            f"--path-file {text}: {file} has no function {name!r}; it has {', '.join(functions) or 'none'}"
+        )
     return function  # type: ignore[no-any-return]
 
 

@@ -49,7 +49,7 @@ def found() -> list[Device]:
 
 
 def visible_nvidia() -> str:
-    """What shows that this machine has an NVIDIA device; empty where nothing does, or where it was hidden on purpose."""
+    """What shows that this machine has an NVIDIA device; empty where nothing does or it was hidden on purpose."""
     if os.environ.get("CUDA_VISIBLE_DEVICES", "unset") in ("", "-1"):
         return ""
     for folder, pattern in (("/proc/driver/nvidia/gpus", "*"), ("/dev", "nvidia[0-9]*")):
@@ -73,7 +73,9 @@ def select(names: list[str] | str | None) -> list[Device]:
     if names is not None:
         for device in devices:
             if device.absent and device.name in ([names] if isinstance(names, str) else names):
-                raise UsageError(f"device {device.name!r} is absent: {device.absent}; there are {', '.join(d.name for d in usable)}")
+                raise UsageError(
+                    f"device {device.name!r} is absent: {device.absent}; there are {', '.join(d.name for d in usable)}"
+                )
         chosen = choose(names, [d.name for d in usable], "device")
         return [d for d in usable if d.name in chosen]
     if len(usable) == 1 and (evidence := visible_nvidia()):

@@ -215,9 +215,7 @@ def _run_paths(problem: Problem, device: str, paths: Sequence[Path]) -> Iterator
 def _errors(blocks: Sequence[_Block]) -> pd.DataFrame:
     """The rows of errors.csv, their errors computed for the whole table at once."""
     scales = {id(b.problem): b.problem for b in blocks}
-    magnitudes = {
-        key: magnitude(*problem.numbers, problem.case.target_kind) for key, problem in scales.items()
-    }
+    magnitudes = {key: magnitude(*problem.numbers, problem.case.target_kind) for key, problem in scales.items()}
     parts = [_rows(block, magnitudes[id(block.problem)]) for block in blocks]
     table = pd.concat(parts, ignore_index=True)
     table = pd.concat([table.drop(columns="result_class"), error_columns(table)], axis=1)
@@ -236,15 +234,9 @@ def _difference(exact: str, before: str) -> float:
 def _rows(block: _Block, scale: Rows) -> pd.DataFrame:
     problem, path, result = block.problem, block.path, block.result
     rows, classes = problem.input.shape
-    reference, exact, before = (wait().values if wait else [] for wait in (block.reference, block.exact, block.before))
-    sources = block.reference().sources
-    if path.reduction == "none":
-        text: Callable[[list[str]], list[str]] = lambda values: [published(v) for v in values] or [""] * rows
-        digests = problem.row_digests
-    else:
-        text = lambda values: [reduced(values, path.reduction, classes) if values else ""]
-        digests = [problem.case_digest]
-        sources = ["exact" if set(sources) == {"exact"} else "computed"]
+    sources, digests = block.reference().sources, problem.row_digests
+    if path.reduction != "none":
+        sources, digests = ["exact" if set(sources) == {"exact"} else "computed"], [problem.case_digest]
         scale = np.array([scale.sum() / divisor(path.reduction, rows, classes)])
     return pd.DataFrame(
         {
@@ -259,14 +251,20 @@ def _rows(block: _Block, scale: Rows) -> pd.DataFrame:
             "classes": classes,
             "target_kind": problem.case.target_kind,
             "input_digest": digests,
-            "reference": text(reference),
-            "exact_kl": text(exact),
+            "reference": _text(block.reference, path.reduction, classes),
+            "exact_kl": _text(block.exact, path.reduction, classes),
             "reference_source": sources,
             "computed": result.computed,
             "result_dtype": result.dtype,
             "result_class": "not_computed" if result.note else "",
             "note": result.note,
             "scale": scale,
-            "before": text(before),
+            "before": _text(block.before, path.reduction, classes) if block.before else "",
         }
     )
+
+
+def _text(values: Wait, reduction: str, classes: int) -> list[str]:
+    """References as they are published: one a row, or one in all."""
+    rows = values().values
+    return [published(row) for row in rows] if reduction == "none" else [reduced(rows, reduction, classes)]

@@ -83,7 +83,7 @@ def exp_target(device: str) -> Draws:
 
 def loss_from_tensors(device: str) -> str:
     x = torch.zeros(2, 3, device=device)
-    return _exception(lambda: nn.KLDivLoss(x, x)(x, x))  # type: ignore[arg-type]
+    return _exception(lambda: nn.KLDivLoss(x, x)(x, x))
 
 
 def log_softmax_from_tensor(device: str) -> str:
@@ -119,11 +119,13 @@ class Quote:
 
 
 _IDENTICAL = (
-    "identical logits: exactly 0; what is left is rounding, of either sign, chiefly that of log-sum-exp, "
-    "once a row"
+    "identical logits: exactly 0; what is left is rounding, of either sign, chiefly that of log-sum-exp, once a row"
 )
 _DIFFERENCE = "log(softmax) and log_softmax are equal in exact arithmetic; 1,000 roundings of each are not"
-_CNN = "softmax output taken for log-probabilities: the loss is -mean(p_label)/10, always in [-0.1, 0]; it means p_label {}"
+_CNN = (
+    "softmax output taken for log-probabilities: the loss is -mean(p_label)/10, always in [-0.1, 0]; "
+    "the quote means p_label {}"
+)
 
 
 def _both(
@@ -151,40 +153,40 @@ QUOTES: list[Quote] = [
         quote
         for value in (1.4934e-12, 1.8763e-11, -2.3461e-11)
         for quote in _both(
-            "KLDivLoss of identical logits", value, _IDENTICAL, identical, functional.log_softmax, thread_era.kl_div
+            "KLDivLoss, equal logits", value, _IDENTICAL, identical, functional.log_softmax, thread_era.kl_div
         )
     ),
     *_both(
-        "sum(log softmax - log_softmax)",
+        "log softmax - log_softmax",
         3.5763e-05,
         _DIFFERENCE,
         difference,
-        functional.log_softmax_difference,
+        functional.difference,
         thread_era.difference,
     ),
     Quote(
-        "nn.KLDivLoss(DATA1, DATA2)",
+        "KLDivLoss(DATA1, DATA2)",
         "bool value of Tensor with more than one value is ambiguous",
         "the constructor takes options; the tensors belong to the call: nn.KLDivLoss()(input, target)",
         loss_from_tensors,
         message="value of Tensor with more than one value is ambiguous",
     ),
     Quote(
-        "shapes (64, 81), dims mixed up",
+        "(64, 81), dims mixed up",
         "(64, 81)",
         "log_softmax over rows against softmax over classes of the same logits: near log(64/81), not a divergence",
         mixed_dims,
         holds=lambda draws: bool((draws < 0).all()),
     ),
     Quote(
-        "nn.LogSoftmax(preds)",
+        "LogSoftmax(preds)",
         "TypeError",
         "the constructor takes dim, and the tensor given is passed on as one: nn.LogSoftmax(dim=-1)(preds)",
         log_softmax_from_tensor,
         message="TypeError",
     ),
     Quote(
-        "(C, W, H) maps, different dims",
+        "(C, W, H) maps",
         "always negative",
         "log_softmax over 3 channels against softmax over 32 places: the two sides are normalised over different sets",
         maps,
@@ -199,7 +201,7 @@ QUOTES: list[Quote] = [
         holds=lambda draws: bool((draws < 0).all()),
     ),
     Quote(
-        "log_target=True on both sides",
+        "log_target on both sides",
         "exactly 0 from two equal tensors",
         "both sides are the same rounded numbers, so every difference is exactly 0",
         log_target,
@@ -272,5 +274,8 @@ def _verdict(quote: Quote, draws: Draws) -> tuple[str, str]:
     if CENTRAL[0] <= percentile <= CENTRAL[1]:
         return "yes", where
     if quote.holds is not None and quote.holds(draws):
-        return "mechanism", f"same sign and range; the value itself depends on how far this network was trained ({where})"
+        return (
+            "mechanism",
+            f"same sign and range; the value itself depends on how far this network was trained ({where})",
+        )
     return "no", f"{where}, outside the central 95 %"

@@ -42,7 +42,7 @@ def test_an_absent_device_is_refused_with_its_reason(machine) -> None:
     machine(CPU, ABSENT)
     with pytest.raises(UsageError, match="'cuda' is absent: this torch is built without CUDA; there are cpu"):
         select(["cuda"])
-    with pytest.raises(UsageError, match="unknown device 'tpu'.*there are cpu"):
+    with pytest.raises(UsageError, match=r"unknown device 'tpu'.*there are cpu"):
         select(["tpu"])
 
 

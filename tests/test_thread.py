@@ -6,7 +6,7 @@ import pytest
 from audit import thread
 from audit.thread import CENTRAL, DRAWS, QUOTES, measure_thread
 
-MESSAGES = {"nn.KLDivLoss(DATA1, DATA2)", "nn.LogSoftmax(preds)"}
+MESSAGES = {"KLDivLoss(DATA1, DATA2)", "LogSoftmax(preds)"}
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def test_distributions_have_at_least_a_thousand_draws(rows: pd.DataFrame) -> Non
 
 
 def test_both_checks_are_measured_today_and_in_the_threads_era(rows: pd.DataFrame) -> None:
-    for subject in ("KLDivLoss of identical logits", "sum(log softmax - log_softmax)"):
+    for subject in ("KLDivLoss, equal logits", "log softmax - log_softmax"):
         assert set(rows.loc[rows["subject"] == subject, "implementation"]) == {"today", "thread_era"}
 
 

@@ -40,7 +40,12 @@ def unnormalised(mass: float, _: Format) -> tuple[Rows, Rows]:
 
 for _scale, _profile in ((0.01, "standard"), (1.0, "quick"), (10.0, "standard"), (100.0, "standard")):
     register(
-        Case(f"random_scale{_scale:g}", f"normal logits times {_scale:g}, 100 classes", partial(random, _scale, 16, 100), _profile)
+        Case(
+            f"random_scale{_scale:g}",
+            f"normal logits times {_scale:g}, 100 classes",
+            partial(random, _scale, 16, 100),
+            _profile,
+        )
     )
 for _gap, _profile in ((12.0, "standard"), (20.0, "quick"), (90.0, "standard")):
     register(Case(f"peaked_gap{_gap:g}", f"one class leads by {_gap:g}, 100 classes", partial(peaked, _gap), _profile))

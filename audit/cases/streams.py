@@ -21,7 +21,8 @@ def _raw(seed: str, count: int) -> NDArray[np.uint64]:
 
 def uniform(seed: str, *shape: int) -> NDArray[np.float64]:
     """Multiples of 2^-53 in [0, 1)."""
-    return ((_raw(seed, math.prod(shape)) >> np.uint64(11)) * 2.0**-53).reshape(shape)
+    integers = _raw(seed, math.prod(shape)) >> np.uint64(11)
+    return np.asarray(integers * 2.0**-53, dtype=np.float64).reshape(shape)
 
 
 def normal(seed: str, *shape: int) -> NDArray[np.float64]:

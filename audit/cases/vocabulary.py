@@ -19,7 +19,7 @@ def flat(classes: int, _: Format) -> tuple[Rows, Rows]:
 
 def zipf(classes: int, _: Format) -> tuple[Rows, Rows]:
     """-log(rank) and noise, which is what a language model's head gives."""
-    ranks = -logarithm(np.arange(1.0, classes + 1))[None, :]
+    ranks = -logarithm(np.arange(1.0, classes + 1, dtype=np.float64))[None, :]
     input = ranks + 0.5 * normal(f"zipf {classes} input", 1, classes)
     return input, input + 0.5 * normal(f"zipf {classes} noise", 1, classes)
 

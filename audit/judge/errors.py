@@ -33,7 +33,9 @@ def error_columns(table: pd.DataFrame) -> pd.DataFrame:
     errors = errors.iloc[place].set_index(table.index)
     computed = table["computed"].to_numpy(np.float64)
     present = table["result_class"].to_numpy() != "not_computed"
-    roundoff = table["result_dtype"].map(lambda name: FORMATS[name].unit_roundoff if name else _NAN).to_numpy(np.float64)
+    roundoff = (
+        table["result_dtype"].map(lambda name: FORMATS[name].unit_roundoff if name else _NAN).to_numpy(np.float64)
+    )
     errors["scaled_error"] = errors["abs_error"] / (roundoff * table["scale"].to_numpy(np.float64))
     errors["negative"] = computed < 0
     errors["result_class"] = np.select(
@@ -62,7 +64,11 @@ def _errors(computed: float, reference: str, dtype: str) -> tuple[float, float, 
     if not exact:
         return float(difference), float(size), _NAN, ulps, _NAN, false_zero
     relative = _QUOTIENT.divide(size, abs(exact))
-    bits = float(format.precision) if not relative else min(format.precision, -float(relative.log10(_QUOTIENT)) / math.log10(2) + 0.0)
+    bits = (
+        float(format.precision)
+        if not relative
+        else min(format.precision, -float(relative.log10(_QUOTIENT)) / math.log10(2) + 0.0)
+    )
     return float(difference), float(size), float(relative), ulps, bits, false_zero
 
 

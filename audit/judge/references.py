@@ -51,7 +51,7 @@ class References:
 
     @property
     def sources(self) -> list[str]:
-        """"exact" for an exact 0, an infinity or a NaN, which are decided, else "computed"."""
+        """ "exact" for an exact 0, an infinity or a NaN, which are decided, else "computed"."""
         return ["computed" if number.is_finite() and number else "exact" for number in map(Decimal, self.values)]
 
 

@@ -79,7 +79,15 @@ def path(
             raise UsageError(f"path {name!r} with reduction {reduction!r} for {target_kind} is registered already")
         text = summary or (function.__doc__ or name).strip().splitlines()[0]
         _REGISTRY[key] = Path(
-            name, function, text, kind, reduction, target_kind, dtypes, "zero" if kind == "identity" else quantity, tuple(cases)
+            name,
+            function,
+            text,
+            kind,
+            reduction,
+            target_kind,
+            dtypes,
+            "zero" if kind == "identity" else quantity,
+            tuple(cases),
         )
         return function
 

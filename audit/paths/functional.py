@@ -44,7 +44,7 @@ def log_target(input: Tensor, target: Tensor) -> Tensor:
 
 
 def kl_div_loss(input: Tensor, target: Tensor, *, reduction: str) -> Tensor:
-    loss = nn.KLDivLoss(reduction=reduction)(torch.log_softmax(input, -1), torch.softmax(target, -1))
+    loss: Tensor = nn.KLDivLoss(reduction=reduction)(torch.log_softmax(input, -1), torch.softmax(target, -1))
     return loss.sum(-1) if reduction == "none" else loss
 
 
@@ -57,7 +57,7 @@ for _reduction in REDUCTIONS:
     )(partial(kl_div_loss, reduction=_reduction))
 
 
-@path("log_softmax_difference", kind="identity")
-def log_softmax_difference(input: Tensor, target: Tensor) -> Tensor:
+@path("difference", kind="identity")
+def difference(input: Tensor, target: Tensor) -> Tensor:
     """sum(log(softmax(input)) - log_softmax(input)), which is 0: the thread's second check."""
     return (torch.log(torch.softmax(input, -1)) - torch.log_softmax(input, -1)).sum(-1)

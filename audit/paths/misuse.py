@@ -22,7 +22,9 @@ def _batchmean(input: Tensor, target: Tensor, *, log_target: bool = False) -> Te
 
 
 def mistake(function: Mistake) -> Mistake:
-    return path(function.__name__, kind="misuse", reduction="batchmean", quantity=function.__name__, cases=CASES)(function)
+    return path(function.__name__, kind="misuse", reduction="batchmean", quantity=function.__name__, cases=CASES)(
+        function
+    )
 
 
 @mistake
@@ -115,7 +117,8 @@ def mean_for_batchmean(x: Tensor, y: Tensor) -> Tensor:
 @path("loss_from_tensors", kind="misuse", reduction="batchmean", cases=CASES)
 def loss_from_tensors(x: Tensor, y: Tensor) -> Tensor:
     """nn.KLDivLoss(log_softmax(x), softmax(y))(...): tensors given to the constructor; raises."""
-    return nn.KLDivLoss(log_softmax(x, -1), softmax(y, -1))(log_softmax(x, -1), softmax(y, -1))  # type: ignore[arg-type,no-any-return]
+    loss: Tensor = nn.KLDivLoss(log_softmax(x, -1), softmax(y, -1))(log_softmax(x, -1), softmax(y, -1))
+    return loss
 
 
 @path("log_softmax_from_tensor", kind="misuse", reduction="batchmean", cases=CASES)

@@ -25,7 +25,9 @@ def log_softmax(logits: Tensor) -> Tensor:
     return (logits.double() - (top.double() + log_sum)).float()
 
 
-@path("thread_era", dtypes=("float32",), summary="kl_div(log_softmax(input), softmax(target)) as the CPU had it in 2017")
+@path(
+    "thread_era", dtypes=("float32",), summary="kl_div(log_softmax(input), softmax(target)) as the CPU had it in 2017"
+)
 def kl_div(input: Tensor, target: Tensor) -> Tensor:
     p = softmax(target).double()
     terms = torch.where(p > 0, p * (torch.log(p) - log_softmax(input).double()), 0.0)
@@ -36,7 +38,7 @@ def kl_div(input: Tensor, target: Tensor) -> Tensor:
 
 
 @path(
-    "thread_era_difference",
+    "era_difference",
     kind="identity",
     dtypes=("float32",),
     summary="sum(log(softmax(input)) - log_softmax(input)), which is 0, as the CPU had it in 2017",

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
+
 from audit.publish.folder import report_folder
 from audit.publish.tables import write_csv
 

@@ -38,7 +38,9 @@ SCHEMAS: dict[str, list[Column]] = {
         Column("rows", INTEGER, "rows of the case"),
         Column("classes", INTEGER, "classes of the case"),
         Column("target_kind", TEXT, "logits, log_probs or probs"),
-        Column("input_digest", TEXT, "SHA-256 of dtype, shape, input bytes and target bytes: of the row, or of the case"),
+        Column(
+            "input_digest", TEXT, "SHA-256 of dtype, shape, input bytes and target bytes: of the row, or of the case"
+        ),
         Column("reference", TEXT, "exact value of what the path means to compute, 50 significant digits", "nats"),
         Column("exact_kl", TEXT, "KL of the same input and target, 50 significant digits", "nats"),
         Column("reference_source", TEXT, "gold, computed, or exact where it is decided by proof"),
@@ -52,8 +54,13 @@ SCHEMAS: dict[str, list[Column]] = {
         Column("ulp_error", FLOAT, "abs_error / the spacing of result_dtype at the reference", "ulp", "drift is empty"),
         Column("correct_bits", FLOAT, "min(precision, -log2(rel_error))", "bits", "rel_error is empty"),
         Column("scaled_error", FLOAT, "abs_error / (u (1 + sum p (|log p| + |log q|)))", "u", "drift is empty"),
-        Column("input_error", FLOAT, "exact KL of the rounded numbers - that of the numbers before rounding", "nats",
-               "there were none, or one of the two is infinite"),
+        Column(
+            "input_error",
+            FLOAT,
+            "exact KL of the rounded numbers - that of the numbers before rounding",
+            "nats",
+            "there were none, or one of the two is infinite",
+        ),
         Column("bound", FLOAT, "largest error of a sound implementation", "nats", "misuse and estimators"),
         Column("within_bound", BOOLEAN, "whether the drift keeps the bound", empty="bound is empty"),
         Column("negative", BOOLEAN, "computed < 0", empty=_UNCOMPUTED),
@@ -108,7 +115,7 @@ def typed(frame: pd.DataFrame, name: str) -> pd.DataFrame:
 
 
 def _convert(series: pd.Series, dtype: str) -> pd.Series:
-    return series.fillna("").astype(str) if dtype == TEXT else series.astype(dtype)
+    return series.fillna("").astype(str) if dtype == TEXT else pd.Series(series, dtype=dtype)
 
 
 def check(frame: pd.DataFrame, name: str) -> None:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
-from rich.box import SIMPLE
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
@@ -50,8 +50,12 @@ def show(
 
 def show_drift(errors: pd.DataFrame, device: str, console: Console) -> None:
     """A row a path: the median magnitude of its drift in each dtype, and the share of negative results."""
-    table = Table(title=f"Drift on {device}: median |computed - exact|, and share of negative results", box=SIMPLE)
-    table.add_column("path")
+    table = Table(
+        title=f"Drift on {device}: median |computed - exact|, and share of negative results",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+    )
+    table.add_column("path", no_wrap=True)
     gated = errors[errors["kind"].isin(GATED)]
     dtypes = list(gated["dtype"].unique())
     for dtype in dtypes:
@@ -66,7 +70,7 @@ def _cell(rows: pd.DataFrame) -> str:
     measured = rows["abs_error"].dropna()
     if measured.empty:
         return "-"
-    return f"{measured.median():.1e} {100 * float(rows['negative'].mean()):3.0f}%"
+    return f"{measured.median():.1e} {100 * float(rows['negative'].mean()):.0f}%"
 
 
 def show_thread(thread: pd.DataFrame, console: Console) -> None:
@@ -75,9 +79,13 @@ def show_thread(thread: pd.DataFrame, console: Console) -> None:
     Beside today's torch stand the kernels of the thread's time, emulated.
     """
     for device, rows in thread.groupby("device", sort=False):
-        table = Table(title=f"The thread's numbers on {device}: median |x| here, percentile of the quote", box=SIMPLE)
-        table.add_column("subject", no_wrap=True, min_width=29)
-        table.add_column("quoted", no_wrap=True, max_width=12)
+        table = Table(
+            title=f"The thread's numbers on {device}: median |x| here, percentile p of the quote",
+            box=SIMPLE_HEAD,
+            pad_edge=False,
+        )
+        table.add_column("subject", no_wrap=True, min_width=25)
+        table.add_column("quoted", no_wrap=True, max_width=11)
         for name in ("today", "2017 kernels"):
             table.add_column(name, no_wrap=True)
         for (subject, quoted), pair in rows.groupby(["subject", "quoted"], sort=False):
@@ -88,5 +96,5 @@ def show_thread(thread: pd.DataFrame, console: Console) -> None:
 
 def _measured(row: pd.Series) -> str:
     size = "" if pd.isna(row["median_magnitude"]) else f"{row['median_magnitude']:.1e} "
-    percentile = "" if pd.isna(row["percentile"]) else f"{row['percentile']:.0f}% "
+    percentile = "" if pd.isna(row["percentile"]) else f"p{row['percentile']:.0f} "
     return f"{size}{percentile}{row['reproduced']}"

@@ -25,15 +25,13 @@ def test_a_quantity_is_what_its_path_computes_in_float64(path) -> None:
     total = sum((Decimal(v) for v in exact), Decimal(0)) / 5
     computed = measure(path, x, y).computed[0]
     # 35 terms below 10 in magnitude, rounded to 2^-53 a few times each; another formula is off by more than 1e-4.
-    assert np.isnan(computed) and total.is_nan() or abs(float(total) - computed) < 1e-12
+    assert (np.isnan(computed) and total.is_nan()) or abs(float(total) - computed) < 1e-12
 
 
 def test_half_mass_of_equal_logits_is_half_log_half() -> None:
     row = np.array([[0.5, -1.0, 2.0]])
     value = Decimal(quantity_references("half_mass", row, row)[0])
     assert abs(value - Decimal("-0.34657359027997265470861606072908828403775006718013")) < Decimal("1e-49")
-
-
 
 
 def test_a_negative_target_gives_nan() -> None:
