@@ -85,7 +85,7 @@ def show_thread(thread: pd.DataFrame, console: Console) -> None:
             pad_edge=False,
         )
         table.add_column("subject", no_wrap=True, min_width=25)
-        table.add_column("quoted", no_wrap=True, max_width=11)
+        table.add_column("quoted", no_wrap=True, max_width=13)
         for name in ("today", "2017 kernels"):
             table.add_column(name, no_wrap=True)
         for (subject, quoted), pair in rows.groupby(["subject", "quoted"], sort=False):
@@ -97,4 +97,4 @@ def show_thread(thread: pd.DataFrame, console: Console) -> None:
 def _measured(row: pd.Series) -> str:
     size = "" if pd.isna(row["median_magnitude"]) else f"{row['median_magnitude']:.1e} "
     percentile = "" if pd.isna(row["percentile"]) else f"p{row['percentile']:.0f} "
-    return f"{size}{percentile}{row['reproduced']}"
+    return f"{size}{percentile}{'sign' if row['reproduced'] == 'mechanism' else row['reproduced']}"
