@@ -1,6 +1,7 @@
 # One interpreter for all targets: PYTHON=…, or what .ci/interpreter.sh finds or makes.
 PROFILE ?= standard
-WITH = python=$$(sh .ci/interpreter.sh $(1)) && "$$python" -c 'import sys, torch; print(sys.executable + ", torch " + torch.__version__, flush=True)' && "$$python"
+# Importing torch to ask its version would add a second; its metadata has it too.
+NAME = -c 'import sys; from importlib.metadata import version; print(sys.executable + ", torch " + version("torch"), flush=True)'
 
 .PHONY: help audit test check references
 help:
@@ -8,8 +9,8 @@ help:
 	@echo 'make test         the whole test suite, ruff and mypy where they are installed'
 	@echo 'PYTHON=…          picks the interpreter'
 audit:
-	@$(call WITH,core) -m audit run --profile $(PROFILE)
+	@python=$$(sh .ci/interpreter.sh core) && "$$python" -m audit run --profile $(PROFILE)
 test: check
-	@$(call WITH,test) -m pytest
+	@python=$$(sh .ci/interpreter.sh test) && "$$python" $(NAME) && "$$python" -m pytest
 check:
 	@python=$$(sh .ci/interpreter.sh test) && sh .ci/check.sh "$$python"
