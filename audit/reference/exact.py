@@ -1,13 +1,14 @@
-"""`exact_kl`: the public reference."""
+"""`exact_kl`: the public reference, and its values as text for the tables."""
 
 from __future__ import annotations
 
+from decimal import Decimal, InvalidOperation
 from typing import Any
 
 import mpmath
 
 from audit.errors import UsageError
-from audit.reference.oracle import kl_sum
+from audit.reference.oracle import Ball, kl_sum
 from audit.reference.values import Rows, as_rows, check_kind
 
 REDUCTIONS = ("none", "sum", "mean", "batchmean")
@@ -30,10 +31,13 @@ def exact_kl(
 
     Returns an mpmath.mpf for one distribution or a reduced value, a list of mpf, one a row, for
     `reduction="none"` on two dimensions. "mean" divides the sum by the number of elements, "batchmean" by the
-    first dimension, as torch does. Equal inputs (logits: up to a constant) give exactly 0.
+    first dimension, as torch does. Equal inputs (logits: up to a constant) give exactly 0. The numbers belong to
+    mpmath's global context, with more bits than its precision may have; printing shows that precision's digits,
+    `mpmath.nstr(value, digits)` all of them.
 
-    Raises UsageError, a ValueError, for mismatched shapes, NaN, +inf, negative probabilities or rows without mass
-    (naming row and column), and, with the radius reached, where 10,000 bits settle neither the digits nor zero.
+    Raises UsageError, a ValueError, for mismatched shapes, dtypes that are not floating, NaN, +inf, negative
+    probabilities (naming row and column), logits that are -inf throughout a row, and, with the radius reached, where
+    10,000 bits settle neither the digits nor zero.
     """
     if reduction not in REDUCTIONS:
         raise UsageError(f"reduction: {reduction!r} is not one of {', '.join(REDUCTIONS)}")
@@ -45,33 +49,48 @@ def exact_kl(
         raise UsageError(f"input has shape {_shape(x, single)} and target {_shape(y, single_target)}; they must agree")
     check_kind(x, input_kind, "input")
     check_kind(y, target_kind, "target")
-    kinds = (input_kind, target_kind)
     if reduction == "none" and not single:
-        return [_public(kl_sum(x[i : i + 1], y[i : i + 1], *kinds, digits + 1).value) for i in range(len(x))]
-    total = kl_sum(x, y, *kinds, digits + 2).value
+        return [_public(ball) for ball in _row_balls(x, y, input_kind, target_kind, digits)]
     divisor = {"none": 1, "sum": 1, "mean": x.size, "batchmean": x.size if single else len(x)}[reduction]
-    with total.context.workprec(max(total._mpf_[3], 1) + 4 * digits + 64):
-        return _public(total / divisor)
+    return _public(kl_sum(x, y, input_kind, target_kind, digits, divisor=divisor))
+
+
+def row_references(input: Rows, target: Rows, target_kind: str, digits: int = 60) -> list[str]:
+    """KL(target || input) of each row (rows x classes of binary64, the input logits) as decimal text.
+
+    `digits` significant digits, rounded from a value that is 10 digits sharper; "0" and "inf" where that is exact.
+    float, decimal.Decimal and mpmath.mpf read it.
+
+    Raises UsageError as `exact_kl` does, and for a row whose KL is beyond the exponents of decimal.Decimal.
+    """
+    check_kind(input, "logits", "input")
+    check_kind(target, target_kind, "target")
+    texts = [_text(ball, digits) for ball in _row_balls(input, target, "logits", target_kind, digits)]
+    for row, text in enumerate(texts):
+        try:
+            Decimal(text)
+        except InvalidOperation:
+            raise UsageError(f"row {row}: KL is {text[:12]}... with an exponent beyond +-10^18; scale it") from None
+    return texts
+
+
+def _row_balls(input: Rows, target: Rows, input_kind: str, target_kind: str, digits: int) -> list[Ball]:
+    return [
+        kl_sum(input[[row]], target[[row]], input_kind, target_kind, digits, name=f"row {row}: KL")
+        for row in range(len(input))
+    ]
+
+
+def _text(ball: Ball, digits: int) -> str:
+    if mpmath.isinf(ball.value):
+        return "inf"
+    return "0" if ball.value == 0 else str(mpmath.nstr(_public(ball), digits))
+
+
+def _public(ball: Ball) -> Any:
+    """The value as an mpf of mpmath's own global context, every bit kept (one of a local context does not pickle)."""
+    return mpmath.mp.make_mpf(ball.value._mpf_)
 
 
 def _shape(rows: Any, single: bool) -> tuple[int, ...]:
     return tuple(rows.shape[1:] if single else rows.shape)
-
-
-def _public(value: Any) -> Any:
-    """The same number as an mpf of mpmath's own global context, every bit kept (a local one does not pickle)."""
-    return mpmath.mp.make_mpf(value._mpf_)
-
-
-def row_references(input: Rows, target: Rows, target_kind: str, digits: int = 60) -> list[str]:
-    """KL(target || input) of each row (rows x classes; input logits) as text of `digits` significant digits."""
-    check_kind(input, "logits", "input")
-    check_kind(target, target_kind, "target")
-    pairs = ((input[i : i + 1], target[i : i + 1]) for i in range(len(input)))
-    return [_text(kl_sum(x, y, "logits", target_kind, digits + 1).value, digits) for x, y in pairs]
-
-
-def _text(value: Any, digits: int) -> str:
-    if mpmath.isinf(value):
-        return "inf"
-    return "0" if value == 0 else str(value.context.nstr(value, digits))

@@ -4,12 +4,31 @@ With the target's p and the input's q,
 
     KL(p || q) = sum over p_i > 0 of p_i (log p_i - log q_i),
 
-and 0 log 0 = 0, 0 * (-inf) = 0, p_i > 0 with q_i = 0 gives +inf.
+and 0 log 0 = 0, 0 * (-inf) = 0, p_i > 0 with q_i = 0 gives +inf. Let o be the target's largest class, and for logits
+a_i = y_i - y_o, b_i = x_i - x_o (without rounding), w_i = exp a_i, P = sum over i != o of w_i, Q = the same of exp b_i:
 
-Every value comes with a radius. Write u = 2^-prec. Every mpmath operation used (+, *, /, exp, log, log1p) returns
-its exact result times 1 + d, |d| <= 4u; differences of logits are taken without rounding. Sums of n terms therefore
-err by at most 4(n + 8)u times the sum of the magnitudes of their terms (Higham, Accuracy and Stability of Numerical
-Algorithms, 2nd ed., section 4.2, with each term's own rounding counted), which gives the radii below.
+    KL = sum w_i (a_i - b_i) / (1 + P) + log1p Q - log1p P.
+
+For the other kinds a_i = log p_i or b_i = log q_i as given, w_i = p_i, and the two logarithms are 0; where the input
+alone has one, it is multiplied by sum w_i. In a peaked row every term is small, so nothing is lost there.
+
+The radius. At a precision of at most MAX_PRECISION bits every operation used (+, -, *, /, exp, log, log1p, fsum)
+returns its exact result times 1 + d, |d| <= e = 2^(12 - precision):
+
+- Arithmetic is correctly rounded. `fsum` adds exactly and rounds once, save for terms below 2^(-2 precision) of the
+  partial sum; with sum |t_i| in place of its result it keeps the same bound.
+- `exp` has 14 guard bits. Its Taylor sums, of K <= 100 truncated steps, lose at most a factor of 2K up to 600 bits.
+  Above, `exponential_series` takes the root of cosh^2 - 1 of an argument in (2^(m-1), 2^m] halved r times,
+  r = max(0, m + R), R = sqrt(precision)/2, and squares r times: it loses 2r - m bits and carries
+  10 + 2 max(r, -m) for them, short of them by at most R/2 - 10 = 15, at m = -R/2. Together 2K 2^(15 - 14) < 2^9.
+  (It happens: 32 units at 10,000 bits near |x| = 2^-26.) Integers go through powers of e with enough guard bits.
+- `log` and `log1p` have 20 guard bits, besides those that cancel near 1, for Taylor sums with K <= 400, or for the AGM
+  with one extra bit in 20. (mpmath's log is wrong just above 1/4 for arguments of more bits than the precision + 20;
+  here its arguments are binary64 numbers and 1 + Q >= 1.)
+
+So a term errs by at most 4e w_i (|a_i| + |b_i|) (with the exact |a_i - b_i| instead where both are exact), the first
+sum by 9e of its magnitudes, each logarithm by 3e (since Q / (1 + Q) <= log1p Q), their part by 7e and the value by
+10e times `size`, the sum of all magnitudes, to first order; 16e covers the rest and the rounding of `size` itself.
 """
 
 from __future__ import annotations
@@ -18,15 +37,21 @@ import math
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
+from threading import RLock
 from typing import Any
 
 import numpy as np
 from mpmath import MPContext
+from numpy.typing import NDArray
 
 from audit.errors import UsageError
 from audit.reference.values import Rows
 
 MAX_PRECISION = 10_000
+# A value this much sharper than asked rounds to the asked digits correctly, but for one in 10^9.
+GUARD_DIGITS = 10
+# Threads share a context's precision and mpmath's cached constants.
+_LOCK = RLock()
 
 
 @cache
@@ -42,122 +67,170 @@ class Ball:
     value: Any
     radius: Any
 
-
-class _Side:
-    """One distribution: p_i and log p_i of the classes that have mass, with log p_i accurate relative to `size`."""
-
-    def __init__(self, row: Rows, kind: str) -> None:
-        self.row, self.kind = row, kind
-        self.support = row != (0 if kind == "probs" else -np.inf)
-
-    def logs(self, classes: Any, origin: int) -> tuple[list[Any], Any, Any]:
-        """(c_i), L, |L| with log p_i = c_i - L for the listed classes.
-
-        For logits, c_i = x_i - x_origin and L = log sum exp c; the class at the origin is left out of the sum and
-        returned by log1p, so that a peaked row keeps its relative accuracy.
-        """
-        ctx = _context()
-        numbers = [ctx.mpf(v) for v in self.row[classes].tolist()]
-        if self.kind == "log_probs":
-            return numbers, ctx.zero, ctx.zero
-        if self.kind == "probs":
-            return [ctx.log(v) for v in numbers], ctx.zero, ctx.zero
-        top = ctx.mpf(float(self.row[origin]))
-        others = self.row[self.support & (np.arange(self.row.size) != origin)].tolist()
-        rest = ctx.fsum(ctx.exp(ctx.fsub(v, top, exact=True)) for v in others)
-        log_sum = ctx.log1p(rest)
-        return [ctx.fsub(v, top, exact=True) for v in numbers], log_sum, log_sum
-
-    def rational(self) -> list[Fraction] | None:
-        """The probabilities, where they are plainly rational: given as such, or logits that are all equal."""
-        if self.kind == "probs":
-            return [Fraction(v) for v in self.row.tolist()]
-        finite = self.row[self.support]
-        if self.kind == "logits" and (finite == finite[0]).all():
-            return [Fraction(int(has_mass), finite.size) for has_mass in self.support]
-        return None
+    def settles(self, digits: int) -> bool:
+        """Whether the radius is at most 10^-digits of the value."""
+        return bool(self.radius <= abs(self.value) * _context().mpf(10) ** -digits)
 
 
-def is_zero(input: Rows, target: Rows, input_kind: str, target_kind: str) -> bool:
-    """Whether the two rows are equal, decided on the exact numbers; their KL is then exactly 0.
-
-    Logits are equal up to a constant. For two different distributions KL > 0, so False decides as well wherever
-    logits stand on both sides.
-    """
-    q, p = _Side(input, input_kind), _Side(target, target_kind)
-    where = np.flatnonzero(p.support)
-    if input_kind == target_kind == "logits":
-        if not np.array_equal(p.support, q.support):
-            return False
-        first = Fraction(target[where[0]]) - Fraction(input[where[0]])
-        return all(Fraction(target[i]) - Fraction(input[i]) == first for i in where)
-    if input_kind == target_kind == "log_probs":
-        return bool((input[where] == target[where]).all())
-    exact_q, exact_p = q.rational(), p.rational()
-    return exact_q is not None and exact_p is not None and all(exact_p[i] == exact_q[i] for i in where)
+def _support(row: Rows, kind: str) -> NDArray[np.bool_]:
+    return np.not_equal(row, 0 if kind == "probs" else -np.inf)
 
 
-def row_ball(input: Rows, target: Rows, input_kind: str, target_kind: str, precision: int) -> Ball:
-    """KL of one row at `precision` bits, with its radius. Neither zero nor infinity: see `is_zero`, `is_infinite`."""
-    ctx = _context()
-    q, p = _Side(input, input_kind), _Side(target, target_kind)
-    where = np.flatnonzero(p.support)
-    with ctx.workprec(precision):
-        # The origin of both sides is the target's largest class: its term is then exactly 0 for two logit rows.
-        origin = int(np.argmax(target))
-        log_p, lse_p, size_p = p.logs(where, origin)
-        log_q, lse_q, size_q = q.logs(where, origin)
-        if target_kind == "probs":
-            weights = [ctx.mpf(v) for v in target[where].tolist()]
-        else:
-            weights = [ctx.exp(v) for v in log_p]
-        shifted = target_kind == "logits"
-        exact = input_kind != "probs" and target_kind != "probs"
-        mass = 1 + ctx.expm1(lse_p) if shifted else ctx.one
-        total = ctx.fsum(w for w in weights) / mass
-        size = ctx.zero
-        terms = []
-        for weight, a, b in zip(weights, log_p, log_q, strict=True):
-            # Exact operands are subtracted exactly, so that only the difference is rounded.
-            difference = ctx.fsub(a, b, exact=True) if exact else a - b
-            terms.append(weight * difference / mass)
-            size += weight * (abs(difference) if exact else abs(a) + abs(b)) / mass
-        shift = lse_q - lse_p
-        value = ctx.fsum(terms) + (shift if shifted else total * shift)
-        size += (1 if shifted else total) * (size_p + size_q)
-        radius = ctx.ldexp(4 * (2 * len(input) + 32), -precision) * size
-        return Ball(value, radius)
+def _rational(row: Rows, kind: str) -> list[Fraction] | None:
+    """The probabilities, where they are plainly rational: given as such, or logits that are all equal."""
+    if kind == "probs":
+        return [Fraction(v) for v in row.tolist()]
+    support = _support(row, kind)
+    finite = row[support]
+    if kind == "logits" and (finite == finite[0]).all():
+        return [Fraction(int(has_mass), finite.size) for has_mass in support]
+    return None
 
 
 def is_infinite(input: Rows, target: Rows, input_kind: str, target_kind: str) -> bool:
     """Whether the target has mass where the input has none."""
-    return bool((_Side(target, target_kind).support & ~_Side(input, input_kind).support).any())
+    return bool((_support(target, target_kind) & ~_support(input, input_kind)).any())
 
 
-def kl_sum(input: Rows, target: Rows, input_kind: str, target_kind: str, digits: int) -> Ball:
-    """The sum over rows (each array rows x classes) of KL(target || input), to `digits` significant digits.
+def is_zero(input: Rows, target: Rows, input_kind: str, target_kind: str) -> bool:
+    """Whether KL is 0 because the rows are equal wherever the target has mass, decided on the exact numbers.
 
-    The radius is at most 10^-digits of the value; it is 0 where the sum is exactly 0 or infinite.
+    Logits are equal up to a constant, and True only if they are so everywhere. For two different distributions
+    KL > 0, so False decides as well wherever logits stand on both sides.
+    """
+    support = _support(target, target_kind)
+    where = np.flatnonzero(support)
+    if not where.size or (input_kind == target_kind and np.array_equal(input, target)):
+        return True
+    if input_kind == target_kind == "logits":
+        if not np.array_equal(support, _support(input, input_kind)):
+            return False
+        first = Fraction(target[where[0]]) - Fraction(input[where[0]])
+        return all(Fraction(target[i]) - Fraction(input[i]) == first for i in where)
+    if input_kind == target_kind:
+        return np.array_equal(input[where], target[where])
+    q, p = _rational(input, input_kind), _rational(target, target_kind)
+    return q is not None and p is not None and all(p[i] == q[i] for i in where)
 
-    Raises UsageError with the radius reached where MAX_PRECISION bits settle neither the digits nor zero.
+
+def _log_terms(row: Rows, kind: str, classes: Any, origin: int) -> list[Any]:
+    """log p_i of the listed classes, for logits up to the constant that makes the origin's 0."""
+    ctx = _context()
+    numbers = [ctx.mpf(v) for v in row[classes].tolist()]
+    if kind == "log_probs":
+        return numbers
+    if kind == "probs":
+        return [ctx.log(v) for v in numbers]
+    top = ctx.mpf(float(row[origin]))
+    return [ctx.fsub(v, top, exact=True) for v in numbers]
+
+
+def row_ball(input: Rows, target: Rows, input_kind: str, target_kind: str, precision: int) -> Ball:
+    """KL of one row at `precision` bits, 64 to MAX_PRECISION, with its radius; the formula is the module's.
+
+    For rows that are neither `is_zero` nor `is_infinite`.
     """
     ctx = _context()
-    kinds = (input_kind, target_kind)
-    pairs = [(x, y) for x, y in zip(input, target, strict=True)]
-    if any(is_infinite(x, y, *kinds) for x, y in pairs):
+    where = np.flatnonzero(_support(target, target_kind))
+    origin = int(np.argmax(target))
+    with ctx.workprec(precision):
+        log_p = _log_terms(target, target_kind, where, origin)
+        log_q = _log_terms(input, input_kind, where, origin)
+        weights = [ctx.mpf(v) for v in target[where].tolist()] if target_kind == "probs" else list(map(ctx.exp, log_p))
+        if target_kind == "logits":
+            rest = ctx.fsum(w for i, w in zip(where, weights, strict=True) if i != origin)
+            mass, total, log_sum_p = 1 + rest, ctx.one, ctx.log1p(rest)
+        else:
+            mass, total, log_sum_p = ctx.one, ctx.fsum(weights), ctx.zero
+        log_sum_q = ctx.zero
+        if input_kind == "logits":
+            others = np.flatnonzero(_support(input, input_kind) & (np.arange(input.size) != origin))
+            log_sum_q = ctx.log1p(ctx.fsum(map(ctx.exp, _log_terms(input, input_kind, others, origin))))
+        if "probs" in (input_kind, target_kind):
+            differences = [a - b for a, b in zip(log_p, log_q, strict=True)]
+            magnitudes = [abs(a) + abs(b) for a, b in zip(log_p, log_q, strict=True)]
+        else:
+            differences = [ctx.fsub(a, b, exact=True) for a, b in zip(log_p, log_q, strict=True)]
+            magnitudes = [abs(d) for d in differences]
+        value = ctx.fsum(w * d for w, d in zip(weights, differences, strict=True)) / mass
+        value += total * (log_sum_q - log_sum_p)
+        size = ctx.fsum(w * m for w, m in zip(weights, magnitudes, strict=True)) / mass
+        size += total * (log_sum_q + log_sum_p)
+        return Ball(value, ctx.ldexp(size, 16 - precision))
+
+
+def kl_row(input: Rows, target: Rows, input_kind: str, target_kind: str, digits: int) -> Ball:
+    """KL of one row, its radius at most 10^-digits of the value unless MAX_PRECISION bits do not reach that.
+
+    The radius is 0 where KL is exactly 0 or infinite.
+    """
+    ctx, kinds = _context(), (input_kind, target_kind)
+    if is_infinite(input, target, *kinds):
         return Ball(ctx.inf, ctx.zero)
-    pairs = [(x, y) for x, y in pairs if not is_zero(x, y, *kinds)]
-    precision = math.ceil(digits * math.log2(10)) + 64
+    if is_zero(input, target, *kinds):
+        return Ball(ctx.zero, ctx.zero)
+    precision = _bits(digits)
     while True:
-        balls = [row_ball(x, y, *kinds, precision) for x, y in pairs]
-        with ctx.workprec(precision + 32):
-            value, radius = ctx.fsum(b.value for b in balls), ctx.fsum(b.radius for b in balls)
-            if radius == 0 or radius <= abs(value) * ctx.mpf(10) ** -digits:
-                return Ball(value, radius)
-        if precision >= MAX_PRECISION:
-            size = ctx.nstr(radius, 3)
-            raise UsageError(
-                f"{digits} digits cannot be settled: at {precision} bits KL is within {size} of {ctx.nstr(value, 3)}, "
-                "and exact cancellation to 0 cannot be excluded"
-            )
+        ball = row_ball(input, target, *kinds, precision)
+        if ball.settles(digits) or precision == MAX_PRECISION:
+            return ball
         precision = min(2 * precision, MAX_PRECISION)
+
+
+def _bits(digits: int) -> int:
+    return min(math.ceil(digits * math.log2(10)) + 64, MAX_PRECISION)
+
+
+def kl_sum(
+    input: Rows,
+    target: Rows,
+    input_kind: str,
+    target_kind: str,
+    digits: int,
+    *,
+    divisor: int = 1,
+    name: str = "KL",
+) -> Ball:
+    """The sum over rows (each array rows x classes) of KL(target || input), over `divisor`, to `digits` digits.
+
+    The radius is at most 10^-(digits + GUARD_DIGITS) of the value; it is 0 where the sum is exactly 0 or infinite.
+
+    Raises UsageError, of `name` and with the radius reached, where MAX_PRECISION bits settle neither the digits
+    nor zero.
+    """
+    ctx, kinds = _context(), (input_kind, target_kind)
+    asked = digits + GUARD_DIGITS
+    with _LOCK:
+        if is_infinite(input, target, *kinds):
+            return Ball(ctx.inf, ctx.zero)
+        row_digits = asked
+        balls = [kl_row(x, y, *kinds, asked) for x, y in zip(input, target, strict=True)]
+        while not (total := _total(balls, divisor, _bits(row_digits))).settles(asked):
+            # Rows cancel each other, or cannot be settled by themselves; those that can are asked for more.
+            open_rows = [ball.radius != 0 and ball.settles(row_digits) for ball in balls]
+            if not any(open_rows):
+                raise UsageError(_unsettled(total, digits, name))
+            row_digits *= 2
+            balls = [
+                kl_row(x, y, *kinds, row_digits) if is_open else ball
+                for x, y, ball, is_open in zip(input, target, balls, open_rows, strict=True)
+            ]
+        return total
+
+
+def _total(balls: list[Ball], divisor: int, precision: int) -> Ball:
+    """The balls' sum over `divisor`; its own two roundings are in the radius."""
+    ctx = _context()
+    with ctx.workprec(precision):
+        value = ctx.fsum(ball.value for ball in balls) / divisor
+        radius = ctx.fsum(ball.radius for ball in balls) / divisor
+        return Ball(value, radius + ctx.ldexp(abs(value), 2 - precision) + ctx.ldexp(radius, 4 - precision))
+
+
+def _unsettled(ball: Ball, digits: int, name: str) -> str:
+    ctx = _context()
+    value, radius = ctx.nstr(ball.value, 6), ctx.nstr(ball.radius, 3)
+    reached = f"{name}: {MAX_PRECISION} bits do not settle {digits} digits; they give {value} with radius {radius}"
+    if abs(ball.value) <= ball.radius:
+        return f"{reached}; numbers that are not normalised can cancel to exactly 0, which cannot be told from that"
+    return f"{reached}; ask for fewer digits"

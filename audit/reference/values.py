@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -32,18 +33,19 @@ def exact_values(values: Any, name: str) -> Rows:
     else:
         try:
             given = np.array(values, dtype=object)
-            for number in given.flat:
-                float(number)
-        except (TypeError, ValueError):
-            raise UsageError(f"{name}: expected rows of numbers, all of one length") from None
+        except ValueError:
+            given = np.array([None])
+        if not all(isinstance(number, Real) for number in given.flat):
+            raise UsageError(f"{name}: expected rows of numbers, all of one length")
     try:
         rows = given.astype(np.float64)
     except OverflowError:
         raise UsageError(f"{name}: holds a number beyond the range of binary64") from None
-    if not np.array_equal(rows.astype(given.dtype), given, equal_nan=given.dtype.kind == "f"):
-        changed = [(old, new) for old, new in zip(given.flat, rows.flat, strict=True) if old != new and old == old]
-        if changed:
-            raise UsageError(f"{name}: {changed[0][0]!r} is not a binary64 number (nearest: {changed[0][1]!r})")
+    if given.dtype.itemsize > 8 or given.dtype.kind == "O":
+        # Python's comparison of an integer or a fraction with a float is exact; numpy's is not.
+        for number, nearest in zip(given.flat, rows.ravel().tolist(), strict=True):
+            if number != nearest and number == number:
+                raise UsageError(f"{name}: {number!r} is not a binary64 number (nearest: {nearest!r})")
     return rows
 
 
