@@ -4,13 +4,17 @@ With the target's p and the input's q,
 
     KL(p || q) = sum over p_i > 0 of p_i (log p_i - log q_i),
 
-and 0 log 0 = 0, 0 * (-inf) = 0, p_i > 0 with q_i = 0 gives +inf. Let o be the target's largest class, and for logits
-a_i = y_i - y_o, b_i = x_i - x_o (without rounding), w_i = exp a_i, P = sum over i != o of w_i, Q = the same of exp b_i:
+and 0 log 0 = 0, 0 * (-inf) = 0, p_i > 0 with q_i = 0 gives +inf. Let o be the target's largest class. For logits
+a_i = y_i - y_o, b_i = x_i - x_o and d_i = a_i - b_i, without rounding, and w_i = exp a_i, W = sum of w_i:
 
-    KL = sum w_i (a_i - b_i) / (1 + P) + log1p Q - log1p P.
+    KL = sum w_i d_i / W + log1p E,   E = (sum over d_i != 0 of exp b_i - w_i) / W
 
-For the other kinds a_i = log p_i or b_i = log q_i as given, w_i = p_i, and the two logarithms are 0; where the input
-alone has one, it is multiplied by sum w_i. In a peaked row every term is small, so nothing is lost there.
+since 1 + E is the ratio of the two sums of exponentials. Classes that agree drop out, and in a peaked row every term is
+small, so nothing is lost to either: with g = exp(-d_i / 2), KL >= (squared Hellinger distance, of o and i alone)
+>= p_i (1 - g)^2 / (1 + g^2), and d_i of binary64 numbers is at least 2^-1074, so cancellation takes no more than about
+2 * 1074 + 2 log2 n bits. Two rows of logits are therefore always settled (up to 2,000 digits).
+The other kinds fit in with a_i = log p_i, w_i = p_i, W = 1, or b_i = log q_i, as given; E then has the exponentials of
+the side that is logits, if any, without the origin's, and log1p E is multiplied by sum w_i where the target is not.
 
 The radius. At a precision of at most MAX_PRECISION bits every operation used (+, -, *, /, exp, log, log1p, fsum)
 returns its exact result times 1 + d, |d| <= e = 2^(12 - precision):
@@ -23,12 +27,13 @@ returns its exact result times 1 + d, |d| <= e = 2^(12 - precision):
   10 + 2 max(r, -m) for them, short of them by at most R/2 - 10 = 15, at m = -R/2. Together 2K 2^(15 - 14) < 2^9.
   (It happens: 32 units at 10,000 bits near |x| = 2^-26.) Integers go through powers of e with enough guard bits.
 - `log` and `log1p` have 20 guard bits, besides those that cancel near 1, for Taylor sums with K <= 400, or for the AGM
-  with one extra bit in 20. (mpmath's log is wrong just above 1/4 for arguments of more bits than the precision + 20;
-  here its arguments are binary64 numbers and 1 + Q >= 1.)
+  with one extra bit in 20. (mpmath's log is wrong just above 1/4 for arguments of more than precision + 20 bits; here
+  they are binary64 numbers, or 1 + E, of at most precision + 1 bits in that range.)
 
-So a term errs by at most 4e w_i (|a_i| + |b_i|) (with the exact |a_i - b_i| instead where both are exact), the first
-sum by 9e of its magnitudes, each logarithm by 3e (since Q / (1 + Q) <= log1p Q), their part by 7e and the value by
-10e times `size`, the sum of all magnitudes, to first order; 16e covers the rest and the rounding of `size` itself.
+So a term errs by at most 4e w_i (|a_i| + |b_i|) (with |d_i| instead where it is exact), their sum by 9e of its
+magnitudes, E by 6e of G = sum (exp b_i + w_i) / W, log1p E by that over 1 + E >= 1/n and e |log1p E|, its product with
+sum w_i by 3e more, and the value by 11e times `size`, the sum of all magnitudes, to first order; 16e covers the second
+order and the rounding of `size` itself.
 """
 
 from __future__ import annotations
@@ -131,31 +136,34 @@ def row_ball(input: Rows, target: Rows, input_kind: str, target_kind: str, preci
     For rows that are neither `is_zero` nor `is_infinite`.
     """
     ctx = _context()
-    where = np.flatnonzero(_support(target, target_kind))
+    support = _support(target, target_kind)
+    where, beyond = np.flatnonzero(support), np.flatnonzero(_support(input, input_kind) & ~support)
     origin = int(np.argmax(target))
     with ctx.workprec(precision):
         log_p = _log_terms(target, target_kind, where, origin)
         log_q = _log_terms(input, input_kind, where, origin)
-        weights = [ctx.mpf(v) for v in target[where].tolist()] if target_kind == "probs" else list(map(ctx.exp, log_p))
-        if target_kind == "logits":
-            rest = ctx.fsum(w for i, w in zip(where, weights, strict=True) if i != origin)
-            mass, total, log_sum_p = 1 + rest, ctx.one, ctx.log1p(rest)
-        else:
-            mass, total, log_sum_p = ctx.one, ctx.fsum(weights), ctx.zero
-        log_sum_q = ctx.zero
-        if input_kind == "logits":
-            others = np.flatnonzero(_support(input, input_kind) & (np.arange(input.size) != origin))
-            log_sum_q = ctx.log1p(ctx.fsum(map(ctx.exp, _log_terms(input, input_kind, others, origin))))
         if "probs" in (input_kind, target_kind):
             differences = [a - b for a, b in zip(log_p, log_q, strict=True)]
             magnitudes = [abs(a) + abs(b) for a, b in zip(log_p, log_q, strict=True)]
         else:
             differences = [ctx.fsub(a, b, exact=True) for a, b in zip(log_p, log_q, strict=True)]
             magnitudes = [abs(d) for d in differences]
-        value = ctx.fsum(w * d for w, d in zip(weights, differences, strict=True)) / mass
-        value += total * (log_sum_q - log_sum_p)
+        weights = [ctx.mpf(v) for v in target[where].tolist()] if target_kind == "probs" else list(map(ctx.exp, log_p))
+        total = ctx.fsum(weights)
+        mass, total = (total, ctx.one) if target_kind == "logits" else (ctx.one, total)
+        agreeing = 0 if input_kind == target_kind == "logits" else None
+        moved = [k for k, d in enumerate(differences) if d != agreeing and where[k] != origin]
+        gained, lost = [], []
+        if input_kind == "logits":
+            gained = [ctx.exp(log_q[k]) for k in moved]
+            gained += map(ctx.exp, _log_terms(input, input_kind, beyond, origin))
+        if target_kind == "logits":
+            lost = [weights[k] for k in moved]
+        ratio = ctx.fsum(gained + [-w for w in lost]) / mass
+        shift = ctx.log1p(ratio)
+        value = ctx.fsum(w * d for w, d in zip(weights, differences, strict=True)) / mass + total * shift
         size = ctx.fsum(w * m for w, m in zip(weights, magnitudes, strict=True)) / mass
-        size += total * (log_sum_q + log_sum_p)
+        size += total * (ctx.fsum(gained + lost) / mass / (1 + ratio) + abs(shift))
         return Ball(value, ctx.ldexp(size, 16 - precision))
 
 
