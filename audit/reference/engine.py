@@ -1,0 +1,123 @@
+"""The fast reference: KL of one pair of long rows of logits, certified, on numpy.
+
+    KL = (sum e^(y - a) (y - x)) / S_y + log(S_x / S_y) + b - a,    S_y = sum e^(y - a),    S_x = sum e^(x - b)
+
+for any a, b. The three sums come from `fixedpoint`, each with a radius; the last operations are balls in mpmath. The
+number of limbs starts at what the digits need and grows until the radius meets them. docs/reference-engine.md has the
+proof.
+"""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from audit.reference.fixedpoint import BITS, Sum, Weight, exponential_sums
+from audit.reference.oracle import Ball, _context
+
+Floats = NDArray[np.float64]
+
+# Below, the oracle is as fast.
+SMALLEST = 512
+MOST_LIMBS = 96
+LARGEST = 2.0**39
+
+
+def kl_row(input: Floats, target: Floats, digits: int) -> Ball | None:
+    """KL(target || input) of two rows of logits (1-D, finite or -inf), to `digits` significant digits.
+
+    The radius is at most 10^-digits of the value, and 0 where the rows are equal up to a constant. None where this
+    engine declines: logits beyond 2^39, infinite KL, cancellation beyond 96 limbs of 22 bits.
+    """
+    has_mass = target != -np.inf
+    if (input[has_mass] == -np.inf).any():
+        return None
+    x, y = input[input != -np.inf], target[has_mass]
+    if not x.size or not y.size or max(abs(x.max()), abs(y.max())) >= LARGEST:
+        return None
+    differences, errors = _differences(y, input[has_mass])
+    if np.isinf(differences).any():
+        return None
+    if len(x) == len(y) and (differences == differences[0]).all() and (errors is None or (errors == errors[0]).all()):
+        return Ball(_context().zero, _context().zero)
+    needed = digits * math.log2(10) + math.log2(len(x)) + 6
+    limbs = math.ceil((needed + 3) / BITS)
+    while limbs <= MOST_LIMBS:
+        ball = _ball(x, y, differences, errors, limbs)
+        if ball is None:
+            return None
+        ctx = _context()
+        with ctx.workprec(64):
+            target_radius = abs(ball.value) * ctx.mpf(10) ** -digits
+            if ball.radius <= target_radius * (1 - ctx.mpf(2) ** -32):
+                return ball
+            if abs(ball.value) > 4 * ball.radius:
+                limbs += max(1, math.ceil((float(ctx.log(ball.radius / target_radius, 2)) + 2) / BITS))
+            else:
+                limbs *= 2
+    return None
+
+
+def _differences(y: Floats, x: Floats) -> tuple[Floats, Floats | None]:
+    """y - x as the exact sum of two arrays, the second at most half an ulp of the first; None where it is 0.
+
+    TwoSum (Knuth); where y - x overflows the first is infinite.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        difference = y - x
+        virtual = difference - y
+        error = (y - (difference - virtual)) - (x + virtual)
+    return difference, error if error.any() else None
+
+
+def _ball(x: Floats, y: Floats, differences: Floats, errors: Floats | None, limbs: int) -> Ball | None:
+    bits = BITS * limbs
+    lost = Fraction(len(x), 2**bits)
+    top_x, (sum_x,) = exponential_sums(x[x >= x.max() - _reach(bits)], [None], limbs)
+    kept = y >= y.max() - _reach(bits)
+    lost_difference = Fraction(0)
+    if not kept.all():
+        # log2 of e^(y - max) |y - x|, rounded upwards.
+        sizes = 1.4426 * (y[~kept] - y.max()) + np.log2(np.maximum(np.abs(differences[~kept]), 1e-300))
+        lost_difference = len(y) * Fraction(2) ** max(math.ceil(sizes.max()) + 2, -2 * bits)
+        y, differences = y[kept], differences[kept]
+        errors = None if errors is None else errors[kept]
+    exponent = max(math.frexp(float(np.abs(differences).max()))[1], -400) + 1
+    if exponent > 500:
+        return None
+    top_y, (sum_y, sum_d) = exponential_sums(y, [None, Weight(differences, errors, exponent)], limbs)
+    factor = Fraction(2) ** exponent
+    return _divergence(
+        Sum(sum_d.value * factor, sum_d.radius * factor + lost_difference),
+        Sum(sum_y.value, sum_y.radius + lost),
+        Sum(sum_x.value, sum_x.radius + lost),
+        top_x - top_y,
+        bits + 64,
+    )
+
+
+def _reach(bits: int) -> float:
+    """Classes this far below the largest weigh less than 2^-(bits + 1)."""
+    return 0.6932 * (bits + 2)
+
+
+def _divergence(d: Sum, s_y: Sum, s_x: Sum, shift: Fraction, precision: int) -> Ball:
+    """d / s_y + log(s_x / s_y) + shift. Each mpmath operation errs by at most 4 units of 2^-precision, relative."""
+    ctx = _context()
+
+    def mpf(number: Fraction) -> Any:
+        return ctx.mpf(number.numerator) / number.denominator
+
+    with ctx.workprec(precision):
+        quotient = mpf(d.value) / mpf(s_y.value)
+        logarithm = ctx.log(mpf(s_x.value) / mpf(s_y.value))
+        value = quotient + logarithm + mpf(shift)
+        relative_y = s_y.radius / (s_y.value - s_y.radius)
+        relative_x = s_x.radius / (s_x.value - s_x.radius)
+        lost = d.radius / (s_y.value - s_y.radius) + abs(d.value) / s_y.value * relative_y + relative_x + relative_y
+        rounding = ctx.ldexp(64 * (1 + abs(quotient) + abs(logarithm) + abs(mpf(shift))), -precision)
+        return Ball(value, (mpf(lost) + rounding) * (1 + ctx.ldexp(1, -32)))
