@@ -1,16 +1,17 @@
-# One interpreter for all targets: PYTHON=…, or what .ci/interpreter.sh finds or makes.
+# One interpreter for every target: PYTHON=…, or what .ci/interpreter.sh finds or makes.
 PROFILE ?= standard
-# Importing torch to ask its version would add a second; its metadata has it too.
-NAME = -c 'import sys; from importlib.metadata import version; print(sys.executable + ", torch " + version("torch"), flush=True)'
+pick = python=$$(sh .ci/interpreter.sh $(1))
 
-.PHONY: help audit test check references
-help:
-	@echo 'make audit        audit every device found into reports/latest/ (PROFILE=quick|standard|full)'
-	@echo 'make test         the whole test suite, ruff and mypy where they are installed'
-	@echo 'PYTHON=…          picks the interpreter'
-audit:
-	@python=$$(sh .ci/interpreter.sh core) && "$$python" -m audit run --profile $(PROFILE)
-test: check
-	@python=$$(sh .ci/interpreter.sh test) && "$$python" $(NAME) && "$$python" -m pytest
-check:
-	@python=$$(sh .ci/interpreter.sh test) && sh .ci/check.sh "$$python"
+.PHONY: help audit test test-slow check references
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1: \2/p' Makefile
+audit: ## audit every device found into reports/latest/ (PROFILE=quick|standard|full)
+	@$(call pick,core) && "$$python" -m audit run --profile "$(PROFILE)"
+test: ## the whole test suite, with ruff and mypy where they are installed
+	@$(call pick,test) && sh .ci/check.sh "$$python" && "$$python" -m pytest
+test-slow: ## the tests that take minutes
+	@$(call pick,test) && "$$python" -m pytest -m slow
+check: ## ruff and mypy alone
+	@$(call pick,test) && sh .ci/check.sh "$$python"
+references: ## recompute and certify every committed reference
+	@$(call pick,core) && "$$python" -m audit references build

@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import math
-from decimal import Context, Decimal
+from decimal import MAX_EMAX, MIN_EMIN, Context, Decimal, InvalidOperation
 
 import numpy as np
 import pandas as pd
 
 from audit.formats import FORMATS, Format
 
-# Wide enough that every sum and difference of a binary64 number and a 50-digit reference is exact.
-_EXACT = Context(prec=2_500, Emin=-10_000_000, Emax=10_000_000)
-_QUOTIENT = Context(prec=40, Emin=-10_000_000, Emax=10_000_000)
+# Exact for every difference of a binary64 number and a 50-digit reference within some 1e-1000 .. 1e1000; beyond that
+# one of the two is so small beside the other that cutting it cannot change what the difference rounds to. Nothing is
+# trapped: a divergence may lie near 1e-434294482 (logits a billion apart), which is no error.
+_WIDE = Context(prec=2_500, Emin=MIN_EMIN, Emax=MAX_EMAX, traps=[])
+# Quotients are not exact; 40 digits leave binary64 one rounding in all but a share of 1e-23 of them.
+_QUOTIENT = Context(prec=40, Emin=MIN_EMIN, Emax=MAX_EMAX, traps=[])
+_LOG10_2 = _QUOTIENT.log10(Decimal(2))
 _NAN = float("nan")
+_EXACT_COLUMNS = {
+    "drift": "float64",
+    "abs_error": "float64",
+    "rel_error": "float64",
+    "ulp_error": "float64",
+    "correct_bits": "float64",
+    "false_zero": "boolean",
+}
 
 
 def error_columns(table: pd.DataFrame) -> pd.DataFrame:
@@ -21,61 +33,86 @@ def error_columns(table: pd.DataFrame) -> pd.DataFrame:
 
     Taken are `computed` (binary64, which holds every format), `result_dtype` (a format's name, empty where nothing
     was computed), `result_class` ("not_computed" where nothing was), `reference` (decimal text, "inf" or "nan"), and
-    `scale` (1 + sum p (|log p| + |log q|), divided as the reduction divides). The columns are the contract's:
-    `drift` and `abs_error` in the result's unit, `ulp_error` in ulp of `result_dtype` at the reference,
-    `correct_bits` = min(precision, -log2 of the relative error).
+    `scale` (1 + sum p (|log p| + |log q|), divided as the reduction divides).
+
+    `drift` and `abs_error` are in the result's unit, the drift overflowing to an infinity as any rounding does;
+    `ulp_error` is in ulp of `result_dtype` at the reference, `scaled_error` in unit roundoffs of `scale`;
+    `correct_bits` = min(precision, -log2(rel_error)) is negative where the error exceeds the reference. A float is
+    NaN where it is undefined: where either side is not finite, for `rel_error` and `correct_bits` also at reference
+    0, for `scaled_error` also where `scale` is infinite. `negative` and `false_zero` are NA where nothing was computed.
     """
-    keys = table[["computed", "reference", "result_dtype"]]
-    unique = keys.drop_duplicates()
-    columns = ["drift", "abs_error", "rel_error", "ulp_error", "correct_bits", "false_zero"]
-    errors = pd.DataFrame([_errors(*row) for row in unique.itertuples(index=False, name=None)], columns=columns)
-    place = pd.MultiIndex.from_frame(unique).get_indexer(pd.MultiIndex.from_frame(keys))
-    errors = errors.iloc[place].set_index(table.index)
     computed = table["computed"].to_numpy(np.float64)
-    present = table["result_class"].to_numpy() != "not_computed"
-    roundoff = (
-        table["result_dtype"].map(lambda name: FORMATS[name].unit_roundoff if name else _NAN).to_numpy(np.float64)
+    triples = list(zip(computed.tolist(), table["reference"], table["result_dtype"], strict=True))
+    # Rows share results, above all zeros; the exact arithmetic is done once for each.
+    known = {triple: _exact_errors(*triple) for triple in set(triples)}
+    exact = [known[triple] for triple in triples]
+    errors = pd.DataFrame(exact, index=table.index, columns=list(_EXACT_COLUMNS)).astype(_EXACT_COLUMNS)
+
+    present = (table["result_class"] != "not_computed").to_numpy(bool)
+    roundoff = table["result_dtype"].map({f.name: f.unit_roundoff for f in FORMATS.values()}).to_numpy(np.float64)
+    scale = table["scale"].to_numpy(np.float64)
+    return pd.DataFrame(
+        {
+            "result_class": np.select(
+                [~present, np.isnan(computed), computed == np.inf, computed == -np.inf],
+                ["not_computed", "not_a_number", "plus_infinity", "minus_infinity"],
+                "finite",
+            ),
+            **errors[["drift", "abs_error", "rel_error", "ulp_error", "correct_bits"]],
+            "scaled_error": errors["abs_error"] / (roundoff * np.where(np.isinf(scale), _NAN, scale)),
+            "negative": pd.Series(computed < 0, table.index, dtype="boolean").where(present),
+            "false_zero": errors["false_zero"].where(present),
+        },
+        index=table.index,
     )
-    errors["scaled_error"] = errors["abs_error"] / (roundoff * table["scale"].to_numpy(np.float64))
-    errors["negative"] = computed < 0
-    errors["result_class"] = np.select(
-        [~present, np.isnan(computed), computed == np.inf, computed == -np.inf],
-        ["not_computed", "not_a_number", "plus_infinity", "minus_infinity"],
-        "finite",
-    )
-    for name in ("negative", "false_zero"):
-        errors[name] = errors[name].astype("boolean").mask(~present)
-    return errors
 
 
-def _errors(computed: float, reference: str, dtype: str) -> tuple[float, float, float, float, float, bool]:
-    """Drift, absolute, relative and ulp error, correct bits, and whether a 0 is false, of one result."""
-    exact = Decimal(reference)
-    if not dtype or not math.isfinite(computed) or not exact.is_finite():
-        false_zero = bool(dtype) and computed == 0 and not exact.is_nan()
+def _exact_errors(computed: float, reference: str, dtype: str) -> tuple[float, float, float, float, float, bool]:
+    """`_EXACT_COLUMNS` of one result."""
+    exact = _number(reference)
+    false_zero = computed == 0 and dtype != "" and _rounds_away_from_zero(exact, FORMATS[dtype])
+    if dtype == "" or not math.isfinite(computed) or not exact.is_finite():
         return _NAN, _NAN, _NAN, _NAN, _NAN, false_zero
     format = FORMATS[dtype]
-    # Half the smallest subnormal is a tie, which goes to the even neighbour, 0.
-    false_zero = computed == 0 and abs(exact) > _EXACT.multiply(Decimal(format.smallest_subnormal), Decimal("0.5"))
-    # 0 - 0 is +0 here: a drift that is exactly 0 has no sign.
-    difference = _EXACT.subtract(Decimal(computed + 0.0), exact)
-    size = abs(difference)
-    ulps = float(_QUOTIENT.divide(size, Decimal(format.ulp(_exponent(exact, format)))))
+    # -0.0 + 0.0 is 0.0: the difference of two zeros has no sign.
+    difference = _WIDE.subtract(Decimal(computed + 0.0), exact)
+    # copy_abs, as abs() rounds to the ambient context's 28 digits.
+    size, magnitude = difference.copy_abs(), exact.copy_abs()
+    ulps = float(_QUOTIENT.divide(size, Decimal(format.ulp(_exponent(magnitude, format)))))
     if not exact:
         return float(difference), float(size), _NAN, ulps, _NAN, false_zero
-    relative = _QUOTIENT.divide(size, abs(exact))
-    bits = (
-        float(format.precision)
-        if not relative
-        else min(format.precision, -float(relative.log10(_QUOTIENT)) / math.log10(2) + 0.0)
-    )
+    relative = _QUOTIENT.divide(size, magnitude)
+    # log10(0) = -inf, which the precision caps.
+    wrong_bits = float(_QUOTIENT.divide(_QUOTIENT.log10(relative), _LOG10_2))
+    bits = min(float(format.precision), 0.0 - wrong_bits)
     return float(difference), float(size), float(relative), ulps, bits, false_zero
 
 
-def _exponent(exact: Decimal, format: Format) -> int:
-    """e with 2^e <= |exact| < 2^(e+1), within the format's range."""
-    guess = math.frexp(abs(float(exact)))[1] - 1 if exact else format.minimum
-    if not exact or guess < format.minimum or math.isinf(float(exact)):
-        return format.minimum if not math.isinf(float(exact)) else format.maximum
+def _number(text: str) -> Decimal:
+    """The number a reference says.
+
+    Decimal stops at exponents of 18 digits, where a divergence of logits near 1e300 can lie; from there on binary64
+    sees no difference to one whose exponent has 16.
+    """
+    try:
+        return Decimal(text)
+    except InvalidOperation:
+        digits, _, exponent = text.lower().partition("e")
+        return Decimal(f"{digits}e{'-' if int(exponent) < 0 else '+'}{10**15}")
+
+
+def _rounds_away_from_zero(exact: Decimal, format: Format) -> bool:
+    """Whether a reference rounds to anything but 0; half the smallest subnormal is a tie, which goes to the even 0."""
+    return not exact.is_nan() and exact.copy_abs() > _WIDE.divide(Decimal(format.smallest_subnormal), Decimal(2))
+
+
+def _exponent(magnitude: Decimal, format: Format) -> int:
+    """e with 2^e <= magnitude < 2^(e+1), within the format's range."""
+    if magnitude < Decimal(2.0**format.minimum):
+        return format.minimum
+    nearest = float(magnitude)
+    if math.isinf(nearest):
+        return format.maximum
+    guess = math.frexp(nearest)[1] - 1
     # Rounding to binary64 may have carried a number just below a power of two up to it.
-    return guess - 1 if abs(exact) < Decimal(2.0**guess) else guess
+    return guess - 1 if magnitude < Decimal(2.0**guess) else guess

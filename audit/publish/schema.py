@@ -53,7 +53,13 @@ SCHEMAS: dict[str, list[Column]] = {
         Column("rel_error", FLOAT, "abs_error / |reference|", "", "drift is empty or the reference is 0"),
         Column("ulp_error", FLOAT, "abs_error / the spacing of result_dtype at the reference", "ulp", "drift is empty"),
         Column("correct_bits", FLOAT, "min(precision, -log2(rel_error))", "bits", "rel_error is empty"),
-        Column("scaled_error", FLOAT, "abs_error / (u (1 + sum p (|log p| + |log q|)))", "u", "drift is empty"),
+        Column(
+            "scaled_error",
+            FLOAT,
+            "abs_error / (u (1 + sum p (|log p| + |log q|)))",
+            "u",
+            "drift is empty, or the sum infinite",
+        ),
         Column(
             "input_error",
             FLOAT,

@@ -34,7 +34,7 @@ def _as_text(series: pd.Series, dtype: str, name: str) -> pd.Series:
         written = series.map(float.__repr__)
         return written if name in _COMPUTED else written.where(series.notna(), "")
     if dtype in (INTEGER, BOOLEAN):
-        return series.map(str, na_action="ignore").astype(object).where(series.notna(), "")
+        return pd.Series(["" if value is pd.NA else str(value) for value in series], series.index)
     return series
 
 

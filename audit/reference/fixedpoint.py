@@ -13,6 +13,7 @@ product of the limbs, which is exact in any order. docs/reference-engine.md has 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -32,6 +33,9 @@ HALF = 2 ** (BITS - 1)
 EXACT = 2**53
 COARSE, FINE = 12, 26
 PAGE = 2**16
+# Limbs are kept below 4 HALF, so that sums of PIECE products of limbs, one of them within HALF, are exact.
+LOOSE = 4 * HALF
+PIECE = EXACT // (LOOSE * HALF)
 BLOCK = 2048
 SEGMENT = 2**17
 SPAN = 2 ** (FINE - COARSE - 1)
@@ -50,9 +54,10 @@ def at_most(bound: int, limit: int = EXACT) -> int:
     return bound
 
 
-def carry(limbs: Floats) -> None:
+def carry(limbs: Floats, scratch: Floats) -> None:
     """One pass in place along the first axis: each limb but the first becomes at most HALF plus one carry."""
-    carries = limbs[1:] * (1 / RADIX)
+    carries = scratch[: len(limbs) - 1]
+    np.multiply(limbs[1:], 1 / RADIX, out=carries)
     np.rint(carries, out=carries)
     limbs[:-1] += carries
     carries *= RADIX
@@ -122,7 +127,7 @@ class Plan:
 def _passes(bound: int) -> tuple[int, int]:
     """How many passes of `carry` bring limbs below 4 HALF, and the bound they leave."""
     passes, bound = 1, carried(bound)
-    while bound > 4 * HALF:
+    while bound > LOOSE:
         passes, bound = passes + 1, carried(bound)
     return passes, bound
 
@@ -130,7 +135,7 @@ def _passes(bound: int) -> tuple[int, int]:
 @lru_cache(maxsize=256)
 def plan(width: int, tail_limbs: int) -> Plan:
     """The plan for tables of `width` limbs and tails of `tail_limbs` limbs, which stand at positions 2, 3, ..."""
-    budget = unit(width) / 16
+    budget = 4 * unit(width)
     # weights[k]: e^t = sum_{j<k} t^j/j! + t^k/k! E_k, and after step k V = scale E_{k-1} T2.
     weights = [Fraction(1)]
     while not weights[1:] or weights[-1] * TAIL * SLACK > budget * len(weights):
@@ -163,8 +168,7 @@ def plan(width: int, tail_limbs: int) -> Plan:
         error += weights[k - 1] * losses[length] / scale
         passes, bound = _passes(scale * HALF + tail * bound)
         steps.append(Step(divisor, scale, length, passes))
-    # The last limb, at position width + 1, is only a guard.
-    return Plan(start, tuple(steps), scale, bound, error + bound * unit(width + 1) / scale)
+    return Plan(start, tuple(steps), scale, bound, error)
 
 
 @dataclass(frozen=True)
@@ -182,7 +186,7 @@ def product(width: int, bound: int, weight_limbs: int, doubled: bool) -> Product
     passes, after = _passes(weight_limbs * each * bound)
     dropped = (weight_limbs - 1) * each * bound * unit(width + 2) * SLACK
     beyond = 4 * SLACK / 2 ** (BITS * weight_limbs) if weight_limbs > width else Fraction(0)
-    return Product(passes, after, dropped + beyond + after * unit(width + 1))
+    return Product(passes, after, dropped + beyond)
 
 
 @dataclass(frozen=True)
@@ -231,17 +235,17 @@ def _exponentials(high: list[int], low: list[int], position: int, width: int) ->
 
 @dataclass(frozen=True)
 class Weight:
-    """Weights (values + error) of the classes, each at most 2^(exponent - 1); `error` is at most an ulp of values."""
+    """Weights values + error, at most 2^(exponent - 1) in magnitude; |error| is at most an ulp of values."""
 
     values: Floats
     error: Floats | None
     exponent: int
 
-    def limbs(self, where: slice | Integers, limit: int) -> list[Floats]:
-        """At positions 1, 2, ... of weight / 2^exponent."""
+    def limbs(self, block: slice, limit: int) -> list[Floats]:
+        """Those of weight / 2^exponent, at positions 1, 2, ..."""
         scale = 2.0 ** (BITS - self.exponent)
-        error = None if self.error is None else self.error[where] * scale
-        return split(self.values[where] * scale, error, limit)
+        error = None if self.error is None else self.error[block] * scale
+        return split(self.values[block] * scale, error, limit)
 
 
 @dataclass(frozen=True)
@@ -253,32 +257,51 @@ class Sum:
 
 
 def exponential_sums(values: Floats, weights: list[Weight | None], width: int) -> tuple[Fraction, list[Sum]]:
-    """(top, sums) with one sum of w e^(values - top) / 2^exponent for each weight, None meaning 1 and exponent 0.
+    """(top, sums): one sum of w e^(values - top) / 2^exponent for each weight, None being w = 1, exponent = 0.
 
-    `values` are finite, below 2^39 in magnitude, and not further apart than 2^39.
+    `values` are finite and at most 2^39 in magnitude.
     """
     steps = np.rint(values * 2.0**COARSE)
     rest = values - steps * 2.0**-COARSE
     offsets = np.rint(rest * 2.0**FINE)
-    tails = rest - offsets * 2.0**-FINE
+    rest -= offsets * 2.0**-FINE
     top = steps.max()
     coarse = (top - steps).astype(np.int64)
     fine = (offsets + SPAN).astype(np.int64)
-    groups = 2 * (coarse // PAGE) + (tails != 0)
-    coarse %= PAGE
-    totals = [Fraction(0)] * len(weights)
-    radii = [Fraction(0)] * len(weights)
-    for group in np.unique(groups).tolist():
-        members = np.flatnonzero(groups == group)
-        for start in range(0, len(members), SEGMENT):
-            where = members[start : start + SEGMENT]
-            sums = _segment(coarse[where], fine[where], tails[where] if group % 2 else None, weights, where, width)
-            factor = _page_factor(group // 2, width)
-            for k, part in enumerate(sums):
-                totals[k] += part.value * factor
-                # The factor errs by less than unit(width + 2), and e^(values - top) is below SLACK.
-                radii[k] += part.radius + len(where) * SLACK * unit(width + 2)
-    return Fraction(int(top), 2**COARSE), [Sum(t, r) for t, r in zip(totals, radii, strict=True)]
+    totals = [Sum(Fraction(0), Fraction(0)) for _ in weights]
+    for page, tailed, members in _groups(coarse, rest):
+        factor = _page_factor(page, width)
+        part = [None if w is None else Weight(w.values[members], _take(w.error, members), w.exponent) for w in weights]
+        tails = rest[members] if tailed else None
+        sums = _group_sums(coarse[members] - page * PAGE, fine[members], tails, part, width)
+        # The factor errs by less than unit(width + 2), and what it multiplies is at most SLACK a class.
+        rounding = SLACK * unit(width + 2) * len(values)
+        totals = [
+            Sum(total.value + factor * s.value, total.radius + s.radius + rounding)
+            for total, s in zip(totals, sums, strict=True)
+        ]
+    return Fraction(int(top), 2**COARSE), totals
+
+
+def _take(array: Floats | None, members: slice | Integers) -> Floats | None:
+    return None if array is None else array[members]
+
+
+def _groups(coarse: Integers, tails: Floats) -> Iterator[tuple[int, bool, slice | Integers]]:
+    """(page, whether they may have tails, members): classes of one page, with tails apart where they are few."""
+    tailed = tails != 0
+    count = np.count_nonzero(tailed)
+    pages = coarse // PAGE if coarse.max() >= PAGE else None
+    if 2 * count > len(tails):
+        tailed[:] = True
+    if pages is None and (tailed[0] == tailed).all():
+        yield 0, bool(tailed[0]), slice(None)
+        return
+    for page in [0] if pages is None else np.unique(pages).tolist():
+        for kind in (False, True):
+            members = np.flatnonzero((tailed == kind) if pages is None else (pages == page) & (tailed == kind))
+            if members.size:
+                yield page, kind, members
 
 
 @lru_cache(maxsize=1024)
@@ -288,91 +311,111 @@ def _page_factor(page: int, width: int) -> Fraction:
         return Fraction(1)
     ctx, bits = _context(), BITS * (width + 3)
     with ctx.workprec(bits):
-        return Fraction(int(ctx.nint(ctx.ldexp(ctx.exp(-page * PAGE // 2**COARSE), bits))), 2**bits)
+        return Fraction(int(ctx.nint(ctx.ldexp(ctx.exp(-page * (PAGE >> COARSE)), bits))), 2**bits)
 
 
-def _segment(
-    coarse: Integers,
-    fine: Integers,
-    tails: Floats | None,
-    weights: list[Weight | None],
-    where: Integers,
-    width: int,
+class _Space:
+    """The arrays a block of classes is worked on in: made once, since fresh memory costs more than the arithmetic."""
+
+    def __init__(self, width: int, size: int, sums: int) -> None:
+        self.left = np.empty((size, width))
+        # Limbs 0 ... width + 1 of T2, the first and the last being 0.
+        self.right = np.zeros((width + 2, size))
+        self.results = np.empty((2, width + 2, size))
+        self.scratch = np.empty((width + 2, size))
+        self.factors = np.empty((sums, width + 2, size))
+
+
+def _group_sums(
+    coarse: Integers, fine: Integers, tails: Floats | None, weights: list[Weight | None], width: int
 ) -> list[Sum]:
-    """The sums over some classes of one page, which have tails or have none."""
     table = tables(width)
-    lowest = 1 if tails is None else 0
-    totals = [np.zeros((width + 1 - lowest, width), np.int64) for _ in weights]
+    count = len(coarse)
+    totals = [0] * len(weights)
     errors = [Fraction(0)] * len(weights)
     scale = 1
-    for start in range(0, len(where), BLOCK):
+    space = _Space(width, min(BLOCK, count), len(weights))
+    exact = np.zeros((len(weights) * (width + 2), width), np.int64)
+    for start in range(0, count, BLOCK):
         block = slice(start, start + BLOCK)
-        left = table.coarse.take(coarse[block], axis=0)
-        right = table.fine.take(fine[block], axis=1)
-        bound, error = HALF, unit(width)
+        size = min(BLOCK, count - start)
+        if size < space.left.shape[0]:
+            space = _Space(width, size, len(weights))
+        np.take(table.coarse, coarse[block], axis=0, out=space.left, mode="clip")
+        np.take(table.fine, fine[block], axis=1, out=space.right[1:-1], mode="clip")
+        limbs, bound, error = space.right, HALF, unit(width)
         if tails is not None:
-            limbs = split(tails[block] * RADIX**2, None, width)
-            chosen = plan(width, len(limbs))
-            right = _horner(right, limbs, chosen)
+            tail = split(tails[block] * RADIX**2, None, width)
+            chosen = plan(width, len(tail))
+            limbs = _horner(tail, chosen, space)
             bound, error, scale = chosen.bound, error + chosen.error, chosen.scale
         for k, weight in enumerate(weights):
             if weight is None:
-                factors, factor_bound, factor_error = right, bound, error
+                np.copyto(space.factors[k][: len(limbs)], limbs)
+                space.factors[k][len(limbs) :] = 0
+                errors[k] = max(errors[k], error)
             else:
-                parts = weight.limbs(where[block], width + 1)
+                parts = weight.limbs(block, width + 1)
                 chosen_product = product(width, bound, len(parts), weight.error is not None)
-                factors = _times(right, parts, chosen_product.passes)
-                factor_bound = chosen_product.bound
-                factor_error = error / 2 + chosen_product.error / scale
-            _accumulate(totals[k], factors, left, factor_bound)
-            errors[k] = max(errors[k], factor_error)
-    each = unit(width) * unit(width) / scale
-    # |T1| errs by less than unit(width), the other factor is at most SLACK.
+                _times(limbs, parts, chosen_product.passes, space.factors[k], space.scratch)
+                errors[k] = max(errors[k], error / 2 + chosen_product.error / scale)
+        exact += _products(space.factors, space.left)
+        if start % SEGMENT == SEGMENT - BLOCK or start + BLOCK >= count:
+            for k, part in enumerate(exact.reshape(len(weights), width + 2, width)):
+                totals[k] += _fold(part)
+            exact[:] = 0
+    each = unit(width) * unit(width + 1) / scale
+    # |T1| errs by less than unit(width), and it and the other factor are at most SLACK.
     return [
-        Sum(_fold(total) * each, len(where) * SLACK * (error + unit(width)))
-        for total, error in zip(totals, errors, strict=True)
+        Sum(total * each, count * SLACK * (error + unit(width))) for total, error in zip(totals, errors, strict=True)
     ]
 
 
-def _horner(entries: Floats, tail: list[Floats], chosen: Plan) -> Floats:
-    """scale e^t T2 on limbs 0 ... width, from limbs 1 ... width of T2."""
-    width, count = entries.shape
-    padded = np.zeros((width + 2, count))
-    padded[1:-1] = entries
-    result = padded[: chosen.start].copy()
-    for step in chosen.steps:
+def _horner(tail: list[Floats], chosen: Plan, space: _Space) -> Floats:
+    """scale e^t T2 on all limbs, from T2 in `space.right`."""
+    result = space.results[0][: chosen.start]
+    np.copyto(result, space.right[: chosen.start])
+    for turn, step in enumerate(chosen.steps, 1):
         if step.divisor > 1:
             divide(result, step.divisor)
-        summed = padded[: step.length] * float(step.scale)
-        for position, limb in enumerate(tail, 2):
-            reach = min(len(result), step.length - position)
-            if reach > 0:
-                summed[position : position + reach] += result[:reach] * limb
+        summed = space.results[turn % 2][: step.length]
+        np.multiply(space.right[: step.length], float(step.scale), out=summed)
+        _add_products(result, tail, 2, summed, space.scratch)
         for _ in range(step.passes):
-            carry(summed)
+            carry(summed, space.scratch)
         result = summed
-    return result[:-1]
+    return result
 
 
-def _times(limbs: Floats, weight: list[Floats], passes: int) -> Floats:
+def _times(limbs: Floats, weight: list[Floats], passes: int, out: Floats, scratch: Floats) -> None:
     """weight times limbs, on the same positions; the weight's limbs stand at 1, 2, ..."""
-    count = len(limbs)
-    summed = np.zeros((count + 1, limbs.shape[1]))
-    for position, limb in enumerate(weight, 1):
-        reach = count + 1 - position
-        if reach > 0:
-            summed[position:] += limbs[:reach] * limb
+    reach = min(len(limbs), len(out) - 1)
+    out[0] = 0
+    np.multiply(limbs[:reach], weight[0], out=out[1 : 1 + reach])
+    out[1 + reach :] = 0
+    _add_products(limbs, weight[1:], 2, out, scratch)
     for _ in range(passes):
-        carry(summed)
-    return summed[:-1]
+        carry(out, scratch)
 
 
-def _accumulate(total: Integers, factors: Floats, left: Floats, bound: int) -> None:
-    """total += factors @ left, in pieces short enough for exact sums."""
-    piece = EXACT // (HALF * bound)
-    for start in range(0, len(left), piece):
-        part = factors[:, start : start + piece] @ left[start : start + piece]
-        total += part.astype(np.int64)
+def _add_products(limbs: Floats, factors: list[Floats], position: int, total: Floats, scratch: Floats) -> None:
+    """total += limbs times the factors, which stand at `position` and below; what falls below `total` is dropped."""
+    for first, factor in enumerate(factors, position):
+        reach = min(len(limbs), len(total) - first)
+        if reach > 0:
+            np.multiply(limbs[:reach], factor, out=scratch[:reach])
+            total[first : first + reach] += scratch[:reach]
+
+
+def _products(factors: Floats, left: Floats) -> Integers:
+    """The matrix product of the limbs over the classes, in pieces short enough for every sum to be exact."""
+    size, width = left.shape
+    rows = factors.reshape(-1, size)
+    whole = size - size % PIECE
+    pieces = rows[:, :whole].reshape(len(rows), -1, PIECE).transpose(1, 0, 2)
+    parts = (pieces @ left[:whole].reshape(-1, PIECE, width)).astype(np.int64).sum(axis=0)
+    rest = rows[:, whole:] @ left[whole:]
+    return parts + rest.astype(np.int64)
 
 
 def _fold(total: Integers) -> int:
