@@ -1,0 +1,104 @@
+"""The command line as its user meets it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import audit
+
+CPU = ("run", "--profile", "quick", "--device", "cpu", "--workers", "1")
+ROOT = Path(__file__).parents[1]
+
+
+def kl_audit(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, "-m", "audit", *arguments], capture_output=True, text=True, cwd=cwd, env=environment
+    )
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    folder = tmp_path_factory.mktemp("user")
+    return folder / "reports" / "latest", kl_audit(*CPU, cwd=folder)
+
+
+def test_a_run_writes_the_tables_and_names_interpreter_torch_and_devices(report) -> None:
+    folder, answer = report
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stdout.splitlines()[0].startswith(sys.executable + ", torch ")
+    assert "\x1b" not in answer.stdout
+    names = {"errors.csv", "summary.csv", "thread.csv", "environment.json"}
+    assert {f.name for f in folder.iterdir()} == names
+    assert all(str(Path("reports/latest") / name) in answer.stdout for name in names)
+    assert json.loads((folder / "environment.json").read_text())["schema_version"] == 1
+
+
+def test_the_rows_have_unique_keys_and_devices_that_computed_them(report) -> None:
+    errors = audit.read_errors(report[0])
+    assert not errors.duplicated(["case", "row", "path", "reduction", "dtype", "device"]).any()
+    assert set(errors["device"]) == {"cpu"}
+    assert set(errors["dtype"]) == {"float16", "bfloat16", "float32", "float64"}
+    digits = pd.read_csv(report[0] / "errors.csv", dtype=str, keep_default_na=False)["case"]
+    assert digits.str.startswith("digits").any()
+
+
+def test_drift_is_computed_minus_reference_of_the_same_row(report) -> None:
+    from fractions import Fraction
+
+    errors = audit.read_errors(report[0])
+    sample = errors[errors["drift"].notna()].sample(500, random_state=1)
+    for row in sample.itertuples():
+        assert float(Fraction(row.computed) - Fraction(row.reference)) == row.drift
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("run", "--case", "nope"), "unknown case 'nope'"),
+        (("run", "--path", "log_softmx"), "did you mean log_softmax"),
+        (("run", "--dtype", "float8"), "there are float16, bfloat16, float32, float64"),
+        (("run", "--device", "tpu"), "unknown device 'tpu'"),
+        (("run", "--profile", "huge"), "there are quick, standard, full"),
+        (("run", "--path-file", "none.py:f"), "a file that exists"),
+        (("list", "colours"), "not one of cases, paths, devices"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_status_2(tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
+    answer = kl_audit(*arguments, cwd=tmp_path)
+    assert answer.returncode == 2
+    assert message in answer.stderr
+    assert len(answer.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "reports").exists()
+
+
+def test_a_kernel_of_ones_own_runs_beside_log_softmax(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("def my_kl(x, y):\n    raise RuntimeError('not today')\n")
+    answer = kl_audit(*CPU, "--case", "two_classes", "--path-file", "mine.py:my_kl", cwd=tmp_path)
+    assert answer.returncode == 0, answer.stderr
+    errors = audit.read_errors(tmp_path / "reports" / "latest")
+    assert set(errors["path"]) == {"my_kl", "log_softmax"}
+    mine = errors[errors["path"] == "my_kl"]
+    assert set(mine["note"]) == {"RuntimeError: not today"}
+    assert set(mine["result_class"]) == {"not_computed"}
+
+
+def test_help_is_there_without_torch(tmp_path: Path) -> None:
+    assert "Measure every path" in kl_audit("run", "--help", cwd=tmp_path).stdout
+
+
+def test_run_in_python_takes_filters_and_callables_and_writes_nothing(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def always_zero(input, target):
+        return input.sum(-1) * 0
+
+    errors = audit.run(profile="quick", cases="random_64x81", paths=[always_zero], dtypes="float32", devices="cpu")
+    assert set(errors["path"]) == {"always_zero", "log_softmax"}
+    assert errors.loc[errors["path"] == "always_zero", "false_zero"].all()
+    assert not list(tmp_path.iterdir())
