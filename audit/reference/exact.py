@@ -8,7 +8,8 @@ from typing import Any
 import mpmath
 
 from audit.errors import UsageError
-from audit.reference.oracle import Ball, kl_sum
+from audit.reference import engine
+from audit.reference.oracle import GUARD_DIGITS, Ball, kl_sum
 from audit.reference.values import Rows, as_rows, check_kind
 
 REDUCTIONS = ("none", "sum", "mean", "batchmean")
@@ -32,8 +33,8 @@ def exact_kl(
     Returns an mpmath.mpf for one distribution or a reduced value, a list of mpf, one a row, for
     `reduction="none"` on two dimensions. "mean" divides the sum by the number of elements, "batchmean" by the
     first dimension, as torch does. Equal inputs (logits: up to a constant) give exactly 0. The numbers belong to
-    mpmath's global context, with more bits than its precision may have; printing shows that precision's digits,
-    `mpmath.nstr(value, digits)` all of them.
+    mpmath's global context, with more bits than its precision may have: printing shows that precision's digits,
+    `mpmath.nstr(value, digits)` as many as asked, and arithmetic (in mpmath 1.4 unpickling too) rounds to it.
 
     Raises UsageError, a ValueError, for mismatched shapes, dtypes that are not floating, NaN, +inf, negative
     probabilities (naming row and column), logits that are -inf throughout a row, and, with the radius reached, where
@@ -75,10 +76,15 @@ def row_references(input: Rows, target: Rows, target_kind: str, digits: int = 60
 
 
 def _row_balls(input: Rows, target: Rows, input_kind: str, target_kind: str, digits: int) -> list[Ball]:
-    return [
-        kl_sum(input[[row]], target[[row]], input_kind, target_kind, digits, name=f"row {row}: KL")
-        for row in range(len(input))
-    ]
+    """One ball a row. Long rows of logits go to the fast engine; what it declines, and all else, to the oracle."""
+    fast = input_kind == target_kind == "logits" and input.shape[1] >= engine.SMALLEST
+    balls = []
+    for row in range(len(input)):
+        ball = engine.kl_row(input[row], target[row], digits + GUARD_DIGITS) if fast else None
+        balls.append(
+            ball or kl_sum(input[[row]], target[[row]], input_kind, target_kind, digits, name=f"row {row}: KL")
+        )
+    return balls
 
 
 def _text(ball: Ball, digits: int) -> str:

@@ -23,9 +23,15 @@ def enclosure(x, y, precision=1500):
 
 
 def contains(ball, exact) -> bool:
+    """Whether the ball holds the whole enclosure, whose ends Arb rounds to its current precision."""
     ctx = ball.value.context
+    before, flint.ctx.prec = flint.ctx.prec, 1500
+    try:
+        ends = exact.lower().man_exp(), exact.upper().man_exp()
+    finally:
+        flint.ctx.prec = before
     with ctx.workprec(4000):
-        low, high = (ctx.ldexp(int(m), int(e)) for m, e in (exact.lower().man_exp(), exact.upper().man_exp()))
+        low, high = (ctx.ldexp(int(m), int(e)) for m, e in ends)
         return bool(ball.value - ball.radius <= low and high <= ball.value + ball.radius)
 
 

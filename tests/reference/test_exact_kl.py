@@ -328,10 +328,11 @@ def test_exact_zeros(input, target, kinds):
     ("input", "target", "kinds"),
     [
         ([0.0, TINY], [0.0, 0.0], ("logits", "logits")),
-        ([2.0**53, 0.0], [2.0**53 - 1, 0.0], ("logits", "logits")),
+        ([-1.0, 0.0], [2.0**53, 2.0**53], ("logits", "logits")),  # the differences agree once rounded
         ([1e300, 0.0], [math.nextafter(1e300, INF), 0.0], ("logits", "logits")),
         ([0.0, 0, -1e300], [0.0, 0, -INF], ("logits", "logits")),
         ([1.0, 1.0, 1.0], [1 / 3, 1 / 3, 1 / 3], ("logits", "probs")),
+        ([0.0, 0.0], [0.5, 0.25], ("logits", "probs")),
     ],
 )
 def test_the_smallest_difference_is_not_zero(input, target, kinds):
@@ -343,7 +344,13 @@ def test_target_mass_where_the_input_has_none_is_infinite(reduction):
     x, y = [[0.0, -INF], [0.0, 1.0]], [[0.0, -1e300], [0.0, 1.0]]
     value = exact_kl(x, y, reduction=reduction)
     assert value == ([INF, 0] if reduction == "none" else INF)
-    assert exact_kl([0.5, 0.0], [0.5, TINY], input_kind="probs", target_kind="probs", reduction=reduction) == INF
+    assert exact_kl([0.5, 0.0], [0.5, TINY], **PROBS, reduction=reduction) == INF
+
+
+def test_zero_and_infinity_have_radius_zero():
+    x, y = np.array([[0.0, -INF]]), np.array([[0.0, 1.0]])
+    assert oracle.kl_sum(x, y, "logits", "logits", 50) == oracle.Ball(INF, 0)
+    assert oracle.kl_sum(x, x, "logits", "logits", 50) == oracle.Ball(0, 0)
 
 
 # Reductions and digits.
@@ -359,6 +366,19 @@ def test_reductions_divide_the_sum_as_torch_does():
         value = Decimal(mpmath.nstr(exact_kl(x, y, reduction=reduction), 60))
         with decimal.localcontext(decimal.Context(prec=80)):
             assert abs(value * divisor / sum(rows) - 1) < Decimal("1e-50")
+
+
+@pytest.mark.parametrize(("reduction", "divisor"), [("none", 1), ("sum", 1), ("mean", 4), ("batchmean", 4)])
+def test_one_distribution_is_reduced_over_its_classes_as_torch_does(reduction, divisor):
+    x, y = [0.0, 1, 2, 3], [3.0, 2, 1, 0]
+    assert relative_difference(exact_kl(x, y, reduction=reduction) * divisor, exact_kl(x, y)) < 1e-15
+
+
+@pytest.mark.parametrize("digits", [1, 20, 50])
+def test_the_radius_is_below_the_asked_digits_whatever_cancels(digits):
+    for exponent in range(20, 120, 3):
+        ball = oracle.kl_sum(np.array([[0.0, 2.0**-exponent]]), np.zeros((1, 2)), "logits", "logits", digits)
+        assert 0 < WIDE.mpf(ball.radius) <= WIDE.mpf(ball.value) * WIDE.mpf(10) ** -(digits + 1)
 
 
 def test_rows_that_cancel_in_the_sum_keep_its_digits():
@@ -387,7 +407,8 @@ def test_two_hundred_digits_of_nearly_equal_rows():
 
 def test_bits_are_kept_and_the_number_pickles():
     value = exact_kl([0.0, 1.0], [1.0, 0.0], digits=100)
-    assert pickle.loads(pickle.dumps(value)) == value
+    with mpmath.workprec(value._mpf_[3]):
+        assert pickle.loads(pickle.dumps(value)) == value
     assert isinstance(value, mpmath.mpf) and value._mpf_[3] > 300
 
 
@@ -402,10 +423,10 @@ def test_the_callers_precision_is_neither_used_nor_touched(precision):
 
 
 def test_the_own_context_is_left_at_its_precision():
-    resting = oracle._context().prec
     with suppress(UsageError):
-        exact_kl(*CANCELLING, **PROBS, digits=70)
-    assert oracle._context().prec == resting
+        exact_kl(*CANCELLING, **PROBS)
+    assert oracle._context() is not mpmath.mp
+    assert oracle._context().prec == mpmath.MPContext().prec
 
 
 def test_threads_do_not_disturb_each_other():
