@@ -35,7 +35,7 @@ if "torch" in found:
 print(sys.executable, version, torch, " ".join(name for name in specs if name not in found), sep="\n")
 PY
     ) || fail "$1 ${facts:-does not run}: Python 3.10 or later is needed; PYTHON= names another interpreter"
-    { read -r path; read -r version; read -r torch; read -r lacks; } <<FACTS
+    { read -r path; read -r version; read -r torch; read -r lacks || :; } <<FACTS
 $facts
 FACTS
 }
