@@ -2,7 +2,7 @@
 PROFILE ?= standard
 pick = python=$$(sh .ci/interpreter.sh $(1))
 
-.PHONY: help audit test test-slow check references
+.PHONY: help audit test test-slow check
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1: \2/p' Makefile
 audit: ## audit every device found into reports/latest/ (PROFILE=quick|standard|full)
@@ -13,5 +13,3 @@ test-slow: ## the tests that take minutes
 	@$(call pick,test) && "$$python" -m pytest -m slow
 check: ## ruff and mypy alone
 	@$(call pick,test) && sh .ci/check.sh "$$python"
-references: ## recompute and certify every committed reference
-	@$(call pick,core) && "$$python" -m audit references build
