@@ -43,7 +43,7 @@ SLACK = Fraction(101, 100)
 
 
 def unit(limb: int) -> Fraction:
-    return Fraction(4) / 2 ** (BITS * limb)
+    return Fraction(4, 2 ** (BITS * limb))
 
 
 def at_most(bound: int, limit: int = EXACT) -> int:
@@ -64,7 +64,7 @@ def carry(limbs: Floats, scratch: Floats) -> None:
 
 def carried(bound: int) -> int:
     """What `carry` leaves of limbs bounded by `bound`; the first limb is bounded by its value instead."""
-    return HALF + at_most(bound, EXACT // 2) // 2**BITS + 1
+    return int(HALF + at_most(bound, EXACT // 2) // 2**BITS + 1)
 
 
 def divide(limbs: Floats, divisor: int) -> None:
@@ -228,7 +228,7 @@ def _exponentials(high: list[int], low: list[int], position: int, width: int) ->
         bit = BITS * (width - 1 - j)
         words = digits[:, bit // 8 : bit // 8 + 4].copy().view("<u4")[:, 0]
         limbs[:, j] = (words >> (bit % 8)) & (2**BITS - 1)
-    return limbs - HALF
+    return np.asarray(limbs - HALF)
 
 
 @dataclass(frozen=True)
@@ -341,7 +341,8 @@ def _group_sums(
             space = _Space(width, size, len(weights))
         np.take(table.coarse, coarse[block], axis=0, out=space.left, mode="clip")
         np.take(table.fine, fine[block], axis=1, out=space.right[1:-1], mode="clip")
-        limbs, bound, error = space.right, HALF, unit(width)
+        limbs: Floats = space.right
+        bound, error = HALF, unit(width)
         if tails is not None:
             tail = split(tails[block] * RADIX**2, None, width)
             chosen = plan(width, len(tail))
@@ -382,7 +383,7 @@ def _horner(tail: list[Floats], chosen: Plan, space: _Space) -> Floats:
         for _ in range(step.passes):
             carry(summed, space.scratch)
         result = summed
-    return result
+    return np.asarray(result)
 
 
 def _times(limbs: Floats, weight: list[Floats], passes: int, out: Floats, scratch: Floats) -> None:
@@ -413,7 +414,7 @@ def _products(factors: Floats, left: Floats) -> Integers:
     pieces = rows[:, :whole].reshape(len(rows), -1, PIECE).transpose(1, 0, 2)
     parts = (pieces @ left[:whole].reshape(-1, PIECE, width)).astype(np.int64).sum(axis=0)
     rest = rows[:, whole:] @ left[whole:]
-    return parts + rest.astype(np.int64)
+    return np.asarray(parts + rest.astype(np.int64))
 
 
 def _fold(total: Integers) -> int:
