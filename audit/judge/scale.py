@@ -14,13 +14,14 @@ def magnitude(input: Rows, target: Rows, target_kind: str) -> NDArray[np.float64
     `input` holds logits, `target` logits or probabilities, rows x classes. In binary64, which is ample for a scale;
     infinite where q = 0 under p > 0.
     """
-    log_q = _log_softmax(input)
-    with np.errstate(divide="ignore"):
+    # Logits near the largest double overflow to the infinity that the scale then is.
+    with np.errstate(divide="ignore", over="ignore"):
+        log_q = _log_softmax(input)
         log_p = np.log(target) if target_kind == "probs" else _log_softmax(target)
     p = target if target_kind == "probs" else np.exp(log_p)
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", over="ignore"):
         terms = np.where(p > 0, p * (np.abs(log_p) + np.abs(log_q)), 0.0)
-    return np.asarray(1 + terms.sum(axis=1))
+        return np.asarray(1 + terms.sum(axis=1))
 
 
 def _log_softmax(logits: Rows) -> Rows:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,8 @@ GATED = ("kl", "identity")
 
 def console() -> Console:
     """Standard output; plain text where it is no terminal or NO_COLOR is set."""
-    return Console(highlight=False)
+    # rich's own NO_COLOR keeps bold and italics.
+    return Console(highlight=False, color_system=None if os.environ.get("NO_COLOR") else "auto")
 
 
 @contextmanager

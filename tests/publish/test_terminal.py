@@ -1,0 +1,65 @@
+"""What a person sees."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from rich.console import Console
+
+import audit
+from audit.publish import terminal
+from audit.publish.tables import summarise
+
+
+@pytest.fixture(scope="module")
+def errors() -> pd.DataFrame:
+    return audit.run(profile="quick", cases=["identical_n1000", "random_64x81"], devices="cpu")
+
+
+def shown(errors: pd.DataFrame, folder: Path) -> str:
+    out = io.StringIO()
+    terminal.show(errors, summarise(errors), None, folder, Console(file=out, width=100))
+    return out.getvalue()
+
+
+def test_every_gated_path_has_its_median_drift_and_negative_share(errors: pd.DataFrame, tmp_path: Path) -> None:
+    text = shown(errors, tmp_path)
+    for (path, dtype), rows in errors[errors["kind"].isin(["kl", "identity"])].groupby(["path", "dtype"]):
+        line = next(line for line in text.splitlines() if line.split()[:1] == [path])
+        median = f"{rows['abs_error'].median():.1e}"
+        assert median in line, (path, dtype, line)
+
+
+@pytest.mark.parametrize(
+    ("variables", "styled"), [({"FORCE_COLOR": "1"}, True), ({"FORCE_COLOR": "1", "NO_COLOR": "1"}, False), ({}, False)]
+)
+def test_a_pipe_and_no_color_get_plain_text(
+    errors: pd.DataFrame, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], styled: bool
+) -> None:
+    for name in ("FORCE_COLOR", "NO_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"TERM": "xterm-256color", **variables}.items():
+        monkeypatch.setenv(name, value)
+    console = terminal.console()
+    with console.capture() as capture:
+        terminal.show_drift(errors, "cpu", console)
+    assert ("\x1b[" in capture.get()) == styled
+
+
+def test_what_was_not_computed_is_counted_with_its_reason(errors: pd.DataFrame, tmp_path: Path) -> None:
+    missing = errors.copy()
+    missing.loc[missing.index[:3], ["result_class", "note"]] = ["not_computed", "out of memory"]
+    text = shown(missing, tmp_path)
+    assert "not computed: 3 results: out of memory" in text
+
+
+def test_progress_names_each_step_and_is_silent_without_a_terminal() -> None:
+    for terminal_there in (True, False):
+        out = io.StringIO()
+        console = Console(file=out, force_terminal=terminal_there, width=100)
+        with terminal.progress(console, 2) as advance:
+            advance("thread float32")
+        assert ("thread float32" in out.getvalue()) == terminal_there
