@@ -87,7 +87,7 @@ def show_thread(thread: pd.DataFrame, console: Console) -> None:
             pad_edge=False,
         )
         table.add_column("subject", no_wrap=True, min_width=25)
-        table.add_column("quoted", no_wrap=True, max_width=13)
+        table.add_column("quoted", no_wrap=True, max_width=11)
         for name in ("today", "2017 kernels"):
             table.add_column(name, no_wrap=True)
         for (subject, quoted), pair in rows.groupby(["subject", "quoted"], sort=False):
