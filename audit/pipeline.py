@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Context, Decimal
 from fnmatch import fnmatchcase
+from itertools import groupby
 from pathlib import Path as FilePath
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -20,12 +21,14 @@ from audit.devices import Device
 from audit.environment import describe_environment
 from audit.errors import UsageError
 from audit.formats import FORMATS
+from audit.judge.bounds import Exact, difference_bound, kl_bound, rest, within_bound
 from audit.judge.errors import error_columns
 from audit.judge.references import Engine, References, divisor, published, reduced
 from audit.judge.scale import magnitude
 from audit.measure import Result, describe, measure
 from audit.paths import Path, own_path
 from audit.paths import registered as registered_paths
+from audit.paths.rounding import Rounding
 from audit.publish.schema import typed
 from audit.publish.tables import summarise
 from audit.selection import choose
@@ -214,15 +217,38 @@ def _run_paths(problem: Problem, device: str, paths: Sequence[Path]) -> Iterator
 
 def _errors(blocks: Sequence[_Block]) -> pd.DataFrame:
     """The rows of errors.csv, their errors computed for the whole table at once."""
-    scales = {id(b.problem): b.problem for b in blocks}
-    magnitudes = {key: magnitude(*problem.numbers, problem.case.target_kind) for key, problem in scales.items()}
-    parts = [_rows(block, magnitudes[id(block.problem)]) for block in blocks]
+    parts = [part for _, group in groupby(blocks, key=lambda b: id(b.problem)) for part in _problem_rows(list(group))]
     table = pd.concat(parts, ignore_index=True)
     table = pd.concat([table.drop(columns="result_class"), error_columns(table)], axis=1)
+    table["within_bound"] = within_bound(table)
     table["input_error"] = [
         _difference(exact, before) for exact, before in zip(table["exact_kl"], table["before"], strict=True)
     ]
     return typed(table, "errors")
+
+
+def _problem_rows(blocks: Sequence[_Block]) -> Iterator[pd.DataFrame]:
+    """The rows of one problem's blocks; what is the same for all of them is computed once."""
+    problem = blocks[0].problem
+    scale = magnitude(*problem.numbers, problem.case.target_kind)
+    exact = Exact.of(*problem.numbers, problem.case.target_kind)
+    remaining = rest(exact, problem.dtype)
+    bounds: dict[tuple[str, Rounding, str], Rows] = {}
+    for block in blocks:
+        path = block.path
+        key = (path.kind, path.rounding, path.reduction)
+        if key not in bounds:
+            bounds[key] = _bound(path, exact, problem.dtype)
+        part = _rows(block, scale)
+        yield part.assign(bound=bounds[key], rest=remaining if path.reduction == "none" else np.nan)
+
+
+def _bound(path: Path, exact: Exact, dtype: str) -> Rows:
+    if path.kind == "kl":
+        return kl_bound(exact, path.rounding, dtype, path.reduction)
+    if path.kind == "identity":
+        return difference_bound(exact, path.rounding, dtype)
+    return np.array(np.nan)
 
 
 def _difference(exact: str, before: str) -> float:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from audit.errors import UsageError
 from audit.formats import FORMATS
+from audit.paths.rounding import Rounding
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 KINDS = ("kl", "identity", "estimator", "misuse")
 REDUCTIONS = ("none", "sum", "mean", "batchmean")
 TARGET_KINDS = ("logits", "probs")
+UNDECLARED = Rounding()
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class Path:
 
     `quantity` is that value's name: "kl", "zero" (every identity), or one of reference.quantities. `reduction` says
     how rows become one value, "none" where they do not. `cases`: globs of the only cases it runs on, none for all.
+    `rounding`: what its bound needs.
     """
 
     name: str
@@ -41,6 +44,7 @@ class Path:
     dtypes: tuple[str, ...] = tuple(FORMATS)
     quantity: str = "kl"
     cases: tuple[str, ...] = ()
+    rounding: Rounding = UNDECLARED
 
 
 _REGISTRY: dict[tuple[str, str, str], Path] = {}
@@ -57,6 +61,7 @@ def path(
     dtypes: Iterable[str] = tuple(FORMATS),
     quantity: str = "kl",
     cases: Iterable[str] = (),
+    rounding: Rounding = UNDECLARED,
 ) -> Callable[[Function], Function]:
     """Decorator: registers a function under `name`; one name may stand once for each reduction and target kind.
 
@@ -88,6 +93,7 @@ def path(
             dtypes,
             "zero" if kind == "identity" else quantity,
             tuple(cases),
+            rounding,
         )
         return function
 

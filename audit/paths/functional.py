@@ -9,6 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from audit.paths import REDUCTIONS, path
+from audit.paths.rounding import torch_rounding
+
+PLAIN = torch_rounding()
+SOFTMAX_FIRST = torch_rounding(input="softmax")
 
 
 def _softmax_log(input: Tensor, target: Tensor) -> Tensor:
@@ -21,21 +25,29 @@ def _log_softmax(input: Tensor, target: Tensor) -> Tensor:
     return F.kl_div(torch.log_softmax(input, -1), target, reduction="none").sum(-1)
 
 
-@path("softmax_log", summary="kl_div(log(softmax(input)), softmax(target)): softmax first, then its logarithm")
+@path(
+    "softmax_log",
+    summary="kl_div(log(softmax(input)), softmax(target)): softmax first, then its logarithm",
+    rounding=SOFTMAX_FIRST,
+)
 def softmax_log(input: Tensor, target: Tensor) -> Tensor:
     return _softmax_log(input, torch.softmax(target, -1))
 
 
-@path("log_softmax", summary="kl_div(log_softmax(input), softmax(target)): the call torch's documentation recommends")
+@path(
+    "log_softmax",
+    summary="kl_div(log_softmax(input), softmax(target)): the call torch's documentation recommends",
+    rounding=PLAIN,
+)
 def log_softmax(input: Tensor, target: Tensor) -> Tensor:
     return _log_softmax(input, torch.softmax(target, -1))
 
 
-path("softmax_log", target_kind="probs")(_softmax_log)
-path("log_softmax", target_kind="probs")(_log_softmax)
+path("softmax_log", target_kind="probs", rounding=SOFTMAX_FIRST)(_softmax_log)
+path("log_softmax", target_kind="probs", rounding=PLAIN)(_log_softmax)
 
 
-@path("log_target")
+@path("log_target", rounding=torch_rounding("log_softmax"))
 def log_target(input: Tensor, target: Tensor) -> Tensor:
     """kl_div(log_softmax(input), log_softmax(target), log_target=True)."""
     return F.kl_div(torch.log_softmax(input, -1), torch.log_softmax(target, -1), reduction="none", log_target=True).sum(
@@ -54,10 +66,11 @@ for _reduction in REDUCTIONS:
         summary=f'nn.KLDivLoss(reduction="{_reduction}")(log_softmax(input), softmax(target))'
         + (", summed over the classes" if _reduction == "none" else ""),
         reduction=_reduction,
+        rounding=PLAIN,
     )(partial(kl_div_loss, reduction=_reduction))
 
 
-@path("difference", kind="identity")
+@path("difference", kind="identity", rounding=SOFTMAX_FIRST)
 def difference(input: Tensor, target: Tensor) -> Tensor:
     """sum(log(softmax(input)) - log_softmax(input)), which is 0: the thread's second check."""
     return (torch.log(torch.softmax(input, -1)) - torch.log_softmax(input, -1)).sum(-1)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from audit.paths import path
+from audit.paths.rounding import Rounding, torch_rounding
 
 
 def softmax(logits: Tensor) -> Tensor:
@@ -26,7 +27,10 @@ def log_softmax(logits: Tensor) -> Tensor:
 
 
 @path(
-    "thread_era", dtypes=("float32",), summary="kl_div(log_softmax(input), softmax(target)) as the CPU had it in 2017"
+    "thread_era",
+    dtypes=("float32",),
+    summary="kl_div(log_softmax(input), softmax(target)) as the CPU had it in 2017",
+    rounding=Rounding("softmax", "log_softmax", separate=False, exp_slope=0.0),
 )
 def kl_div(input: Tensor, target: Tensor) -> Tensor:
     p = softmax(target).double()
@@ -42,6 +46,7 @@ def kl_div(input: Tensor, target: Tensor) -> Tensor:
     kind="identity",
     dtypes=("float32",),
     summary="sum(log(softmax(input)) - log_softmax(input)), which is 0, as the CPU had it in 2017",
+    rounding=torch_rounding(input="softmax"),
 )
 def difference(input: Tensor, target: Tensor) -> Tensor:
     """The sum of a float32 tensor was accumulated in double and returned rounded."""

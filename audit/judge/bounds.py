@@ -1,0 +1,254 @@
+"""How far a sound implementation may be off: derived in docs/bounds.md, in whose symbols this is written.
+
+Everything is an array of rows x classes, in binary64, from the exact numbers; a bound has no cancellation of its own
+but L = log p - log q, whose rounding is added to it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from audit.formats import FORMATS, Format
+from audit.paths.rounding import Rounding
+
+Rows = NDArray[np.float64]
+EXP, LOG = 4.0, 2.0  # roundoffs of a library's exp (2 ulp) and log (1 ulp): CUDA C++ Programming Guide; glibc manual
+_SLACK = 2.0**-48  # of this module's own arithmetic, relative to what it adds up
+
+
+@dataclass(frozen=True)
+class Softmax:
+    """A row's exact softmax: shifted logits a <= 0, log p, p, and the share w of the sum that is not the largest's."""
+
+    a: Rows
+    log_p: Rows
+    p: Rows
+    log_sum: Rows
+    w: Rows
+
+    @classmethod
+    def of(cls, logits: Rows) -> Softmax:
+        with np.errstate(over="ignore"):
+            a = logits - logits.max(axis=1, keepdims=True)
+        exponentials = np.exp(a)
+        exponentials[np.arange(len(a)), a.argmax(axis=1)] = 0.0
+        rest = exponentials.sum(axis=1, keepdims=True)
+        log_sum = np.log1p(rest)
+        log_p = a - log_sum
+        return cls(a, log_p, np.exp(log_p), log_sum, rest / (1 + rest))
+
+
+@dataclass(frozen=True)
+class Exact:
+    """What a bound is made of, for a problem's rows: target p and log p, the input's softmax, L = log p - log q.
+
+    `softmax` is the target's where it is given as logits. Classes where p = 0, or q = 0, are masked by `there`.
+    """
+
+    p: Rows
+    log_p: Rows
+    softmax: Softmax | None
+    q: Softmax
+    L: Rows
+    there: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, input: Rows, target: Rows, target_kind: str) -> Exact:
+        q = Softmax.of(input)
+        if target_kind == "logits":
+            softmax = Softmax.of(target)
+            p, log_p = softmax.p, softmax.log_p
+        else:
+            softmax = None
+            with np.errstate(divide="ignore"):
+                p, log_p = target, np.log(target)
+        there = (p > 0) & (q.log_p > -np.inf)
+        L = np.where(there, np.where(there, log_p, 0.0) - np.where(there, q.log_p, 0.0), 0.0)
+        return cls(p, log_p, softmax, q, L, there)
+
+
+def _units(rounding: Rounding, dtype: str) -> tuple[Format, Format, Format]:
+    storage = FORMATS[rounding.storage or dtype]
+    halves = storage.precision < FORMATS["float32"].precision
+    compute = FORMATS[rounding.compute or ("float32" if halves else storage.name)]
+    return storage, compute, FORMATS[rounding.result or storage.name]
+
+
+def _gamma(steps: float, u: float) -> float:
+    """The relative error of `steps` roundings (Higham, lemma 3.1), which is no less than nothing at all."""
+    return steps * u / (1 - steps * u) if steps * u < 0.5 else float(math.expm1(min(2 * steps * u, 700.0)))
+
+
+def _steps(count: int, rounding: Rounding, compute: Format) -> float:
+    """How many roundings a term of a sum of exponentials meets."""
+    if not rounding.cascade:
+        return 4.0 * count  # an online normaliser: exp (2), product and sum at every step
+    return count / (2.0 if compute.precision > 24 else 4.0) + 5  # lanes of a register of 128 bits
+
+
+def _total_steps(count: int, rounding: Rounding) -> float:
+    """How many roundings a term of the sum over classes, or over all elements, meets."""
+    if not rounding.cascade:
+        return float(count)
+    return 4.0 * 2.0 ** max(4, math.ceil(math.log2(max(count, 2)) / 4)) + 8  # torch's cascade, four levels
+
+
+def _sum_error(s: Softmax, rounding: Rounding, compute: Format) -> Rows:
+    """rho: the relative error of the sum of exponentials."""
+    u, count = compute.unit_roundoff, s.a.shape[1]
+    exponentials = _weighted(s.p, u * (EXP + (1 + rounding.exp_slope) * np.abs(s.a)), s.a < 0)
+    gamma = _gamma(_steps(count, rounding, compute), u)
+    # Sums of positive numbers that begin with the largest, 1, cannot lose more than the rest.
+    return np.asarray(exponentials + np.minimum(gamma, s.w * (1 + gamma)))
+
+
+def _weighted(p: Rows, error: Rows, there: NDArray[np.bool_]) -> Rows:
+    with np.errstate(invalid="ignore", over="ignore"):
+        return np.asarray(np.where(there & (p > 0), p * error, 0.0).sum(axis=1, keepdims=True))
+
+
+def _log_softmax_error(s: Softmax, rounding: Rounding, storage: Format, compute: Format) -> Rows:
+    """D: the absolute error of log_softmax."""
+    u = compute.unit_roundoff
+    rho = _sum_error(s, rounding, compute)
+    rho = -np.log1p(-np.minimum(rho, 0.9))
+    size = np.abs(s.log_p)
+    error = u * np.abs(s.a) + rho + LOG * u * s.log_sum + u * size
+    return np.asarray(error + storage.unit_roundoff * (size + error) + storage.smallest_subnormal / 2)
+
+
+def _softmax_error(s: Softmax, rounding: Rounding, storage: Format, compute: Format) -> tuple[Rows, Rows]:
+    """r: the relative error of softmax, without underflow, and what underflow adds to p r."""
+    u = compute.unit_roundoff
+    rho = _sum_error(s, rounding, compute)
+    exponential = u * (EXP + (1 + rounding.exp_slope) * np.abs(s.a))
+    relative = np.where(s.a < 0, exponential, 0.0) + rho + 2 * u + storage.unit_roundoff
+    tiny = 2.0**compute.minimum + storage.smallest_subnormal / 2
+    return np.expm1(np.minimum(relative, 1.0)), np.minimum(tiny, 2 * s.p)
+
+
+def _log_of_softmax_error(s: Softmax, rounding: Rounding, storage: Format, compute: Format) -> Rows:
+    """The absolute error of log(softmax), where the probability has not been flushed to 0."""
+    r, _ = _softmax_error(s, rounding, storage, compute)
+    least = storage.smallest_subnormal
+    with np.errstate(divide="ignore", over="ignore"):
+        above = np.log1p(r + np.minimum(least / 2 / np.maximum(s.p, least), 2.0))
+        floor = np.maximum(s.p * (1 - np.minimum(r, 0.9)) - least / 2, least)
+        below = np.maximum(s.log_p - np.log(floor), 0.0)
+    # A probability below the smallest subnormal that is rounded up to it.
+    up = np.maximum(math.log(least) - s.log_p, 0.0) * (s.p < least)
+    error = np.maximum(np.maximum(above, below), up)
+    u = LOG * compute.unit_roundoff + storage.unit_roundoff
+    with np.errstate(over="ignore"):
+        return np.asarray(error + u * (np.abs(s.log_p) + error))
+
+
+def _input_error(exact: Exact, rounding: Rounding, storage: Format, compute: Format) -> Rows:
+    """D of the input's log-probabilities."""
+    plain = _log_softmax_error(exact.q, rounding, storage, compute)
+    if rounding.input == "log_softmax":
+        return plain
+    if rounding.input == "softmax":
+        return _log_of_softmax_error(exact.q, rounding, storage, compute)
+    r, _ = _softmax_error(exact.q, rounding, storage, compute)
+    return np.asarray(np.maximum(plain, -np.log1p(-np.minimum(r, 0.9)) + storage.unit_roundoff * np.abs(exact.q.log_p)))
+
+
+def kl_bound(exact: Exact, rounding: Rounding, dtype: str, reduction: str = "none") -> NDArray[np.float64]:
+    """The largest |computed - KL| of a sound implementation, in nats: one a row, or one in all for a reduction."""
+    storage, compute, result = _units(rounding, dtype)
+    us, uc = storage.unit_roundoff, compute.unit_roundoff
+    rows, classes = exact.p.shape
+    there, p = exact.there, np.where(exact.there, exact.p, 0.0)
+    log_p = np.where(there, np.abs(exact.log_p), 0.0)
+    log_q = np.where(there, np.abs(exact.q.log_p), 0.0)
+    D = np.where(there, _input_error(exact, rounding, storage, compute), 0.0)
+    L = np.abs(exact.L) + _SLACK * (log_p + log_q)
+    with np.errstate(invalid="ignore", over="ignore"):
+        if exact.softmax is None:
+            pr, P, Dp = np.zeros_like(p), p, np.zeros_like(p)
+            perturbed = p * D
+        else:
+            r, tiny = _softmax_error(exact.softmax, rounding, storage, compute)
+            Dp = _log_softmax_error(exact.softmax, rounding, storage, compute)
+            if rounding.target == "log_softmax":
+                r = np.expm1(np.minimum(Dp, 1.0)) + (EXP + 1) * uc + us
+            elif rounding.target == "any":
+                r = np.maximum(r, np.expm1(np.minimum(Dp, 1.0)) + (EXP + 1) * uc + us)
+            else:
+                Dp = np.zeros_like(Dp)
+            # p r, with nothing at classes that are too small to be told from 0.
+            pr = np.where(there, p * r + tiny, 0.0)
+            P = p + pr
+            slope = np.abs(exact.L + 1) + _SLACK * (log_p + log_q) if rounding.target == "softmax" else L + 1
+            ratio = np.minimum(pr / np.where(p > 0, p, 1.0), 3.0)
+            perturbed = pr * slope + pr * ratio + P * (D + np.where(there, Dp, 0.0))
+        # log P differs from log p by at most twice the relative error of P.
+        log_P = log_p + 2 * np.minimum(pr / np.where(p > 0, p, 1.0), 1.0)
+        difference = L + D + Dp
+        terms = P * ((3 * uc + us) * log_P + us * (log_q + D) + 2 * us * difference)
+        size = P * (log_P + log_q + D) if rounding.separate else P * difference
+        if rounding.masses:
+            masses = P + np.exp(np.minimum(exact.q.log_p + D, 0.0)) * (1 + D)
+            perturbed = perturbed + pr + np.where(there, exact.q.p * np.expm1(np.minimum(D, 1.0)), 0.0)
+            terms, size = terms + 3 * us * masses, size + masses
+        terms = np.where(there, terms + 3 * storage.smallest_subnormal, 0.0)
+        size = np.where(p > 0, size + terms, 0.0)
+    count = classes if reduction == "none" else rows * classes
+    gamma = _gamma(_total_steps(count, rounding), uc)
+    divisor = 1
+    with np.errstate(over="ignore"):
+        row = (np.where(p > 0, perturbed, 0.0) + np.where(p > 0, terms, 0.0) + gamma * size).sum(axis=1)
+        value = np.abs((p * exact.L).sum(axis=1))
+    if reduction != "none":
+        divisor = {"sum": 1, "mean": rows * classes, "batchmean": rows}[reduction]
+        row, value = np.array([row.sum()]), np.array([value.sum()])
+    rounded = (1 if reduction == "none" else 2) * result.unit_roundoff * (value + row)
+    return np.asarray((row + rounded) * (1 + _SLACK * classes) / divisor + result.smallest_subnormal)
+
+
+def difference_bound(exact: Exact, rounding: Rounding, dtype: str) -> NDArray[np.float64]:
+    """The largest |sum of log(softmax(input)) - log_softmax(input)|, a row."""
+    storage, compute, result = _units(rounding, dtype)
+    there = exact.q.log_p > -np.inf
+    error = _log_of_softmax_error(exact.q, rounding, storage, compute)
+    error = error + _log_softmax_error(exact.q, rounding, storage, compute)
+    each = np.where(there, error * (1 + storage.unit_roundoff), 0.0)
+    total = each.sum(axis=1) * (1 + _gamma(_total_steps(each.shape[1], rounding), compute.unit_roundoff))
+    return np.asarray(total * (1 + result.unit_roundoff) + result.smallest_subnormal)
+
+
+def rest(exact: Exact, dtype: str) -> NDArray[np.float64]:
+    """Of rows where p > 0 stands over q = 0: the sum of the other terms, or NaN where such a p is no underflow."""
+    unmatched = (exact.p > 0) & (exact.q.log_p == -np.inf)
+    vanishing = exact.p <= FORMATS[dtype].smallest_subnormal / 2
+    terms = (exact.p * exact.L * exact.there).sum(axis=1)
+    return np.where((unmatched <= vanishing).all(axis=1), terms, np.nan)
+
+
+def within_bound(table: pd.DataFrame) -> pd.Series:
+    """Whether each result keeps its bound; NA where it has none or nothing was computed.
+
+    Taken are `computed`, `reference`, `drift`, `bound`, `result_dtype`, `result_class`, and `rest`: the finite sum
+    that is as good as an infinite reference, NaN where there is none.
+    """
+    computed, bound = table["computed"].to_numpy(np.float64), table["bound"].to_numpy(np.float64)
+    # Decimal text beyond binary64's range is an infinity here, as it is in every result_dtype.
+    reference = table["reference"].map(float).to_numpy(np.float64)
+    threshold = table["result_dtype"].map({f.name: f.overflow_threshold for f in FORMATS.values()}).to_numpy(np.float64)
+    infinite = table["reference"].isin(["inf", "-inf"]).to_numpy(bool)
+    with np.errstate(invalid="ignore", over="ignore"):
+        overflow = (np.abs(reference) + bound >= threshold) & (np.sign(computed) == np.sign(reference))
+        finite = np.where(infinite, np.abs(computed - table["rest"].to_numpy(np.float64)), table["abs_error"]) <= bound
+    kept = np.select(
+        [np.isnan(computed), np.isinf(computed)],
+        [table["reference"] == "nan", np.where(infinite, computed == reference, overflow)],
+        finite,
+    )
+    judged = ~np.isnan(bound) & (table["result_class"] != "not_computed").to_numpy(bool)
+    return pd.Series(kept.astype(bool), table.index, dtype="boolean").where(judged)

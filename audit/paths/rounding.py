@@ -1,0 +1,41 @@
+"""What a path declares about its roundings, from which its bound is derived."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """Where a path rounds. The defaults are what a kernel that declares nothing may do: any order, any sound form.
+
+    - `target`: how the target's probabilities come about: "softmax", "log_softmax" (their logarithms are rounded, and
+      their exponentials again), "given" (they are the target), or "any" of these.
+    - `input`: how the input's log-probabilities do: "log_softmax", "softmax" (probabilities are rounded, underflow
+      included, and their logarithms again), or "any" way that rounds no underflowed probability.
+    - `storage`: the format every intermediate tensor is rounded to; "" is the dtype of the case.
+    - `compute`: the format inside a kernel; "" is float32 for halves and the storage format for the others.
+    - `result`: the format of the sum over classes; "" is the storage format.
+    - `separate`: sums p log p and p log q apart, so that their summation errors do not cancel with the terms.
+    - `masses`: adds q - p to each term, as the generalised KL does.
+    - `cascade`: sums in at least four partial sums, as torch does; else every term may meet an error in each step,
+      and an online normaliser rescales at each.
+    - `exp_slope`: the error of exp(a) is at most (4 + exp_slope |a|) u; 3 covers exp2(a * log2(e)) and `__expf`.
+    """
+
+    target: str = "any"
+    input: str = "any"
+    storage: str = ""
+    compute: str = ""
+    result: str = ""
+    separate: bool = True
+    masses: bool = False
+    cascade: bool = False
+    exp_slope: float = 3.0
+
+
+def torch_rounding(
+    target: str = "softmax", input: str = "log_softmax", *, storage: str = "", separate: bool = False
+) -> Rounding:
+    """What torch's own kernels promise by their structure: cascaded sums, a library's exp."""
+    return Rounding(target, input, storage, separate=separate, cascade=True, exp_slope=0.0)
