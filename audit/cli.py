@@ -48,6 +48,9 @@ def run(
     dtype: Annotated[list[str] | None, typer.Option(help="float16, bfloat16, float32, float64; repeatable.")] = None,
     device: Annotated[list[str] | None, typer.Option(help="cpu, cuda, cuda:1 …; repeatable.")] = None,
     path_file: Annotated[list[str] | None, typer.Option(help="FILE.py:FUNCTION, a kernel of your own.")] = None,
+    acknowledgements: Annotated[
+        list[Path] | None, typer.Option(help="Findings that are understood, beside the committed ones.")
+    ] = None,
     out: Out = LATEST,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes for references; default: one a core.")] = None,
 ) -> None:
@@ -71,10 +74,20 @@ def run(
 
     for absent in (d for d in found() if d.absent):
         console.print(f"absent: {absent.name} ({absent.absent})", highlight=False, soft_wrap=True)
-    with terminal.progress(console, sum(1 for _ in plan.problems()) + 2) as advance:
-        audit = pipeline.execute(plan, workers or os.cpu_count() or 1, advance)
+    with terminal.progress(console, sum(1 for _ in plan.problems()) + 3) as advance:
+        audit = pipeline.execute(plan, workers or os.cpu_count() or 1, advance, acknowledgements or ())
     write_report(audit.tables, audit.environment, out)
-    terminal.show(audit.tables["errors"], audit.tables["summary"], audit.tables.get("thread"), out, console)
+    terminal.show(audit.tables, out, console)
+    for name in audit.stale:
+        console.print(f"acknowledgement [{name}]: no finding of its scope occurs any more", soft_wrap=True)
+    if len(audit.new_findings):
+        from audit.judge.findings import stanza
+
+        console.print("To acknowledge a finding, put its stanza with a reason into a file and give it to")
+        console.print("--acknowledgements, or into audit/acknowledgements.ini:")
+        for _, finding in audit.new_findings.iterrows():
+            console.print(stanza(finding), soft_wrap=True, markup=False)
+        raise typer.Exit(1)
 
 
 @app.command("list")

@@ -21,8 +21,9 @@ from audit.devices import Device
 from audit.environment import describe_environment
 from audit.errors import UsageError
 from audit.formats import FORMATS
-from audit.judge.bounds import Exact, difference_bound, kl_bound, rest, within_bound
+from audit.judge.bounds import Exact, bound, rest, within_bound
 from audit.judge.errors import error_columns
+from audit.judge.findings import COMMITTED, NEW, find, read_acknowledgements
 from audit.judge.references import Engine, References, divisor, published, reduced
 from audit.judge.scale import magnitude
 from audit.measure import Result, describe, measure
@@ -31,6 +32,7 @@ from audit.paths import registered as registered_paths
 from audit.paths.rounding import Rounding
 from audit.publish.schema import typed
 from audit.publish.tables import summarise
+from audit.reproducer import reproduce
 from audit.selection import choose
 from audit.thread import measure_thread
 
@@ -47,7 +49,7 @@ _EXACT = Context(prec=2_000)
 
 @dataclass(frozen=True)
 class Plan:
-    """What one run covers."""
+    """What one run covers. Where there are paths of the user's `own`, they alone are judged."""
 
     profile: str
     cases: list[Case]
@@ -55,6 +57,7 @@ class Plan:
     dtypes: list[str]
     devices: list[Device]
     whole: bool
+    own: frozenset[str] = frozenset()
 
     def problems(self) -> Iterator[tuple[Case, str, list[Path]]]:
         """Each case in each dtype, with the paths that take it."""
@@ -75,10 +78,16 @@ def _takes(path: Path, case: Case, dtype: str) -> bool:
 
 @dataclass(frozen=True)
 class Audit:
-    """A finished run: the tables by name, and what environment.json holds."""
+    """A finished run: the tables by name, what environment.json holds, and the acknowledgements without a finding."""
 
     tables: dict[str, pd.DataFrame]
     environment: dict[str, object]
+    stale: list[str]
+
+    @property
+    def new_findings(self) -> pd.DataFrame:
+        findings = self.tables["findings"]
+        return findings[findings["status"] == NEW]
 
 
 @dataclass(frozen=True)
@@ -124,11 +133,21 @@ def plan(
         choose(dtypes, list(FORMATS), "dtype"),
         devices_module.select(None if devices is None else [devices] if isinstance(devices, str) else list(devices)),
         whole=cases is None and paths is None and dtypes is None,
+        own=frozenset(p.name for p in own),
     )
 
 
-def execute(plan: Plan, workers: int = 1, advance: Callable[[str], None] = lambda _: None) -> Audit:
-    """Runs a plan; `advance` is told of each problem as it begins."""
+def execute(
+    plan: Plan,
+    workers: int = 1,
+    advance: Callable[[str], None] = lambda _: None,
+    acknowledgements: Sequence[FilePath] = (),
+) -> Audit:
+    """Runs a plan; `advance` is told of each problem as it begins.
+
+    `acknowledgements` are files beside the committed one. Raises UsageError for one that cannot be read.
+    """
+    acknowledged = read_acknowledgements(COMMITTED, *acknowledgements)
     seconds: dict[str, float] = {}
     start = perf_counter()
     with Engine(workers) as engine:
@@ -151,7 +170,13 @@ def execute(plan: Plan, workers: int = 1, advance: Callable[[str], None] = lambd
         seconds["references"] = perf_counter() - start - seconds["thread"] - seconds["paths"]
     advance("errors")
     errors = _errors(blocks)
-    tables = {"errors": errors, "summary": summarise(errors)}
+    advance("findings")
+    findings, stale = find(errors[errors["path"].isin(plan.own)] if plan.own else errors, acknowledged)
+    tables = {
+        "errors": errors,
+        "summary": summarise(errors),
+        "findings": typed(_with_reproducers(findings, blocks), "findings"),
+    }
     if thread:
         tables["thread"] = typed(pd.concat(thread, ignore_index=True), "thread")
     seconds["total"] = perf_counter() - start
@@ -165,7 +190,7 @@ def execute(plan: Plan, workers: int = 1, advance: Callable[[str], None] = lambd
         workers=workers,
         seconds={name: round(value, 3) for name, value in seconds.items()},
     )
-    return Audit(tables, environment)
+    return Audit(tables, environment, stale)
 
 
 def run(
@@ -217,7 +242,10 @@ def _run_paths(problem: Problem, device: str, paths: Sequence[Path]) -> Iterator
 
 def _errors(blocks: Sequence[_Block]) -> pd.DataFrame:
     """The rows of errors.csv, their errors computed for the whole table at once."""
-    parts = [part for _, group in groupby(blocks, key=lambda b: id(b.problem)) for part in _problem_rows(list(group))]
+    # Logits near the largest number of a format overflow in scales and bounds, as they should.
+    with np.errstate(over="ignore"):
+        groups = groupby(blocks, key=lambda b: id(b.problem))
+        parts = [part for _, group in groups for part in _problem_rows(list(group))]
     table = pd.concat(parts, ignore_index=True)
     table = pd.concat([table.drop(columns="result_class"), error_columns(table)], axis=1)
     table["within_bound"] = within_bound(table)
@@ -238,17 +266,28 @@ def _problem_rows(blocks: Sequence[_Block]) -> Iterator[pd.DataFrame]:
         path = block.path
         key = (path.kind, path.rounding, path.reduction)
         if key not in bounds:
-            bounds[key] = _bound(path, exact, problem.dtype)
+            bounds[key] = bound(path, exact, problem.dtype)
         part = _rows(block, scale)
         yield part.assign(bound=bounds[key], rest=remaining if path.reduction == "none" else np.nan)
 
 
-def _bound(path: Path, exact: Exact, dtype: str) -> Rows:
-    if path.kind == "kl":
-        return kl_bound(exact, path.rounding, dtype, path.reduction)
-    if path.kind == "identity":
-        return difference_bound(exact, path.rounding, dtype)
-    return np.array(np.nan)
+def _with_reproducers(findings: pd.DataFrame, blocks: Sequence[_Block]) -> pd.DataFrame:
+    """The findings with the smallest input that shows each."""
+    by_key: dict[tuple[str, ...], _Block] = {
+        (b.problem.case.name, b.problem.dtype, b.path.name, b.path.reduction, b.device): b for b in blocks
+    }
+    found = []
+    for finding in findings.to_dict("records"):
+        block = by_key[tuple(str(finding[k]) for k in ("case", "dtype", "path", "reduction", "device"))]
+        problem, row = block.problem, finding["row"]
+        # A reduced result does not say which row it is of.
+        rows = range(len(problem.input)) if row is pd.NA else [int(row)]
+        tries = (
+            reproduce(block.path, problem.input[[r]], problem.target[[r]], block.device, str(finding["symptom"]))
+            for r in rows
+        )
+        found.append(next((vars(r) for r in tries if r is not None), {}))
+    return findings.join(pd.DataFrame(found, index=findings.index))
 
 
 def _difference(exact: str, before: str) -> float:

@@ -14,10 +14,13 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from audit.formats import FORMATS, Format
+from audit.paths import Path
 from audit.paths.rounding import Rounding
 
 Rows = NDArray[np.float64]
 EXP, LOG = 4.0, 2.0  # roundoffs of a library's exp (2 ulp) and log (1 ulp): CUDA C++ Programming Guide; glibc manual
+# A bound of logits near the largest double overflows, as it should.
+_OVERFLOWS = np.errstate(over="ignore", invalid="ignore")
 _SLACK = 2.0**-48  # of this module's own arithmetic, relative to what it adds up
 
 
@@ -108,8 +111,7 @@ def _sum_error(s: Softmax, rounding: Rounding, compute: Format) -> Rows:
 
 
 def _weighted(p: Rows, error: Rows, there: NDArray[np.bool_]) -> Rows:
-    with np.errstate(invalid="ignore", over="ignore"):
-        return np.asarray(np.where(there & (p > 0), p * error, 0.0).sum(axis=1, keepdims=True))
+    return np.asarray(np.where(there & (p > 0), p * error, 0.0).sum(axis=1, keepdims=True))
 
 
 def _log_softmax_error(s: Softmax, rounding: Rounding, storage: Format, compute: Format) -> Rows:
@@ -144,8 +146,7 @@ def _log_of_softmax_error(s: Softmax, rounding: Rounding, storage: Format, compu
     up = np.maximum(math.log(least) - s.log_p, 0.0) * (s.p < least)
     error = np.maximum(np.maximum(above, below), up)
     u = LOG * compute.unit_roundoff + storage.unit_roundoff
-    with np.errstate(over="ignore"):
-        return np.asarray(error + u * (np.abs(s.log_p) + error))
+    return np.asarray(error + u * (np.abs(s.log_p) + error))
 
 
 def _input_error(exact: Exact, rounding: Rounding, storage: Format, compute: Format) -> Rows:
@@ -159,6 +160,7 @@ def _input_error(exact: Exact, rounding: Rounding, storage: Format, compute: For
     return np.asarray(np.maximum(plain, -np.log1p(-np.minimum(r, 0.9)) + storage.unit_roundoff * np.abs(exact.q.log_p)))
 
 
+@_OVERFLOWS
 def kl_bound(exact: Exact, rounding: Rounding, dtype: str, reduction: str = "none") -> NDArray[np.float64]:
     """The largest |computed - KL| of a sound implementation, in nats: one a row, or one in all for a reduction."""
     storage, compute, result = _units(rounding, dtype)
@@ -169,42 +171,40 @@ def kl_bound(exact: Exact, rounding: Rounding, dtype: str, reduction: str = "non
     log_q = np.where(there, np.abs(exact.q.log_p), 0.0)
     D = np.where(there, _input_error(exact, rounding, storage, compute), 0.0)
     L = np.abs(exact.L) + _SLACK * (log_p + log_q)
-    with np.errstate(invalid="ignore", over="ignore"):
-        if exact.softmax is None:
-            pr, P, Dp = np.zeros_like(p), p, np.zeros_like(p)
-            perturbed = p * D
+    if exact.softmax is None:
+        pr, P, Dp = np.zeros_like(p), p, np.zeros_like(p)
+        perturbed = p * D
+    else:
+        r, tiny = _softmax_error(exact.softmax, rounding, storage, compute)
+        Dp = _log_softmax_error(exact.softmax, rounding, storage, compute)
+        if rounding.target == "log_softmax":
+            r = np.expm1(np.minimum(Dp, 1.0)) + (EXP + 1) * uc + us
+        elif rounding.target == "any":
+            r = np.maximum(r, np.expm1(np.minimum(Dp, 1.0)) + (EXP + 1) * uc + us)
         else:
-            r, tiny = _softmax_error(exact.softmax, rounding, storage, compute)
-            Dp = _log_softmax_error(exact.softmax, rounding, storage, compute)
-            if rounding.target == "log_softmax":
-                r = np.expm1(np.minimum(Dp, 1.0)) + (EXP + 1) * uc + us
-            elif rounding.target == "any":
-                r = np.maximum(r, np.expm1(np.minimum(Dp, 1.0)) + (EXP + 1) * uc + us)
-            else:
-                Dp = np.zeros_like(Dp)
-            # p r, with nothing at classes that are too small to be told from 0.
-            pr = np.where(there, p * r + tiny, 0.0)
-            P = p + pr
-            slope = np.abs(exact.L + 1) + _SLACK * (log_p + log_q) if rounding.target == "softmax" else L + 1
-            ratio = np.minimum(pr / np.where(p > 0, p, 1.0), 3.0)
-            perturbed = pr * slope + pr * ratio + P * (D + np.where(there, Dp, 0.0))
-        # log P differs from log p by at most twice the relative error of P.
-        log_P = log_p + 2 * np.minimum(pr / np.where(p > 0, p, 1.0), 1.0)
-        difference = L + D + Dp
-        terms = P * ((3 * uc + us) * log_P + us * (log_q + D) + 2 * us * difference)
-        size = P * (log_P + log_q + D) if rounding.separate else P * difference
-        if rounding.masses:
-            masses = P + np.exp(np.minimum(exact.q.log_p + D, 0.0)) * (1 + D)
-            perturbed = perturbed + pr + np.where(there, exact.q.p * np.expm1(np.minimum(D, 1.0)), 0.0)
-            terms, size = terms + 3 * us * masses, size + masses
-        terms = np.where(there, terms + 3 * storage.smallest_subnormal, 0.0)
-        size = np.where(p > 0, size + terms, 0.0)
+            Dp = np.zeros_like(Dp)
+        # p r, with nothing at classes that are too small to be told from 0.
+        pr = np.where(there, p * r + tiny, 0.0)
+        P = p + pr
+        slope = np.abs(exact.L + 1) + _SLACK * (log_p + log_q) if rounding.target == "softmax" else L + 1
+        ratio = np.minimum(pr / np.where(p > 0, p, 1.0), 3.0)
+        perturbed = pr * slope + pr * ratio + P * (D + np.where(there, Dp, 0.0))
+    # log P differs from log p by at most twice the relative error of P.
+    log_P = log_p + 2 * np.minimum(pr / np.where(p > 0, p, 1.0), 1.0)
+    difference = L + D + Dp
+    terms = P * ((3 * uc + us) * log_P + us * (log_q + D) + 2 * us * difference)
+    size = P * (log_P + log_q + D) if rounding.separate else P * difference
+    if rounding.masses:
+        masses = P + np.exp(np.minimum(exact.q.log_p + D, 0.0)) * (1 + D)
+        perturbed = perturbed + pr + np.where(there, exact.q.p * np.expm1(np.minimum(D, 1.0)), 0.0)
+        terms, size = terms + 3 * us * masses, size + masses
+    terms = np.where(there, terms + 3 * storage.smallest_subnormal, 0.0)
+    size = np.where(p > 0, size + terms, 0.0)
     count = classes if reduction == "none" else rows * classes
     gamma = _gamma(_total_steps(count, rounding), uc)
     divisor = 1
-    with np.errstate(over="ignore"):
-        row = (np.where(p > 0, perturbed, 0.0) + np.where(p > 0, terms, 0.0) + gamma * size).sum(axis=1)
-        value = np.abs((p * exact.L).sum(axis=1))
+    row = (np.where(p > 0, perturbed, 0.0) + np.where(p > 0, terms, 0.0) + gamma * size).sum(axis=1)
+    value = np.abs((p * exact.L).sum(axis=1))
     if reduction != "none":
         divisor = {"sum": 1, "mean": rows * classes, "batchmean": rows}[reduction]
         row, value = np.array([row.sum()]), np.array([value.sum()])
@@ -212,6 +212,7 @@ def kl_bound(exact: Exact, rounding: Rounding, dtype: str, reduction: str = "non
     return np.asarray((row + rounded) * (1 + _SLACK * classes) / divisor + result.smallest_subnormal)
 
 
+@_OVERFLOWS
 def difference_bound(exact: Exact, rounding: Rounding, dtype: str) -> NDArray[np.float64]:
     """The largest |sum of log(softmax(input)) - log_softmax(input)|, a row."""
     storage, compute, result = _units(rounding, dtype)
@@ -223,6 +224,16 @@ def difference_bound(exact: Exact, rounding: Rounding, dtype: str) -> NDArray[np
     return np.asarray(total * (1 + result.unit_roundoff) + result.smallest_subnormal)
 
 
+def bound(path: Path, exact: Exact, dtype: str) -> NDArray[np.float64]:
+    """The bound of a path's results; NaN for what means to compute neither KL nor 0."""
+    if path.kind == "kl":
+        return kl_bound(exact, path.rounding, dtype, path.reduction)
+    if path.kind == "identity":
+        return difference_bound(exact, path.rounding, dtype)
+    return np.array([np.nan])
+
+
+@_OVERFLOWS
 def rest(exact: Exact, dtype: str) -> NDArray[np.float64]:
     """Of rows where p > 0 stands over q = 0: the sum of the other terms, or NaN where such a p is no underflow."""
     unmatched = (exact.p > 0) & (exact.q.log_p == -np.inf)
@@ -242,9 +253,8 @@ def within_bound(table: pd.DataFrame) -> pd.Series:
     reference = table["reference"].map(float).to_numpy(np.float64)
     threshold = table["result_dtype"].map({f.name: f.overflow_threshold for f in FORMATS.values()}).to_numpy(np.float64)
     infinite = table["reference"].isin(["inf", "-inf"]).to_numpy(bool)
-    with np.errstate(invalid="ignore", over="ignore"):
-        overflow = (np.abs(reference) + bound >= threshold) & (np.sign(computed) == np.sign(reference))
-        finite = np.where(infinite, np.abs(computed - table["rest"].to_numpy(np.float64)), table["abs_error"]) <= bound
+    overflow = (np.abs(reference) + bound >= threshold) & (np.sign(computed) == np.sign(reference))
+    finite = np.where(infinite, np.abs(computed - table["rest"].to_numpy(np.float64)), table["abs_error"]) <= bound
     kept = np.select(
         [np.isnan(computed), np.isinf(computed)],
         [table["reference"] == "nan", np.where(infinite, computed == reference, overflow)],

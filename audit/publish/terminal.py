@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -35,19 +35,37 @@ def progress(console: Console, total: int) -> Iterator[Callable[[str], None]]:
         yield advance
 
 
-def show(
-    errors: pd.DataFrame, summary: pd.DataFrame, thread: pd.DataFrame | None, folder: Path, console: Console
-) -> None:
-    """The drift by path and dtype, the thread's numbers, what was not computed, and where the files are."""
+def show(tables: Mapping[str, pd.DataFrame], folder: Path, console: Console) -> None:
+    """The drift by path and dtype, the thread's numbers, the findings, and where the files are."""
+    errors = tables["errors"]
     for device in errors["device"].unique():
         show_drift(errors[errors["device"] == device], str(device), console)
-    if thread is not None:
-        show_thread(thread, console)
+    if "thread" in tables:
+        show_thread(tables["thread"], console)
+    show_findings(tables["findings"], console)
     uncomputed = errors[(errors["result_class"] == "not_computed") & errors["kind"].isin(GATED)]
     for note, count in uncomputed["note"].value_counts().items():
         console.print(f"not computed: {count} results: {note}", soft_wrap=True)
-    console.print(f"{len(errors):,} results, {int(summary['findings'].sum())} findings", soft_wrap=True)
+    new = int((tables["findings"]["status"] == "new").sum())
+    console.print(f"{len(errors):,} results, {new} new findings", soft_wrap=True)
     console.print("written: " + ", ".join(str(file) for file in sorted(folder.iterdir())), soft_wrap=True)
+
+
+def show_findings(findings: pd.DataFrame, console: Console) -> None:
+    """Every new finding with its example and the script that reproduces it; the acknowledged ones by reason."""
+    for finding in findings[findings["status"] == "new"].to_dict("records"):
+        row = "" if finding["row"] is pd.NA else f" row {finding['row']}"
+        console.print(
+            f"FINDING {finding['path']} {finding['dtype']} {finding['device']}: {finding['symptom']}, "
+            f"{finding['results']} results, as in {finding['case']}{row}: computed {finding['computed']:.6g}, exact "
+            f"{float(finding['reference']):.6g}, bound {finding['bound']:.3g}; "
+            "findings.csv has a script that reproduces it",
+            soft_wrap=True,
+            markup=False,
+        )
+    for name, group in findings[findings["status"] == "acknowledged"].groupby("acknowledged_by", sort=False):
+        paths = ", ".join(group["path"].unique())
+        console.print(f"acknowledged: {name}: {group['results'].sum()} results of {paths}", soft_wrap=True)
 
 
 def show_drift(errors: pd.DataFrame, device: str, console: Console) -> None:

@@ -11,7 +11,7 @@ from rich.console import Console
 
 import audit
 from audit.publish import terminal
-from audit.publish.tables import summarise
+from audit.publish.schema import typed
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,8 @@ def errors() -> pd.DataFrame:
 
 def shown(errors: pd.DataFrame, folder: Path) -> str:
     out = io.StringIO()
-    terminal.show(errors, summarise(errors), None, folder, Console(file=out, width=100))
+    findings = typed(pd.DataFrame(), "findings")
+    terminal.show({"errors": errors, "findings": findings}, folder, Console(file=out, width=100))
     return out.getvalue()
 
 

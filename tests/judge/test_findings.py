@@ -1,0 +1,125 @@
+"""Findings: what a gate objects to, once, with the input that shows it; and what is understood."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import audit
+from audit.judge.findings import COMMITTED, Acknowledgement, read_acknowledgements, stanza
+from audit.pipeline import Audit, execute, plan
+
+CASES = ["identical_n1000", "random_*", "near_*", "zeros_in_target", "one_hot"]
+
+
+def tail_dropped(input: Tensor, target: Tensor) -> Tensor:
+    """KL that leaves out the last class."""
+    terms = torch.softmax(target, -1) * (torch.log_softmax(target, -1) - torch.log_softmax(input, -1))
+    return terms[:, :-1].sum(-1)
+
+
+def run(function, **filters) -> Audit:
+    return execute(plan("quick", filters.pop("cases", CASES), [function], devices="cpu", **filters))
+
+
+@pytest.fixture(scope="module")
+def found() -> Audit:
+    return run(tail_dropped, dtypes="float64")
+
+
+def test_a_defect_is_one_finding_with_its_worst_small_example(found: Audit) -> None:
+    findings = found.new_findings
+    assert len(findings) == 1
+    finding = findings.iloc[0]
+    assert (finding["path"], finding["symptom"]) == ("tail_dropped", "beyond_bound")
+    rows = found.tables["errors"].query("path == 'tail_dropped' and within_bound == False")
+    assert finding["results"] == len(rows)
+    assert finding["worst_ratio"] == (rows["abs_error"] / rows["bound"]).max()
+
+
+def test_the_example_is_shrunk_and_its_script_shows_the_defect(found: Audit, tmp_path: Path) -> None:
+    finding = found.new_findings.iloc[0]
+    assert finding["classes"] == 2
+    file = tmp_path / "reproduce.py"
+    file.write_text(finding["script"])
+    answer = subprocess.run([sys.executable, file], capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    assert answer.returncode == 0, answer.stderr
+    computed, exact = (float(line.split()[1]) for line in answer.stdout.splitlines())
+    row = [
+        torch.tensor([[float.fromhex(v) for v in finding[s].split()]], dtype=torch.float64) for s in ("input", "target")
+    ]
+    assert computed == tail_dropped(*row).item()
+    assert exact == float(audit.exact_kl(*row)[0])
+    assert abs(computed - exact) > 1e-12
+
+
+def test_the_path_shown_for_comparison_is_not_judged(found: Audit) -> None:
+    assert set(found.tables["findings"]["path"]) == {"tail_dropped"}
+    assert "log_softmax" in set(found.tables["errors"]["path"])
+
+
+def test_a_printed_stanza_acknowledges_the_finding_once_it_has_a_reason(found: Audit, tmp_path: Path) -> None:
+    file = tmp_path / "known.ini"
+    file.write_text(stanza(found.new_findings.iloc[0]))
+    again = execute(plan("quick", CASES, [tail_dropped], "float64", "cpu"), acknowledgements=[file])
+    assert again.new_findings.empty
+    assert again.tables["findings"]["acknowledged_by"].str.startswith("tail_dropped").all()
+    assert again.stale == []
+
+
+def test_an_acknowledgement_whose_scope_ran_without_a_finding_is_reported(tmp_path: Path) -> None:
+    file = tmp_path / "known.ini"
+    file.write_text("[gone]\npath = log_softmax\ndtype = float64\nsymptom = beyond_bound\nreason = it was so once\n")
+    healthy = execute(plan("quick", CASES, "log_softmax", "float64", "cpu"), acknowledgements=[file])
+    assert healthy.stale == ["gone"]
+    elsewhere = execute(plan("quick", CASES, "log_target", "float64", "cpu"), acknowledgements=[file])
+    assert elsewhere.stale == []
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("[x]\npath = a\n", "expected a path and a reason"),
+        ("[x]\npath = a\nreason = b\ncolour = red\n", "colour is none of"),
+        ("no stanza", "cannot be read"),
+    ],
+)
+def test_a_file_that_is_none_of_acknowledgements_is_refused(tmp_path: Path, text: str, complaint: str) -> None:
+    file = tmp_path / "known.ini"
+    file.write_text(text)
+    with pytest.raises(audit.UsageError, match=complaint):
+        read_acknowledgements(file)
+
+
+def test_no_committed_acknowledgement_covers_a_path_of_the_users_own() -> None:
+    def all_paths(stanza: Acknowledgement) -> bool:
+        return any("*" in glob for glob in stanza.scope["path"])
+
+    assert not [a.name for a in read_acknowledgements(COMMITTED) if all_paths(a)]
+
+
+def test_a_dropped_sign_is_found_where_rounding_drowns_the_value() -> None:
+    def magnitude(input: Tensor, target: Tensor) -> Tensor:
+        return (
+            (torch.softmax(target, -1) * (torch.log_softmax(target, -1) - torch.log_softmax(input, -1))).sum(-1).abs()
+        )
+
+    symptoms = run(magnitude, cases=["identical_n1000", "near_*"]).new_findings["symptom"]
+    assert set(symptoms) == {"one_signed"}
+
+
+def test_the_process_fails_with_one_and_prints_the_stanza(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "def twice(x, y):\n    return 2 * (y.softmax(-1) * (y.log_softmax(-1) - x.log_softmax(-1))).sum(-1)\n"
+    )
+    command = [sys.executable, "-m", "audit", "run", "--profile", "quick", "--case", "random_scale1", "--device", "cpu"]
+    command += ["--path-file", str(tmp_path / "mine.py") + ":twice", "--out", str(tmp_path / "report")]
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert answer.returncode == 1, answer.stderr
+    assert "FINDING twice float32 cpu: beyond_bound" in answer.stdout
+    assert "[twice-float32-beyond_bound]" in answer.stdout
