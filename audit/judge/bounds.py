@@ -204,6 +204,10 @@ def kl_bound(exact: Exact, rounding: Rounding, dtype: str, reduction: str = "non
     gamma = _gamma(_total_steps(count, rounding), uc)
     divisor = 1
     row = (np.where(p > 0, perturbed, 0.0) + np.where(p > 0, terms, 0.0) + gamma * size).sum(axis=1)
+    if rounding.exp_slope:
+        # A kernel that may count in bits overflows where numbers larger by log2(e) do.
+        highest = np.where(p > 0, difference + log_p + log_q, 0.0).max(axis=1) * math.log2(math.e)
+        row = np.where(highest >= compute.overflow_threshold, np.inf, row)
     value = np.abs((p * exact.L).sum(axis=1))
     if reduction != "none":
         divisor = {"sum": 1, "mean": rows * classes, "batchmean": rows}[reduction]

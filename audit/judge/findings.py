@@ -79,14 +79,14 @@ def symptoms(errors: pd.DataFrame) -> pd.Series:
 def _one_signed(errors: pd.DataFrame) -> pd.DataFrame:
     """Groups whose drift, where rounding drowns the reference, is never negative: a sign was dropped on the way.
 
-    Only drifts above eight times the reference and half a roundoff of the terms count: an implementation that is
-    accurate there, or exact, has none. A row of each such group is returned.
+    Only drifts above eight times the reference and a thousandth of a roundoff of the terms count: an implementation
+    that is accurate there, or exact, has none. A row of each such group is returned.
     """
     noisy = errors[
         errors["kind"].eq("kl")
         & errors["reduction"].eq("none")
         & (errors["abs_error"] > 8 * errors["reference"].map(float).abs())
-        & (errors["scaled_error"] > 0.5)
+        & (errors["scaled_error"] > 1e-3)
     ]
     groups = noisy.groupby(["path", "dtype", "device"], sort=False)
     suspects = [group for _, group in groups if len(group) >= ONE_SIGNED and (group["drift"] > 0).all()]

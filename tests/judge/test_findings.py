@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,12 @@ def tail_dropped(input: Tensor, target: Tensor) -> Tensor:
     """KL that leaves out the last class."""
     terms = torch.softmax(target, -1) * (torch.log_softmax(target, -1) - torch.log_softmax(input, -1))
     return terms[:, :-1].sum(-1)
+
+
+def floats(text: str) -> Iterator[float]:
+    for run in text.split():
+        value, _, count = run.partition("*")
+        yield from [float.fromhex(value)] * int(count or 1)
 
 
 def run(function, **filters) -> Audit:
@@ -50,9 +57,7 @@ def test_the_example_is_shrunk_and_its_script_shows_the_defect(found: Audit, tmp
     answer = subprocess.run([sys.executable, file], capture_output=True, text=True, cwd=tmp_path, timeout=60)
     assert answer.returncode == 0, answer.stderr
     computed, exact = (float(line.split()[1]) for line in answer.stdout.splitlines())
-    row = [
-        torch.tensor([[float.fromhex(v) for v in finding[s].split()]], dtype=torch.float64) for s in ("input", "target")
-    ]
+    row = [torch.tensor([list(floats(finding[side]))], dtype=torch.float64) for side in ("input", "target")]
     assert computed == tail_dropped(*row).item()
     assert exact == float(audit.exact_kl(*row)[0])
     assert abs(computed - exact) > 1e-12
