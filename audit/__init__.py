@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from audit.errors import UsageError as UsageError
     from audit.paths import path as path
+    from audit.paths.remedy import kl_div_from_logits as kl_div_from_logits
     from audit.pipeline import run as run
     from audit.publish.tables import read_errors as read_errors
     from audit.reference.exact import exact_kl as exact_kl
@@ -20,6 +21,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "UsageError": "audit.errors",
     "exact_kl": "audit.reference.exact",
+    "kl_div_from_logits": "audit.paths.remedy",
     "path": "audit.paths",
     "read_errors": "audit.publish.tables",
     "run": "audit.pipeline",

@@ -48,7 +48,7 @@ class Path:
 
 
 _REGISTRY: dict[tuple[str, str, str], Path] = {}
-_MODULES = ("audit.paths.functional", "audit.paths.thread_era", "audit.paths.misuse")
+_MODULES = ("audit.paths.functional", "audit.paths.remedy", "audit.paths.thread_era", "audit.paths.misuse")
 
 
 def path(

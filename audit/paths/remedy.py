@@ -1,0 +1,149 @@
+"""KL from two tensors of logits, accurate however close they are: never negative, exactly 0 for equal inputs.
+
+With p = softmax(target), q = softmax(input), e = input - target, c = sum p e and d = e - c,
+
+    sum p exp(d) = 1 + r + s,    r = sum p d (a rounding error),    s = sum p (exp(d) - 1 - d) >= 0,
+    KL = log(sum p exp(d)) - r = log1p(s + r) - r,
+
+because log(p / q) = log(sum p exp(d)) - d. No term of s cancels another, and log1p keeps them. Differences carry their
+rounding error along (Knuth's TwoSum), or are taken in double, so that a common offset of the logits costs nothing.
+Where |d| is small, exp(d) - 1 - d is its Taylor series; elsewhere exp(d) p is q's own exponential, since p may
+underflow where q does not. Where s > 1 nothing cancels, and KL = log sum exp(input) - log sum exp(target) - sum p e.
+
+The gradients follow without cancellation: dKL/dinput = q - p = p expm1(d - log1p(s + r)) and
+dKL/dtarget = p (log(p / q) - KL) = p (r - d).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import factorial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from audit.errors import UsageError
+from audit.formats import FORMATS
+from audit.paths import REDUCTIONS, path
+from audit.paths.rounding import Rounding
+
+# The formats whose differences, sums and exponentials are ample in the format computed in.
+_FITTING = {
+    torch.float64: (torch.float16, torch.bfloat16, torch.float32),
+    torch.float32: (torch.float16, torch.bfloat16),
+}
+# Below which |d| the series stands, and its terms: where double has bits to spare, and where not.
+_SHORT, _LONG = (2.0**-6, 5), (0.5, 15)
+_BLOCK = 2**17
+
+
+def kl_div_from_logits(input: Tensor, target: Tensor, *, reduction: str = "batchmean") -> Tensor:
+    """KL(softmax(target) || softmax(input)) along the last dimension, in nats; differentiable in both.
+
+    `input` and `target` are logits of one floating dtype, shape (..., classes) and device; -inf rules a class out,
+    matched by the other side or not (+inf where the target has mass there). `reduction` is "batchmean" (the sum over
+    the first dimension's size), "sum", "mean" (over the number of elements, as torch has it), or "none" (a value a
+    row, of shape (...)). The result has the inputs' dtype and is computed in double, in float32 where the device has
+    no double.
+
+    Raises UsageError, a ValueError, for other shapes, dtypes and reductions.
+    """
+    if input.shape != target.shape or input.dim() == 0 or not input.shape[-1]:
+        raise UsageError(
+            f"expected two tensors of one shape (..., classes), got {tuple(input.shape)} and {tuple(target.shape)}"
+        )
+    if input.dtype != target.dtype or str(input.dtype).removeprefix("torch.") not in FORMATS:
+        raise UsageError(f"expected one dtype of {', '.join(FORMATS)}, got {input.dtype} and {target.dtype}")
+    if reduction not in REDUCTIONS:
+        raise UsageError(f"reduction {reduction!r} is not one of {', '.join(REDUCTIONS)}")
+    rows = _rows(input, target)
+    if reduction != "none":
+        divisor = {"sum": 1, "mean": input.numel(), "batchmean": len(input) if input.dim() > 1 else 1}[reduction]
+        rows = rows.sum() / divisor
+    return rows.to(input.dtype)
+
+
+def _rows(input: Tensor, target: Tensor) -> Tensor:
+    """KL of each row; on a CPU in blocks that stay in its cache."""
+    apply: Callable[[Tensor, Tensor], Tensor] = _KL.apply
+    if input.device.type != "cpu" or input.numel() <= _BLOCK or input.dim() == 1:
+        return apply(input, target)
+    size = max(1, _BLOCK // input.shape[-1])
+    pairs = zip(*(torch.split(t.flatten(0, -2), size) for t in (input, target)), strict=True)
+    return torch.cat([apply(x, y) for x, y in pairs]).reshape(input.shape[:-1])
+
+
+def _series(d: Tensor, terms: int) -> Tensor:
+    """exp(d) - 1 - d by its Taylor series."""
+    total = d * (1 / factorial(terms + 1))
+    for k in range(terms, 2, -1):
+        total.add_(1 / factorial(k)).mul_(d)
+    return total.add_(0.5).mul_(d).mul_(d)
+
+
+class _KL(torch.autograd.Function):
+    """Works in place on its own copies: fresh memory costs more than arithmetic."""
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, target: Tensor) -> Tensor:
+        compute = torch.float32 if input.device.type == "mps" else torch.float64
+        exact = input.dtype in _FITTING[compute]
+        threshold, terms = _SHORT if exact and compute == torch.float64 else _LONG
+        x, y = input.to(compute, copy=True), target.to(compute, copy=True)
+        top, origin = y.max(-1, keepdim=True)
+        first = x.gather(-1, origin)
+        e = x - y
+        corrections = None if exact else (_error(x, y, e), _error(y, top, y - top), _error(x, first, x - first))
+        # Where the target rules a class out, p d = 0 whatever d; a large d has its exponential taken from the input.
+        d = e.nan_to_num_(0.0, posinf=torch.finfo(compute).max, neginf=-torch.inf)
+        infinite = d.amin(-1, keepdim=True) == -torch.inf
+        w, b = y.sub_(top).exp_(), x.sub_(first)
+        d.sub_(d.gather(-1, origin))
+        if corrections:
+            e_low, y_low, x_low = corrections
+            d.add_(e_low.sub_(e_low.gather(-1, origin)))
+            w.addcmul_(w, y_low)
+        mass = w.sum(-1, keepdim=True)
+        p = w.div_(mass)
+        centre = torch.linalg.vecdot(p, d).unsqueeze(-1)
+        d.sub_(centre)
+        r = torch.linalg.vecdot(p, d).unsqueeze(-1)
+        high = b.amax(-1, keepdim=True)
+        exponentials = b.sub_(high).exp_()
+        if corrections:
+            exponentials.addcmul_(exponentials, x_low)
+        total = exponentials.sum(-1, keepdim=True)
+        near = _series(d, terms).mul_(p)
+        far = (exponentials * ((high - centre).exp() / mass)).sub_(p).addcmul_(p, d, value=-1)
+        s = torch.where(d.abs() < threshold, near, far).sum(-1, keepdim=True)
+        log_ratio = torch.log1p(s + r)
+        value = torch.where(s <= 1, log_ratio - r, total.log() + high - mass.log() - centre - r)
+        # 0 total: a NaN that was masked above is not lost.
+        value = (value.clamp(min=0) + 0 * total).masked_fill(infinite, torch.inf)
+        ctx.save_for_backward(p, d, r, log_ratio, exponentials.div_(total), infinite)
+        ctx.dtype = input.dtype
+        return value.squeeze(-1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        p, d, r, log_ratio, q, infinite = ctx.saved_tensors
+        scale = grad.unsqueeze(-1)
+        by_input = by_target = None
+        if ctx.needs_input_grad[0]:
+            exponent = d - log_ratio
+            by_input = (torch.where(exponent.abs() < 0.5, p * torch.expm1(exponent), q - p) * scale).to(ctx.dtype)
+        if ctx.needs_input_grad[1]:
+            by_target = (p * (r - d) * scale).masked_fill(infinite, torch.nan).to(ctx.dtype)
+        return by_input, by_target
+
+
+def _error(x: Tensor, y: Tensor, difference: Tensor) -> Tensor:
+    """x - y - difference, exactly (Knuth, TAOCP 2, section 4.2.2, theorem C); 0 where a number is infinite."""
+    back = x - difference
+    return torch.nan_to_num((x - (difference + back)) + (back - y), nan=0.0, posinf=0.0, neginf=0.0)
+
+
+@path("kl_div_from_logits", summary="audit.kl_div_from_logits(input, target): the remedy", rounding=Rounding())
+def per_row(input: Tensor, target: Tensor) -> Tensor:
+    return kl_div_from_logits(input, target, reduction="none")

@@ -1,0 +1,133 @@
+"""The remedy: never negative, exactly 0 for equal inputs, accurate whatever cancels, in value and gradient."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from mpmath import mp
+from torch.nn import functional as F
+
+import audit
+from audit import kl_div_from_logits
+from audit.formats import FORMATS
+from audit.reference.exact import row_references
+from tests.judge.test_bounds import problems
+
+BITS = {"float32": 20, "float64": 48}
+
+
+def test_every_family_keeps_its_correct_bits() -> None:
+    for family, dtype, x, y in problems([2, 10, 300], seed=3):
+        exact = row_references(x.double().numpy(), y.double().numpy(), "logits")
+        computed = kl_div_from_logits(x, y, reduction="none").double().tolist()
+        for reference, value in zip(map(Fraction, exact), map(Fraction, computed), strict=True):
+            if dtype in BITS:
+                assert abs(value - reference) <= reference / 2 ** BITS[dtype], (family, dtype)
+            else:
+                nearest = float(torch.tensor(float(reference)).to(x.dtype))
+                exponent = int(np.floor(np.log2(nearest))) if nearest else -1000
+                assert abs(value - reference) <= FORMATS[dtype].ulp(exponent), (family, dtype)
+
+
+@given(st.data())
+def test_it_is_never_negative_and_zero_for_equal_inputs(data: st.DataObject) -> None:
+    dtype = getattr(torch, data.draw(st.sampled_from(list(FORMATS))))
+    size = data.draw(st.integers(1, 12))
+    numbers = st.lists(st.floats(-1e4, 1e4), min_size=size, max_size=size)
+    x, y = (torch.tensor([data.draw(numbers)]).to(dtype) for _ in range(2))
+    assert kl_div_from_logits(x, y) >= 0
+    assert kl_div_from_logits(x, x) == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("closeness", [1.0, 1e-3, 1e-6])
+def test_gradients_are_as_accurate(dtype: torch.dtype, closeness: float) -> None:
+    generator = torch.Generator().manual_seed(5)
+    x = (3 * torch.randn(2, 40, generator=generator, dtype=torch.float64)).to(dtype)
+    y = x + (closeness * torch.randn(2, 40, generator=generator)).to(dtype)
+    x.requires_grad_(), y.requires_grad_()
+    kl_div_from_logits(x, y, reduction="sum").backward()
+    allowed = 2.0**-20 if dtype == torch.float32 else 2.0**-46
+    with mp.workprec(300):
+        for row in range(2):
+            p, q = (softmax(t[row].tolist()) for t in (y, x))
+            logs = [mp.log(a / b) for a, b in zip(p, q, strict=True)]
+            kl = mp.fsum(a * log for a, log in zip(p, logs, strict=True))
+            for i in range(40):
+                for computed, exact in ((x.grad, q[i] - p[i]), (y.grad, p[i] * (logs[i] - kl))):
+                    size = max(abs(exact), p[i] * mp.sqrt(2 * kl) / 1000)
+                    assert abs(computed[row, i].item() - exact) <= allowed * size
+
+
+def softmax(logits: list[float]) -> list:
+    weights = [mp.exp(v) for v in logits]
+    total = mp.fsum(weights)
+    return [w / total for w in weights]
+
+
+def test_gradients_are_those_of_finite_differences() -> None:
+    x, y = (torch.randn(3, 5, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    assert torch.autograd.gradcheck(lambda a, b: kl_div_from_logits(a, b, reduction="none"), (x, y))
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean", "batchmean"])
+def test_reductions_are_those_of_torch(reduction: str) -> None:
+    x, y = torch.randn(2, 6, 9, dtype=torch.float64)
+    torchs = F.kl_div(F.log_softmax(x, -1), F.softmax(y, -1), reduction=reduction)
+    assert kl_div_from_logits(x, y, reduction=reduction).item() == pytest.approx(torchs.item(), rel=1e-13)
+
+
+def test_more_dimensions_and_large_batches_are_rows() -> None:
+    x, y = torch.randn(2, 3, 50, 2_000)
+    rows = kl_div_from_logits(x, y, reduction="none")
+    assert rows.shape == (3, 50)
+    assert torch.equal(rows[1, 7], kl_div_from_logits(x[1, 7], y[1, 7], reduction="none"))
+
+
+@pytest.mark.parametrize("dtype", list(FORMATS))
+def test_impossible_classes(dtype: str) -> None:
+    inf = float("inf")
+    x = torch.tensor([[0.0, 1.0, -inf], [0.0, -inf, 1.0], [0.0, 1.0, -5.0]], dtype=getattr(torch, dtype))
+    y = torch.tensor([[1.0, 0.0, -inf], [0.0, 1.0, -inf], [0.0, 1.0, -inf]], dtype=getattr(torch, dtype))
+    values = kl_div_from_logits(x, y, reduction="none").tolist()
+    exact = [float(v) for v in audit.exact_kl(x, y)]
+    assert values[1] == exact[1] == inf
+    assert values[0] == pytest.approx(exact[0], rel=2 * FORMATS[dtype].unit_roundoff)
+    assert values[2] == pytest.approx(exact[2], rel=2 * FORMATS[dtype].unit_roundoff)
+
+
+def test_a_nan_is_not_lost() -> None:
+    y = torch.zeros(2, 3)
+    x = torch.tensor([[0.0, float("nan"), 0.0], [1.0, 2.0, 3.0]])
+    for a, b in ((x, y), (y, x)):
+        assert kl_div_from_logits(a, b, reduction="none").isnan().tolist() == [True, False]
+
+
+def test_it_runs_under_autocast_and_compile_with_the_same_result() -> None:
+    x, y = torch.randn(2, 4, 30)
+    plain = kl_div_from_logits(x, y)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(kl_div_from_logits(x, y), plain)
+    compiled = torch.compile(kl_div_from_logits, backend="eager", fullgraph=True)
+    assert compiled(x, y).item() == pytest.approx(plain.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "reduction", "complaint"),
+    [
+        (torch.zeros(2, 3), torch.zeros(2, 4), "sum", "(2, 3) and (2, 4)"),
+        (torch.zeros(2, 3), torch.zeros(2, 3).double(), "sum", "float32 and torch.float64"),
+        (torch.zeros(2, 3).long(), torch.zeros(2, 3).long(), "sum", "int64"),
+        (torch.zeros(2, 3), torch.zeros(2, 3), "average", "'average' is not one of"),
+        (torch.zeros(2, 0), torch.zeros(2, 0), "sum", "(2, 0)"),
+    ],
+)
+def test_bad_input_is_named(x: torch.Tensor, y: torch.Tensor, reduction: str, complaint: str) -> None:
+    with pytest.raises(ValueError) as raised:
+        kl_div_from_logits(x, y, reduction=reduction)
+    assert complaint in str(raised.value)
