@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from audit.diagnosis import diagnose as diagnose
     from audit.errors import UsageError as UsageError
     from audit.paths import path as path
     from audit.paths.remedy import kl_div_from_logits as kl_div_from_logits
@@ -20,6 +21,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "UsageError": "audit.errors",
+    "diagnose": "audit.diagnosis",
     "exact_kl": "audit.reference.exact",
     "kl_div_from_logits": "audit.paths.remedy",
     "path": "audit.paths",

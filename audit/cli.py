@@ -108,6 +108,22 @@ def thread(device: Annotated[str, typer.Option(help="cpu, cuda …")] = "cpu") -
         terminal.show_thread(measure_thread(chosen.name), terminal.console())
 
 
+@app.command()
+def diagnose(
+    file: Annotated[
+        Path, typer.Argument(help=".npz, .pt or .safetensors with input and target, as KLDivLoss gets them.")
+    ],
+    reduction: Annotated[str, typer.Option(help="none, sum, mean or batchmean.")] = "mean",
+    log_target: Annotated[bool, typer.Option("--log-target", help="As the loss had it.")] = False,
+    dim: Annotated[int, typer.Option(help="Where the classes are.")] = -1,
+) -> None:
+    """Say what a negative, NaN or odd value of KLDivLoss means."""
+    from audit.cases.files import read_pair
+    from audit.diagnosis import diagnose
+
+    typer.echo(str(diagnose(*read_pair(file), reduction=reduction, log_target=log_target, dim=dim)))
+
+
 def _listing(what: str) -> list[tuple[str, str]]:
     if what == "cases":
         from audit.cases import registered as cases

@@ -1,0 +1,243 @@
+"""What a value of KLDivLoss means: rounding, or a mistake in what it was given, told from the tensors alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from audit.errors import UsageError
+from audit.formats import FORMATS
+from audit.paths import REDUCTIONS
+from audit.reference.exact import exact_kl
+
+RIGHT = 'F.kl_div(log_softmax(input_logits, {dim}), softmax(target_logits, {dim}), reduction="batchmean")'
+REMEDY = "audit.kl_div_from_logits(input_logits, target_logits)"
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What the call gives and why. `verdict` is "rounding" for a sound call, a key of VERDICTS, or "cannot_tell".
+
+    `value` is what torch returns; `exact` the exact value of the same formula on the same numbers, None where it has
+    none. `evidence` is what in the tensors says so; `call` the corrected call, empty where nothing is to be corrected.
+    """
+
+    verdict: str
+    value: float
+    exact: float | None
+    meaning: str
+    evidence: str
+    call: str
+
+    def __str__(self) -> str:
+        exact = "" if self.exact is None else f" (exactly {self.exact:.6g} for these numbers)"
+        lines = [f"{self.verdict}: the loss is {self.value:.6g}{exact}", self.meaning, f"evidence: {self.evidence}"]
+        return "\n".join(lines + ([f"instead: {self.call}"] if self.call else []))
+
+
+# verdict -> (meaning, corrected call)
+VERDICTS = {
+    "nan_in_data": ("NaN went in, so NaN comes out.", ""),
+    "impossible_class": (
+        "A class that both sides rule out gives 0 * (-inf), which is NaN in torch; its true contribution is 0.",
+        REMEDY,
+    ),
+    "infinite": ("The target has mass where the input has none, so the divergence is infinite.", ""),
+    "arguments_swapped": ("input and target are swapped: the log-probabilities come first.", "F.kl_div(target, input)"),
+    "probs_as_input": (
+        "The input holds probabilities; kl_div takes log-probabilities, and gives sum p (log p - q), often negative.",
+        RIGHT,
+    ),
+    "logits_as_input": ("The input holds raw logits; kl_div does not normalise them.", RIGHT),
+    "logits_as_target": ("The target holds raw logits; kl_div takes probabilities.", RIGHT),
+    "log_probs_without_log_target": (
+        "The target holds log-probabilities, and log_target is False.",
+        "F.kl_div(input, target, log_target=True)",
+    ),
+    "probs_with_log_target": (
+        "The target holds probabilities, and log_target is True.",
+        "F.kl_div(input, target, log_target=False)",
+    ),
+    "different_dims": ("The two sides are normalised along different dims.", RIGHT),
+    "wrong_dim": ("Both sides are normalised along another dim than the one named.", RIGHT),
+    "unnormalised_target": (
+        "The target does not sum to 1: a mass of c adds c log c to the divergence of the normalised target times c.",
+        "F.kl_div(input, target / target.sum(dim, keepdim=True))",
+    ),
+    "unnormalised_input": (
+        "The input's exponentials do not sum to 1, as after log(p + eps) or log(p.clamp(min=eps)).",
+        RIGHT,
+    ),
+    "double_softmax": ("The input looks like log_softmax of probabilities: softmax was applied twice.", RIGHT),
+    "rounding": ("A sound call: what differs from the true divergence is rounding.", ""),
+    "cannot_tell": ("The tensors fit no mistake known here, and are not what kl_div expects.", ""),
+}
+
+
+def diagnose(
+    input: Tensor, target: Tensor, *, reduction: str = "mean", log_target: bool = False, dim: int = -1
+) -> Diagnosis:
+    """Says what KLDivLoss(reduction, log_target)(input, target) means, the classes being along `dim`.
+
+    Raises UsageError, a ValueError, for tensors of different shapes or not of a floating dtype.
+    """
+    if input.shape != target.shape or not input.numel() or not input.dim():
+        raise UsageError(f"expected two tensors of one shape, got {tuple(input.shape)} and {tuple(target.shape)}")
+    for name, tensor in (("input", input), ("target", target)):
+        if str(tensor.dtype).removeprefix("torch.") not in FORMATS:
+            raise UsageError(f"{name} is {tensor.dtype}: expected one of {', '.join(FORMATS)}")
+    if reduction not in REDUCTIONS:
+        raise UsageError(f"reduction {reduction!r} is not one of {', '.join(REDUCTIONS)}")
+    if not -input.dim() <= dim < input.dim():
+        raise UsageError(f"dim {dim} is none of a tensor of shape {tuple(input.shape)}")
+    x, y = input.detach().cpu(), target.detach().cpu()
+    value = float(F.kl_div(x, y, reduction="sum", log_target=log_target).double())
+    divisor = {"none": 1, "sum": 1, "mean": x.numel(), "batchmean": len(x)}[reduction]
+    verdict, evidence = _verdict(x, y, log_target, dim)
+    exact = _exact(x, y, log_target)
+    meaning, call = VERDICTS[verdict]
+    if verdict == "rounding":
+        meaning, evidence = _rounding(meaning, evidence, x, y, value, exact, reduction, log_target, dim)
+    return Diagnosis(
+        verdict,
+        value / divisor,
+        None if exact is None else exact / divisor,
+        meaning,
+        evidence,
+        call.format(dim=dim) if call == RIGHT else call,
+    )
+
+
+def _exact(x: Tensor, y: Tensor, log_target: bool) -> float | None:
+    """The exact sum of the formula's terms; None where a number is outside its domain."""
+    kind = "log_probs" if log_target else "probs"
+    rows = [t.reshape(1, -1) for t in (x, y)]
+    try:
+        return float(exact_kl(*rows, input_kind="log_probs", target_kind=kind, reduction="sum", digits=17))
+    except UsageError:
+        return None
+
+
+@dataclass(frozen=True)
+class _Sums:
+    """What a tensor's rows add up to along a dim: as probabilities, and as log-probabilities."""
+
+    probs: bool
+    log_probs: bool
+    total: float  # of the row furthest from 1
+    log_total: float
+
+    @classmethod
+    def of(cls, tensor: Tensor, dim: int) -> _Sums:
+        t = tensor.double()
+        n = t.shape[dim]
+        format = FORMATS[str(tensor.dtype).removeprefix("torch.")]
+        u = format.unit_roundoff
+        total, weights = t.sum(dim), t.exp()
+        # What a sound softmax may be off: a few roundoffs, those of a sum of n terms in four lanes, and half an ulp of
+        # the smallest number for each; a logarithm errs by roundoffs of itself, its probability by as much relatively.
+        sums = (8 + n / 4) * FORMATS["float32" if format.precision < 24 else format.name].unit_roundoff + 8 * u
+        slack = sums + n * format.smallest_subnormal
+        logs = torch.where(t > -torch.inf, weights * t.abs(), 0.0).sum(dim)
+        log_slack = slack + 8 * u * logs
+        log_total = weights.sum(dim)
+        near = (total - 1).abs() <= slack
+        log_near = (log_total - 1).abs() <= log_slack
+        furthest, log_furthest = ((s - 1).abs().argmax() for s in (total, log_total))
+        return cls(
+            bool((t >= 0).all() and near.all()),
+            bool((t <= slack).all() and log_near.all()),
+            float(total.flatten()[furthest]),
+            float(log_total.flatten()[log_furthest]),
+        )
+
+
+def _verdict(x: Tensor, y: Tensor, log_target: bool, dim: int) -> tuple[str, str]:
+    if x.isnan().any() or y.isnan().any():
+        return "nan_in_data", f"{int(x.isnan().sum())} NaN in the input, {int(y.isnan().sum())} in the target"
+    others = [d for d in range(x.dim()) if d != dim % x.dim()]
+    sums = {d: (_Sums.of(x, d), _Sums.of(y, d)) for d in [dim, *others]}
+    given, wanted = sums[dim]
+    totals = f"rows of the input sum to {given.total:.6g}, their exponentials to {given.log_total:.6g}; " + (
+        f"rows of the target to {wanted.total:.6g}, their exponentials to {wanted.log_total:.6g}"
+    )
+    n = x.shape[dim]
+    if given.probs and not given.log_probs:
+        if wanted.log_probs and not wanted.probs and not log_target:
+            return "arguments_swapped", totals
+        return "probs_as_input", totals
+    target_right = wanted.log_probs if log_target else wanted.probs
+    if given.log_probs and target_right:
+        return _sound(x, y, log_target, dim, totals)
+    if given.log_probs:
+        if log_target and wanted.probs:
+            return "probs_with_log_target", totals
+        if not log_target and wanted.log_probs:
+            return "log_probs_without_log_target", totals
+        if any(s[1].log_probs if log_target else s[1].probs for d, s in sums.items() if d != dim):
+            return "different_dims", totals
+        if bool((y < 0).any()) and not log_target:
+            return "logits_as_target", totals
+        if log_target:
+            return ("logits_as_target" if bool((y > 0).any()) else "unnormalised_target"), totals
+        return "unnormalised_target", totals
+    for d, (other_x, other_y) in sums.items():
+        if d != dim and other_x.log_probs:
+            right = other_y.log_probs if log_target else other_y.probs
+            return ("wrong_dim" if right else "different_dims"), f"the input is normalised along dim {d}"
+    if n == 1:
+        return "cannot_tell", totals
+    if bool((x <= 0).all()) and abs(given.log_total - 1) < 0.05 and target_right:
+        return "unnormalised_input", totals
+    if target_right or wanted.probs or wanted.log_probs:
+        return "logits_as_input", totals
+    return "cannot_tell", totals
+
+
+def _sound(x: Tensor, y: Tensor, log_target: bool, dim: int, totals: str) -> tuple[str, str]:
+    has_mass = y > -torch.inf if log_target else y > 0
+    if bool((has_mass & (x == -torch.inf)).any()):
+        return "infinite", f"{int((has_mass & (x == -torch.inf)).sum())} such classes"
+    if bool((x == -torch.inf).any()):
+        return "impossible_class", f"{int((x == -torch.inf).sum())} classes have an input of -inf and no target"
+    # log_softmax of probabilities p is p plus a constant, so that p can be read off: nothing is negative, the sum is 1.
+    # So it is by chance in nearly flat rows; a spread of log-probabilities above 0.2 with p near 0 is rare there.
+    t, n = x.double(), x.shape[dim]
+    p = t - t.mean(dim, keepdim=True) + 1 / n
+    tolerance = 4 * FORMATS[str(x.dtype).removeprefix("torch.")].unit_roundoff * (1 + float(np.log(n)))
+    telling = (p.amin(dim) < 0.4 / n) & (p.amax(dim) - p.amin(dim) > 0.2)
+    if n > 2 and bool((p > -tolerance).all()) and float(telling.double().mean()) > 0.5:
+        return "double_softmax", "the input is a probability plus a constant, in every class"
+    return "rounding", totals
+
+
+def _rounding(
+    meaning: str,
+    evidence: str,
+    x: Tensor,
+    y: Tensor,
+    value: float,
+    exact: float | None,
+    reduction: str,
+    log_target: bool,
+    dim: int,
+) -> tuple[str, str]:
+    """Words for a sound call: how far the rounded numbers' value may be from a divergence, and the reduction."""
+    p = y.double().exp() if log_target else y.double()
+    log_mass, mass = x.double().exp().sum(), p.sum()
+    if value < 0:
+        meaning += (
+            " It is negative because the rounded probabilities and log-probabilities do not have the same mass: "
+            f"the difference is {float(mass - log_mass):.3g}. {REMEDY} is never negative."
+        )
+    if reduction == "mean":
+        rows, n = x.numel() // x.shape[dim], x.shape[dim]
+        meaning += (
+            f' "mean" divides by all {x.numel()} elements; the divergence of a row is {n} times that: '
+            f'use reduction="batchmean" for the mean of {rows} rows.'
+        )
+    return meaning, evidence
