@@ -48,6 +48,11 @@ def run(
     dtype: Annotated[list[str] | None, typer.Option(help="float16, bfloat16, float32, float64; repeatable.")] = None,
     device: Annotated[list[str] | None, typer.Option(help="cpu, cuda, cuda:1 …; repeatable.")] = None,
     path_file: Annotated[list[str] | None, typer.Option(help="FILE.py:FUNCTION, a kernel of your own.")] = None,
+    logits: Annotated[
+        Path | None, typer.Option(help=".npz, .pt or .safetensors with input and target, rows x classes.")
+    ] = None,
+    input_kind: Annotated[str, typer.Option(help="Of --logits: logits or log_probs.")] = "logits",
+    target_kind: Annotated[str, typer.Option(help="Of --logits: logits, log_probs or probs.")] = "logits",
     acknowledgements: Annotated[
         list[Path] | None, typer.Option(help="Findings that are understood, beside the committed ones.")
     ] = None,
@@ -65,7 +70,13 @@ def run(
     from audit.publish.report import write_report
 
     check_replaceable(out)
-    plan = pipeline.plan(profile, case, [*(path or ()), *own] or None, dtype, device)
+    chosen = [*(path or ()), *own] or None
+    if logits is None:
+        plan = pipeline.plan(profile, case, chosen, dtype, device)
+    else:
+        if input_kind not in ("logits", "log_probs"):
+            raise UsageError(f"--input-kind {input_kind}: every path takes logits or log_probs as its input")
+        plan = pipeline.plan_file(logits, target_kind, chosen, dtype, device)
     console = terminal.console()
     names = ", ".join(f"{d.name} ({d.model})" for d in plan.devices)
     console.print(f"{sys.executable}, torch {torch.__version__}", highlight=False, soft_wrap=True)

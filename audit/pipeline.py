@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from decimal import Context, Decimal
 from fnmatch import fnmatchcase
 from itertools import groupby
@@ -17,6 +17,7 @@ import pandas as pd
 from audit import devices as devices_module
 from audit.cases import PROFILES, Case, Problem, Rows, build
 from audit.cases import registered as registered_cases
+from audit.cases.files import Pair
 from audit.devices import Device
 from audit.environment import describe_environment
 from audit.errors import UsageError
@@ -44,6 +45,9 @@ if TYPE_CHECKING:
 
 Wait = Callable[[], References]
 COMPARISON = "log_softmax"
+MAIN = ("softmax_log", "log_softmax", "log_target", "kl_div_from_logits")
+# Of a user's file, in memory at a time: 16 MB in each binary64 array of the judgement.
+ELEMENTS_AT_ONCE = 2**21
 _EXACT = Context(prec=2_000)
 
 
@@ -58,6 +62,7 @@ class Plan:
     devices: list[Device]
     whole: bool
     own: frozenset[str] = frozenset()
+    file: Pair | None = None
 
     def problems(self) -> Iterator[tuple[Case, str, list[Path]]]:
         """Each case in each dtype, with the paths that take it."""
@@ -137,6 +142,26 @@ def plan(
     )
 
 
+def plan_file(
+    file: FilePath,
+    target_kind: str = "logits",
+    paths: Iterable[str | Own] | None = None,
+    dtypes: Names = None,
+    devices: Names = None,
+) -> Plan:
+    """A plan for a file's `input` and `target`: by default the main paths, per row, in the file's dtype.
+
+    Log-probabilities are logits too: softmax gives back their probabilities. Raises UsageError for a file that cannot
+    be read as two tensors of shape (rows, classes), and as `plan` does.
+    """
+    if target_kind not in ("logits", "log_probs", "probs"):
+        raise UsageError(f"target kind {target_kind!r} is not one of logits, log_probs, probs")
+    pair = Pair.read(file, "probs" if target_kind == "probs" else "logits")
+    chosen = plan("standard", [], paths if paths is not None else MAIN, dtypes or pair.dtype, devices)
+    kept = [p for p in chosen.paths if p.reduction == "none" and p.target_kind == pair.target_kind]
+    return replace(chosen, profile="file", cases=[pair.case(slice(0, 1))], paths=kept, whole=False, file=pair)
+
+
 def execute(
     plan: Plan,
     workers: int = 1,
@@ -151,31 +176,26 @@ def execute(
     seconds: dict[str, float] = {}
     start = perf_counter()
     with Engine(workers) as engine:
-        blocks: list[_Block] = []
-        for case, dtype, paths in plan.problems():
-            advance(f"{case.name} {dtype}")
-            problem = build(case, dtype)
-            exact = engine.request(problem)
-            before = None if case.native else engine.request(build(case, "float64"))
-            wanted = {q: engine.request(problem, q) for q in {p.quantity for p in paths}}
-            for device in plan.devices:
-                for path, result in _run_paths(problem, device.name, paths):
-                    blocks.append(_Block(problem, device.name, path, result, wanted[path.quantity], exact, before))
-        seconds["paths"] = perf_counter() - start
-        thread = [measure_thread(device.name) for device in plan.devices] if plan.whole else []
-        seconds["thread"] = perf_counter() - start - seconds["paths"]
-        advance("references")
-        for block in blocks:
-            block.reference(), block.exact()
-        seconds["references"] = perf_counter() - start - seconds["thread"] - seconds["paths"]
-    advance("errors")
-    errors = _errors(blocks)
+        if plan.file is None:
+            blocks = _blocks(plan, engine, advance)
+            seconds["paths"] = perf_counter() - start
+            thread = [measure_thread(device.name) for device in plan.devices] if plan.whole else []
+            seconds["thread"] = perf_counter() - start - seconds["paths"]
+            advance("references")
+            for block in blocks:
+                block.reference(), block.exact()
+            seconds["references"] = perf_counter() - start - seconds["thread"] - seconds["paths"]
+            advance("errors")
+            errors = _errors(blocks)
+            problems = {(b.problem.case.name, b.problem.dtype): b.problem for b in blocks}
+        else:
+            errors, problems, thread = _streamed(plan, engine, advance), {}, []
     advance("findings")
     findings, stale = find(errors[errors["path"].isin(plan.own)] if plan.own else errors, acknowledged)
     tables = {
         "errors": errors,
         "summary": summarise(errors),
-        "findings": typed(_with_reproducers(findings, blocks), "findings"),
+        "findings": typed(_with_reproducers(findings, plan, problems), "findings"),
     }
     if thread:
         tables["thread"] = typed(pd.concat(thread, ignore_index=True), "thread")
@@ -191,6 +211,34 @@ def execute(
         seconds={name: round(value, 3) for name, value in seconds.items()},
     )
     return Audit(tables, environment, stale)
+
+
+def _blocks(plan: Plan, engine: Engine, advance: Callable[[str], None]) -> list[_Block]:
+    """Every path's results on every problem, and the references they wait for."""
+    blocks: list[_Block] = []
+    for case, dtype, paths in plan.problems():
+        advance(f"{case.name} {dtype}")
+        problem = build(case, dtype)
+        exact = engine.request(problem)
+        before = None if case.native else engine.request(build(case, "float64"))
+        wanted = {q: engine.request(problem, q) for q in {p.quantity for p in paths}}
+        for device in plan.devices:
+            for path, result in _run_paths(problem, device.name, paths):
+                blocks.append(_Block(problem, device.name, path, result, wanted[path.quantity], exact, before))
+    return blocks
+
+
+def _streamed(plan: Plan, engine: Engine, advance: Callable[[str], None]) -> pd.DataFrame:
+    """The rows of errors.csv of a user's file, a block of its rows in memory at a time."""
+    assert plan.file is not None
+    rows, classes = plan.file.input.shape
+    step = max(1, ELEMENTS_AT_ONCE // classes)
+    parts = []
+    for start in range(0, rows, step):
+        cases = [plan.file.case(slice(start, start + step))]
+        part = _errors(_blocks(replace(plan, cases=cases), engine, advance))
+        parts.append(part.assign(row=part["row"] + start, rows=rows))
+    return typed(pd.concat(parts, ignore_index=True), "errors")
 
 
 def run(
@@ -271,20 +319,24 @@ def _problem_rows(blocks: Sequence[_Block]) -> Iterator[pd.DataFrame]:
         yield part.assign(bound=bounds[key], rest=remaining if path.reduction == "none" else np.nan)
 
 
-def _with_reproducers(findings: pd.DataFrame, blocks: Sequence[_Block]) -> pd.DataFrame:
+def _with_reproducers(findings: pd.DataFrame, plan: Plan, problems: Mapping[tuple[str, str], Problem]) -> pd.DataFrame:
     """The findings with the smallest input that shows each."""
-    by_key: dict[tuple[str, ...], _Block] = {
-        (b.problem.case.name, b.problem.dtype, b.path.name, b.path.reduction, b.device): b for b in blocks
-    }
+    paths = {(p.name, p.reduction, p.target_kind): p for p in plan.paths}
     found = []
     for finding in findings.to_dict("records"):
-        block = by_key[tuple(str(finding[k]) for k in ("case", "dtype", "path", "reduction", "device"))]
-        problem, row = block.problem, finding["row"]
+        name, dtype, row = str(finding["case"]), str(finding["dtype"]), finding["row"]
+        rows = slice(None) if row is pd.NA else slice(int(row), int(row) + 1)
+        if plan.file is not None:
+            problem = build(plan.file.case(rows), dtype)
+            input, target = problem.input, problem.target
+        else:
+            problem = problems[name, dtype]
+            input, target = problem.input[rows], problem.target[rows]
+        path = paths[str(finding["path"]), str(finding["reduction"]), problem.case.target_kind]
         # A reduced result does not say which row it is of.
-        rows = range(len(problem.input)) if row is pd.NA else [int(row)]
         tries = (
-            reproduce(block.path, problem.input[[r]], problem.target[[r]], block.device, str(finding["symptom"]))
-            for r in rows
+            reproduce(path, input[[r]], target[[r]], str(finding["device"]), str(finding["symptom"]))
+            for r in range(len(input))
         )
         found.append(next((vars(r) for r in tries if r is not None), {}))
     return findings.join(pd.DataFrame(found, index=findings.index))

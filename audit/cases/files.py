@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -10,8 +11,40 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from audit.cases import Case, Rows
 from audit.errors import UsageError
-from audit.formats import FORMATS
+from audit.formats import FORMATS, Format
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A file's input and target, of shape (rows, classes), and whether its target is logits or probs."""
+
+    name: str
+    input: Tensor
+    target: Tensor
+    target_kind: str
+
+    @classmethod
+    def read(cls, file: Path, target_kind: str) -> Pair:
+        """Raises UsageError, as read_pair does, and for tensors that are not rows x classes."""
+        input, target = read_pair(file)
+        if input.dim() != 2:
+            raise UsageError(f"{file}: expected shape (rows, classes), got {tuple(input.shape)}")
+        return cls(file.stem, input, target, target_kind)
+
+    @property
+    def dtype(self) -> str:
+        return str(self.input.dtype).removeprefix("torch.")
+
+    def case(self, rows: slice) -> Case:
+        """Some of its rows as a case. What was rounded to make the file is not known: it is native."""
+
+        def make(_: Format) -> tuple[Rows, Rows]:
+            input, target = self.input[rows].double().numpy(), self.target[rows].double().numpy()
+            return input, target
+
+        return Case(self.name, "given by the user", make, target_kind=self.target_kind, native=True)
 
 
 def read_pair(file: Path) -> tuple[Tensor, Tensor]:
