@@ -2,7 +2,7 @@
 PROFILE ?= standard
 pick = python=$$(sh .ci/interpreter.sh $(1))
 
-.PHONY: help audit test test-slow check
+.PHONY: help audit test test-slow references check
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1: \2/p' Makefile
 audit: ## audit every device found into reports/latest/ (PROFILE=quick|standard|full)
@@ -11,5 +11,7 @@ test: ## the whole test suite, with ruff and mypy where they are installed
 	@$(call pick,test) && sh .ci/check.sh "$$python" && "$$python" -m pytest
 test-slow: ## the tests that take minutes
 	@$(call pick,test) && "$$python" -m pytest -m slow
+references: ## compute the committed references anew, and check them in a second way
+	@$(call pick,core) && "$$python" -m audit references build && "$$python" -m audit references verify
 check: ## ruff and mypy alone
 	@$(call pick,test) && sh .ci/check.sh "$$python"

@@ -56,6 +56,7 @@ def run(
     acknowledgements: Annotated[
         list[Path] | None, typer.Option(help="Findings that are understood, beside the committed ones.")
     ] = None,
+    references: Annotated[Path | None, typer.Option(help="Folder of another gold table.")] = None,
     out: Out = LATEST,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes for references; default: one a core.")] = None,
 ) -> None:
@@ -86,9 +87,12 @@ def run(
     for absent in (d for d in found() if d.absent):
         console.print(f"absent: {absent.name} ({absent.absent})", highlight=False, soft_wrap=True)
     with terminal.progress(console, sum(1 for _ in plan.problems()) + 3) as advance:
-        audit = pipeline.execute(plan, workers or os.cpu_count() or 1, advance, acknowledgements or ())
+        folder = references or pipeline.COMMITTED_GOLD
+        audit = pipeline.execute(plan, workers or os.cpu_count() or 1, advance, acknowledgements or (), folder)
     write_report(audit.tables, audit.environment, out)
     terminal.show(audit.tables, out, console)
+    for record in audit.damaged:
+        console.print(f"gold record {record} is damaged: computed instead; `references build` mends it", soft_wrap=True)
     for name in audit.stale:
         console.print(f"acknowledgement [{name}]: no finding of its scope occurs any more", soft_wrap=True)
     if len(audit.new_findings):
@@ -99,6 +103,28 @@ def run(
         for _, finding in audit.new_findings.iterrows():
             console.print(stanza(finding), soft_wrap=True, markup=False)
         raise typer.Exit(1)
+
+
+@app.command()
+def references(
+    what: Annotated[str, typer.Argument(help="build or verify.")],
+    all_: Annotated[bool, typer.Option("--all", help="verify: every row, however long.")] = False,
+    folder: Annotated[Path, typer.Option(help="Folder of the gold table.")] = Path("references"),
+) -> None:
+    """Compute the committed references anew, or check them in a second way."""
+    from audit import certify
+
+    if what == "build":
+        typer.echo(f"{certify.build(folder, os.cpu_count() or 1)} records in {folder}")
+    elif what == "verify":
+        problems, checked = certify.verify(folder, all_)
+        for problem in problems:
+            typer.echo(problem)
+        typer.echo(f"{checked} values checked in a second way, {len(problems)} wrong, damaged, stale or missing")
+        if problems:
+            raise typer.Exit(1)
+    else:
+        raise UsageError(f"references: {what!r} is not one of build, verify")
 
 
 @app.command("list")

@@ -33,6 +33,7 @@ from audit.paths import registered as registered_paths
 from audit.paths.rounding import Rounding
 from audit.publish.schema import typed
 from audit.publish.tables import summarise
+from audit.reference.gold import read_gold
 from audit.reproducer import reproduce
 from audit.selection import choose
 from audit.thread import measure_thread
@@ -48,6 +49,7 @@ COMPARISON = "log_softmax"
 MAIN = ("softmax_log", "log_softmax", "log_target", "kl_div_from_logits")
 # Of a user's file, in memory at a time: 16 MB in each binary64 array of the judgement.
 ELEMENTS_AT_ONCE = 2**21
+COMMITTED_GOLD = FilePath(__file__).parents[1] / "references"
 _EXACT = Context(prec=2_000)
 
 
@@ -83,11 +85,15 @@ def _takes(path: Path, case: Case, dtype: str) -> bool:
 
 @dataclass(frozen=True)
 class Audit:
-    """A finished run: the tables by name, what environment.json holds, and the acknowledgements without a finding."""
+    """A finished run: the tables by name, and what environment.json holds.
+
+    `stale` names the acknowledgements that met no finding, `damaged` the gold records that were not used.
+    """
 
     tables: dict[str, pd.DataFrame]
     environment: dict[str, object]
     stale: list[str]
+    damaged: list[str]
 
     @property
     def new_findings(self) -> pd.DataFrame:
@@ -167,15 +173,18 @@ def execute(
     workers: int = 1,
     advance: Callable[[str], None] = lambda _: None,
     acknowledgements: Sequence[FilePath] = (),
+    references: FilePath = COMMITTED_GOLD,
 ) -> Audit:
     """Runs a plan; `advance` is told of each problem as it begins.
 
-    `acknowledgements` are files beside the committed one. Raises UsageError for one that cannot be read.
+    `acknowledgements` are files beside the committed one. `references` is the folder of the gold table; what it does
+    not hold, or holds damaged, is computed. Raises UsageError for acknowledgements that cannot be read.
     """
     acknowledged = read_acknowledgements(COMMITTED, *acknowledgements)
     seconds: dict[str, float] = {}
     start = perf_counter()
-    with Engine(workers) as engine:
+    gold = read_gold(references)
+    with Engine(workers, gold.values) as engine:
         if plan.file is None:
             blocks = _blocks(plan, engine, advance)
             seconds["paths"] = perf_counter() - start
@@ -210,7 +219,7 @@ def execute(
         workers=workers,
         seconds={name: round(value, 3) for name, value in seconds.items()},
     )
-    return Audit(tables, environment, stale)
+    return Audit(tables, environment, stale, gold.damaged)
 
 
 def _blocks(plan: Plan, engine: Engine, advance: Callable[[str], None]) -> list[_Block]:
@@ -353,7 +362,7 @@ def _rows(block: _Block, scale: Rows) -> pd.DataFrame:
     rows, classes = problem.input.shape
     sources, digests = block.reference().sources, problem.row_digests
     if path.reduction != "none":
-        sources, digests = ["exact" if set(sources) == {"exact"} else "computed"], [problem.case_digest]
+        sources, digests = [next(s for s in ("computed", "gold", "exact") if s in sources)], [problem.case_digest]
         scale = np.array([scale.sum() / divisor(path.reduction, rows, classes)])
     return pd.DataFrame(
         {

@@ -1,0 +1,93 @@
+"""Makes the gold table of every standard case, and checks it in a second way."""
+
+from __future__ import annotations
+
+import datetime
+import platform
+from collections.abc import Iterator
+from decimal import Decimal
+from importlib.metadata import version
+from pathlib import Path
+
+from audit import __version__
+from audit.cases import Problem
+from audit.cases import build as build_problem
+from audit.judge.references import Engine, reference_keys
+from audit.pipeline import plan
+from audit.reference import engine
+from audit.reference.enclosure import agrees
+from audit.reference.gold import DIGITS, Record, read_gold, read_records, write_records
+from audit.reference.quantities import quantity_references
+
+CHECKED_ALWAYS = 1_000  # classes
+ROTATION = 7
+
+
+def _wanted() -> Iterator[tuple[Problem, str]]:
+    """Every problem of a standard run, and the numbers before rounding, with the quantities it is asked for."""
+    for case, dtype, paths in plan("standard", devices="cpu").problems():
+        problem = build_problem(case, dtype)
+        for quantity in sorted({"kl", *(p.quantity for p in paths)} - {"zero"}):
+            yield problem, quantity
+        if not case.native:
+            yield build_problem(case, "float64"), "kl"
+
+
+def build(folder: Path, workers: int) -> int:
+    """Computes every reference of the standard cases that is not there intact, drops the others; how many there are."""
+    known = {(r.digest, r.quantity): r for r in read_records(folder) if r.intact}
+    versions = f"kl-audit {__version__}, mpmath {version('mpmath')}, Python {platform.python_version()}"
+    records: dict[tuple[str, str], Record] = {}
+    with Engine(workers, {key: record.value for key, record in known.items()}) as references:
+        pending = [(p, q, references.request(p, q)) for p, q in _wanted()]
+        for problem, quantity, wait in pending:
+            fast = (
+                quantity == "kl" and problem.case.target_kind == "logits" and problem.input.shape[1] >= engine.SMALLEST
+            )
+            name = "limbs" if fast else "oracle" if quantity == "kl" else "formula"
+            for key, value in zip(reference_keys(problem, quantity), wait().values, strict=True):
+                if key not in records:
+                    records[key] = known.get(key) or Record(*key, value, str(DIGITS), name, versions).sealed()
+    write_records(folder, records.values())
+    return len(records)
+
+
+def verify(folder: Path, everything: bool) -> tuple[list[str], int]:
+    """What is wrong with the table, each line naming case, row and dtype, and how many values were recomputed.
+
+    All inputs are hashed and all checksums checked; rows of up to CHECKED_ALWAYS classes are recomputed in a second
+    way, and of the longer ones a seventh that changes from day to day, or all of them.
+    """
+    gold = read_gold(folder)
+    problems = [f"damaged record {name}" for name in gold.damaged]
+    day = datetime.date.today().toordinal()
+    checked: set[tuple[str, str]] = set()
+    for problem, quantity in _wanted():
+        input, target = problem.numbers
+        again: list[str] | None = None
+        for row, key in enumerate(reference_keys(problem, quantity)):
+            if key in checked:
+                continue
+            where = f"{problem.case.name} row {row} {problem.dtype} {quantity}"
+            if key not in gold.values:
+                problems.append(f"missing: {where}")
+                continue
+            if not everything and input.shape[1] > CHECKED_ALWAYS and (int(key[0][:8], 16) + day) % ROTATION:
+                continue
+            checked.add(key)
+            value = gold.values[key]
+            if quantity == "kl":
+                right = agrees(input[row], target[row], problem.case.target_kind, value, DIGITS)
+            else:
+                again = again or quantity_references(quantity, input, target, DIGITS + 20)
+                right = _same(value, again[row])
+            if not right:
+                problems.append(f"wrong: {where}: {value}")
+    return problems, len(checked)
+
+
+def _same(value: str, sharper: str) -> bool:
+    a, b = Decimal(value), Decimal(sharper)
+    if not a.is_finite() or not b.is_finite():
+        return a.is_nan() == b.is_nan() and (a.is_nan() or a == b)
+    return abs(a - b) <= abs(b) * Decimal(10) ** (1 - DIGITS)

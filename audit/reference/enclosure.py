@@ -1,0 +1,71 @@
+"""KL in a second way, to check the first: Arb's balls where python-flint is installed, else mpmath at more digits."""
+
+from __future__ import annotations
+
+from decimal import MAX_EMAX, MIN_EMIN, Context, Decimal
+from fractions import Fraction
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+
+from audit.reference.exact import row_references
+from audit.reference.values import Rows
+
+_WIDE = Context(prec=120, Emin=MIN_EMIN, Emax=MAX_EMAX, traps=[])
+HAS_ARB = find_spec("flint") is not None
+
+
+def agrees(input: Rows, target: Rows, target_kind: str, value: str, digits: int) -> bool:
+    """Whether a row's KL (1-D arrays, the input logits) is `value` to its `digits` digits."""
+    if Decimal(value) == 0 and target_kind == "logits":
+        finite = target > -np.inf
+        if not np.array_equal(finite, input > -np.inf):
+            return False
+        # KL is 0 for distributions that are equal, which logits are that differ by one constant.
+        return len({Fraction(y) - Fraction(x) for x, y in zip(input[finite], target[finite], strict=True)}) == 1
+    if not Decimal(value).is_finite() or not HAS_ARB:
+        (again,) = row_references(input[None], target[None], target_kind, digits + 20)
+        return _close(Decimal(value), Decimal(again), digits)
+    precision = 400
+    while True:
+        low, high = _arb(input, target, target_kind, precision)
+        if _close(low, high, digits + 2):
+            return _close(Decimal(value), low, digits)
+        if precision > 30_000:
+            return False
+        precision *= 3
+
+
+def _close(a: Decimal, b: Decimal, digits: int) -> bool:
+    if not a.is_finite() or not b.is_finite():
+        return a == b
+    return _WIDE.subtract(a, b).copy_abs() <= _WIDE.scaleb(b.copy_abs(), 1 - digits)
+
+
+def _arb(input: Rows, target: Rows, target_kind: str, precision: int) -> tuple[Decimal, Decimal]:
+    """The ends of an enclosure of sum p log p - sum p x + lse(x), each to 90 digits."""
+    from flint import arb, ctx
+
+    before, ctx.prec = ctx.prec, precision
+    try:
+        x = [arb(v) for v in input[input > -np.inf].tolist()]
+        log_v = _log_sum_exp(x)
+        if target_kind == "probs":
+            pairs = [(arb(p), arb(v)) for p, v in zip(target.tolist(), input.tolist(), strict=True) if p > 0]
+            value = sum((p * (p.log() - v + log_v) for p, v in pairs), arb(0))
+        else:
+            log_w = _log_sum_exp([arb(v) for v in target[target > -np.inf].tolist()])
+            value = arb(0)
+            for y, v in zip(target.tolist(), input.tolist(), strict=True):
+                if y > -np.inf:
+                    log_p = arb(y) - log_w
+                    value += log_p.exp() * (log_p - arb(v) + log_v)
+        return Decimal(value.lower().str(90, radius=False)), Decimal(value.upper().str(90, radius=False))
+    finally:
+        ctx.prec = before
+
+
+def _log_sum_exp(numbers: list[Any]) -> Any:
+    top = max(numbers)
+    return sum(((v - top).exp() for v in numbers), 0 * top).log() + top

@@ -1,0 +1,80 @@
+"""Committed references: text keyed by the digest of the very numbers, so that a name can never vouch for a value."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from collections.abc import Iterable
+from dataclasses import astuple, dataclass, fields, replace
+from pathlib import Path
+
+NAME = "gold.csv"
+DIGITS = 60
+
+
+@dataclass(frozen=True)
+class Record:
+    """One exact value. `digest` is of the row's dtype, shape and bytes, or of the case's for a `quantity` with a row.
+
+    `value` has `digits` significant digits, its radius at most one unit of the last; 0 and inf are exact. `engine` made
+    it with `versions`; `checksum` covers all of that.
+    """
+
+    digest: str
+    quantity: str
+    value: str
+    digits: str
+    engine: str
+    versions: str
+    checksum: str = ""
+
+    def sealed(self) -> Record:
+        return replace(self, checksum=self._sum())
+
+    def _sum(self) -> str:
+        return hashlib.sha256("\x1f".join(astuple(self)[:-1]).encode()).hexdigest()[:16]
+
+    @property
+    def intact(self) -> bool:
+        return self.checksum == self._sum()
+
+
+@dataclass(frozen=True)
+class Gold:
+    """A table's values by digest and quantity; `damaged` names what was edited, cut off or is there twice, unused."""
+
+    values: dict[tuple[str, str], str]
+    damaged: list[str]
+
+
+def read_records(folder: Path) -> list[Record]:
+    """The records of a folder's table, intact or not; none where there is no table."""
+    try:
+        with open(folder / NAME, newline="", encoding="utf-8") as file:
+            rows = list(csv.reader(file))
+    except (OSError, UnicodeDecodeError):
+        return []
+    count = len(fields(Record))
+    return [Record(*(row + [""] * count)[:count]) for row in rows[1:]]
+
+
+def read_gold(folder: Path) -> Gold:
+    records = read_records(folder)
+    good = [r for r in records if r.intact]
+    values = {(r.digest, r.quantity): r.value for r in good}
+    twice = [r for r in good if values[r.digest, r.quantity] != r.value]
+    for record in twice:
+        values.pop((record.digest, record.quantity), None)
+    damaged = [f"{r.digest[:12]}… {r.quantity}" for r in [*(r for r in records if not r.intact), *twice]]
+    return Gold(values, damaged)
+
+
+def write_records(folder: Path, records: Iterable[Record]) -> None:
+    """Writes the table in the records' order of digest, whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / f".{NAME}.partial"
+    with open(partial, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow([f.name for f in fields(Record)])
+        writer.writerows(astuple(r) for r in sorted(records, key=lambda r: (r.digest, r.quantity)))
+    partial.replace(folder / NAME)
