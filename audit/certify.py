@@ -15,7 +15,7 @@ from audit.cases import build as build_problem
 from audit.judge.references import Engine, reference_keys
 from audit.pipeline import plan
 from audit.reference import engine
-from audit.reference.enclosure import agrees
+from audit.reference.enclosure import agrees, is_rounded
 from audit.reference.gold import DIGITS, Record, read_gold, read_records, write_records
 from audit.reference.quantities import quantity_references
 
@@ -80,14 +80,7 @@ def verify(folder: Path, everything: bool) -> tuple[list[str], int]:
                 right = agrees(input[row], target[row], problem.case.target_kind, value, DIGITS)
             else:
                 again = again or quantity_references(quantity, input, target, DIGITS + 20)
-                right = _same(value, again[row])
+                right = is_rounded(Decimal(value), Decimal(again[row]), DIGITS)
             if not right:
                 problems.append(f"wrong: {where}: {value}")
     return problems, len(checked)
-
-
-def _same(value: str, sharper: str) -> bool:
-    a, b = Decimal(value), Decimal(sharper)
-    if not a.is_finite() or not b.is_finite():
-        return a.is_nan() == b.is_nan() and (a.is_nan() or a == b)
-    return abs(a - b) <= abs(b) * Decimal(10) ** (1 - DIGITS)

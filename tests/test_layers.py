@@ -16,7 +16,9 @@ LAYERS = [
     {"measure"},
     {"judge"},
     {"thread", "environment"},
+    {"reproducer"},
     {"pipeline", "comparison", "diagnosis"},
+    {"certify"},
     {"cli"},
     {"__main__"},
 ]

@@ -26,21 +26,23 @@ def agrees(input: Rows, target: Rows, target_kind: str, value: str, digits: int)
         return len({Fraction(y) - Fraction(x) for x, y in zip(input[finite], target[finite], strict=True)}) == 1
     if not Decimal(value).is_finite() or not HAS_ARB:
         (again,) = row_references(input[None], target[None], target_kind, digits + 20)
-        return _close(Decimal(value), Decimal(again), digits)
+        return is_rounded(Decimal(value), Decimal(again), digits)
     precision = 400
     while True:
         low, high = _arb(input, target, target_kind, precision)
-        if _close(low, high, digits + 2):
-            return _close(Decimal(value), low, digits)
+        if is_rounded(low, high, digits + 6):
+            return is_rounded(Decimal(value), low, digits)
         if precision > 30_000:
             return False
         precision *= 3
 
 
-def _close(a: Decimal, b: Decimal, digits: int) -> bool:
-    if not a.is_finite() or not b.is_finite():
-        return a == b
-    return _WIDE.subtract(a, b).copy_abs() <= _WIDE.scaleb(b.copy_abs(), 1 - digits)
+def is_rounded(value: Decimal, exact: Decimal, digits: int) -> bool:
+    """Whether `value` is `exact` to `digits` digits: within half a unit of the last, and a little for a tie."""
+    if not value.is_finite() or not exact.is_finite():
+        return value.is_nan() == exact.is_nan() and (value.is_nan() or value == exact)
+    unit = Decimal(1).scaleb(exact.adjusted() + 1 - digits, _WIDE)
+    return _WIDE.subtract(value, exact).copy_abs() <= _WIDE.multiply(unit, Decimal("0.501"))
 
 
 def _arb(input: Rows, target: Rows, target_kind: str, precision: int) -> tuple[Decimal, Decimal]:
