@@ -2,7 +2,7 @@
 PROFILE ?= standard
 pick = python=$$(sh .ci/interpreter.sh $(1))
 
-.PHONY: help audit test test-slow references check
+.PHONY: help audit test test-slow bench regress baseline references check
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1: \2/p' Makefile
 audit: ## audit every device found into reports/latest/ (PROFILE=quick|standard|full)
@@ -11,6 +11,13 @@ test: ## the whole test suite, with ruff and mypy where they are installed
 	@$(call pick,test) && sh .ci/check.sh "$$python" && "$$python" -m pytest
 test-slow: ## the tests that take minutes
 	@$(call pick,test) && "$$python" -m pytest -m slow
+regress: ## audit, then compare with this machine's baseline
+	@$(call pick,core) && "$$python" -m audit run --profile "$(PROFILE)" && "$$python" -m audit regress
+baseline: ## audit, and record the result as this machine's baseline (REASON="…")
+	@test -n "$(REASON)" || { echo 'a baseline needs a reason: make baseline REASON="…"' >&2; exit 2; }
+	@$(call pick,core) && "$$python" -m audit run --profile "$(PROFILE)" && "$$python" -m audit baseline --reason "$(REASON)"
+bench: ## speed and accuracy of every path side by side; the reference engine against others
+	@$(call pick,test) && "$$python" -m pytest tests/benchmarks -m "" -s --benchmark-json=reports/bench.json
 references: ## compute the committed references anew, and check them in a second way
 	@$(call pick,core) && "$$python" -m audit references build && "$$python" -m audit references verify
 check: ## ruff and mypy alone

@@ -105,6 +105,50 @@ def run(
         raise typer.Exit(1)
 
 
+Format = Annotated[str, typer.Option("--format", help="text, markdown, json or github.")]
+Baselines = Annotated[Path, typer.Option(help="Folder of the baselines.")]
+
+
+@app.command()
+def compare(baseline: Path, current: Path, format: Format = "text") -> None:
+    """Compare two report folders; exit status 1 where the second is worse."""
+    from audit.comparison import compare, read_report, text
+
+    changes = compare(read_report(baseline), read_report(current))
+    typer.echo(text(changes, str(baseline), format))
+    if any(c.worse for c in changes):
+        raise typer.Exit(1)
+
+
+@app.command()
+def regress(report: Path = LATEST, baselines: Baselines = Path("reports/baselines"), format: Format = "text") -> None:
+    """Compare a report with this machine's newest baseline."""
+    from audit.baselines import REASON, newest
+    from audit.comparison import compare, read_report, text
+
+    current = read_report(report)
+    place = newest(current, baselines)
+    if place is None:
+        typer.echo('no baseline for this machine: the bounds alone judged; make baseline REASON="…" records one')
+        return
+    changes = compare(read_report(place), current, same_machine=True)
+    typer.echo(text(changes, f"{place} ({(place / REASON).read_text().strip()})", format))
+    if any(c.worse for c in changes):
+        raise typer.Exit(1)
+
+
+@app.command()
+def baseline(
+    reason: Annotated[str, typer.Option(help="Why these numbers are good.")] = "",
+    report: Path = LATEST,
+    baselines: Baselines = Path("reports/baselines"),
+) -> None:
+    """Record a report as this machine's baseline."""
+    from audit.baselines import record
+
+    typer.echo(f"recorded {record(report, reason, baselines)}")
+
+
 @app.command()
 def references(
     what: Annotated[str, typer.Argument(help="build or verify.")],

@@ -18,7 +18,7 @@ LAYERS = [
     {"thread", "environment"},
     {"reproducer"},
     {"pipeline", "comparison", "diagnosis"},
-    {"certify"},
+    {"certify", "baselines"},
     {"cli"},
     {"__main__"},
 ]
