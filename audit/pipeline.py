@@ -23,8 +23,10 @@ from audit.environment import describe_environment
 from audit.errors import UsageError
 from audit.formats import FORMATS
 from audit.judge.bounds import Exact, bound, rest, within_bound
+from audit.judge.elements import measure_elements, measure_gradients
 from audit.judge.errors import error_columns
 from audit.judge.findings import COMMITTED, NEW, find, read_acknowledgements
+from audit.judge.invariance import measure_invariance
 from audit.judge.references import Engine, References, divisor, published, reduced
 from audit.judge.scale import magnitude
 from audit.measure import Result, describe, measure
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
 
 Wait = Callable[[], References]
 COMPARISON = "log_softmax"
+CLOSER = ("random_scale1", "random_scale10", "near_1e-04", "peaked_gap20", "offset_1e+04", "gap_88")
 MAIN = ("softmax_log", "log_softmax", "log_target", "kl_div_from_logits")
 # Of a user's file, in memory at a time: 16 MB in each binary64 array of the judgement.
 ELEMENTS_AT_ONCE = 2**21
@@ -206,6 +209,8 @@ def execute(
         "summary": summarise(errors),
         "findings": typed(_with_reproducers(findings, plan, problems), "findings"),
     }
+    if plan.whole:
+        tables |= {name: typed(table, name) for name, table in _closer_looks(plan).items()}
     if thread:
         tables["thread"] = typed(pd.concat(thread, ignore_index=True), "thread")
     seconds["total"] = perf_counter() - start
@@ -235,6 +240,19 @@ def _blocks(plan: Plan, engine: Engine, advance: Callable[[str], None]) -> list[
             for path, result in _run_paths(problem, device.name, paths):
                 blocks.append(_Block(problem, device.name, path, result, wanted[path.quantity], exact, before))
     return blocks
+
+
+def _closer_looks(plan: Plan) -> dict[str, pd.DataFrame]:
+    """Elements, gradients and invariance, on a few cases: they need no more, and cost more a row."""
+    cases = {case.name: case for case in plan.cases}
+    paths = [p for p in plan.paths if p.kind == "kl" and p.reduction == "none" and p.target_kind == "logits"]
+    problems = [build(cases[n], dtype) for n in CLOSER if n in cases for dtype in plan.dtypes]
+    looks: dict[str, list[pd.DataFrame]] = {"elements": [], "gradients": [], "invariance": []}
+    for device in (d.name for d in plan.devices):
+        looks["elements"].append(measure_elements(problems, device))
+        looks["gradients"].append(measure_gradients(problems, paths, device))
+        looks["invariance"].append(measure_invariance(problems, paths, device))
+    return {name: pd.concat(parts, ignore_index=True) for name, parts in looks.items()}
 
 
 def _streamed(plan: Plan, engine: Engine, advance: Callable[[str], None]) -> pd.DataFrame:
