@@ -22,6 +22,7 @@ from audit.devices import Device
 from audit.environment import describe_environment
 from audit.errors import UsageError
 from audit.formats import FORMATS
+from audit.judge.attribution import measure_attribution
 from audit.judge.bounds import Exact, bound, rest, within_bound
 from audit.judge.elements import measure_elements, measure_gradients
 from audit.judge.errors import error_columns
@@ -210,7 +211,11 @@ def execute(
         "findings": typed(_with_reproducers(findings, plan, problems), "findings"),
     }
     if plan.whole:
-        tables |= {name: typed(table, name) for name, table in _closer_looks(plan).items()}
+        looks = _closer_looks(plan)
+        key = ["case", "row", "path", "dtype", "device"]
+        known = errors[errors["target_kind"] == "logits"][[*key, "input_error"]]
+        looks["attribution"] = looks["attribution"].astype({"row": "Int64"}).merge(known, on=key, how="left")
+        tables |= {name: typed(table, name) for name, table in looks.items()}
     if thread:
         tables["thread"] = typed(pd.concat(thread, ignore_index=True), "thread")
     seconds["total"] = perf_counter() - start
@@ -247,10 +252,12 @@ def _closer_looks(plan: Plan) -> dict[str, pd.DataFrame]:
     cases = {case.name: case for case in plan.cases}
     paths = [p for p in plan.paths if p.kind == "kl" and p.reduction == "none" and p.target_kind == "logits"]
     problems = [build(cases[n], dtype) for n in CLOSER if n in cases for dtype in plan.dtypes]
-    looks: dict[str, list[pd.DataFrame]] = {"elements": [], "gradients": [], "invariance": []}
+    thread = [build(cases[n], dtype) for n in ("identical_n1000",) if n in cases for dtype in plan.dtypes]
+    looks: dict[str, list[pd.DataFrame]] = {"elements": [], "gradients": [], "invariance": [], "attribution": []}
     for device in (d.name for d in plan.devices):
         looks["elements"].append(measure_elements(problems, device))
         looks["gradients"].append(measure_gradients(problems, paths, device))
+        looks["attribution"].append(measure_attribution([*problems, *thread], device))
         looks["invariance"].append(measure_invariance(problems, paths, device))
     return {name: pd.concat(parts, ignore_index=True) for name, parts in looks.items()}
 

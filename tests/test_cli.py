@@ -34,7 +34,7 @@ def test_a_run_writes_the_tables_and_names_interpreter_torch_and_devices(report)
     assert answer.stdout.splitlines()[0].startswith(sys.executable + ", torch ")
     assert "\x1b" not in answer.stdout
     names = {"errors.csv", "summary.csv", "thread.csv", "findings.csv", "environment.json", "report.md", "report.html"}
-    names |= {"closeness.svg", "classes.svg", "elements.csv", "gradients.csv", "invariance.csv"}
+    names |= {"closeness.svg", "classes.svg", "elements.csv", "gradients.csv", "invariance.csv", "attribution.csv"}
     assert {f.name for f in folder.iterdir()} == names
     assert all(str(Path("reports/latest") / name) in answer.stdout for name in names)
     assert json.loads((folder / "environment.json").read_text())["schema_version"] == 1

@@ -1,0 +1,90 @@
+"""Elements, gradients, invariance and attribution: true where the truth is known, and telling where it is not."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from mpmath import mp
+
+from audit.cases import Problem, build, registered
+from audit.formats import FORMATS
+from audit.judge.attribution import PARTS, measure_attribution
+from audit.judge.elements import measure_elements, measure_gradients
+from audit.judge.invariance import CHECKS, measure_invariance
+from audit.paths import Path
+from audit.paths import registered as registered_paths
+
+CASES = {case.name: case for case in registered()}
+PATHS = [p for p in registered_paths() if p.name in ("log_softmax", "softmax_log") and p.target_kind == "logits"]
+
+
+def problem(name: str, dtype: str) -> Problem:
+    return build(CASES[name], dtype)
+
+
+@pytest.mark.parametrize("dtype", FORMATS)
+def test_an_elements_error_is_that_of_an_independent_computation(dtype: str) -> None:
+    given = problem("random_scale1", dtype)
+    row = measure_elements([given], "cpu").set_index("operation").loc["log_softmax"]
+    i, j = row["worst_row"], row["worst_class"]
+    x = given.input[i].double().tolist()
+    assert x[j].hex() == row["worst_input"]
+    with mp.workprec(300):
+        exact = mp.mpf(x[j]) - mp.log(mp.fsum(mp.exp(v) for v in x))
+        computed = torch.log_softmax(given.input, -1)[i, j].item()
+        ulp = FORMATS[dtype].ulp(int(mp.floor(mp.log(abs(exact), 2))))
+        assert float(abs(computed - exact) / ulp) == pytest.approx(row["worst"], rel=1e-9)
+
+
+def test_softmax_then_log_loses_small_probabilities_and_log_softmax_does_not() -> None:
+    table = measure_elements([problem("gap_104", "float32")], "cpu").set_index("operation")
+    assert table.loc["log(softmax)", "non_finite"] > 0
+    assert table.loc["log_softmax", "non_finite"] == 0
+
+
+def test_gradients_are_exact_to_rounding_and_nan_is_counted() -> None:
+    table = measure_gradients([problem("random_scale1", "float32"), problem("gap_104", "float32")], PATHS, "cpu")
+    sound = table[(table["case"] == "random_scale1") & (table["side"] == "input")]
+    assert (sound["worst_in_u"] < 16).all() and (sound["not_a_number"] == 0).all()
+    lost = table[(table["case"] == "gap_104") & (table["side"] == "input")].set_index("path")
+    assert lost.loc["softmax_log", "not_a_number"] > 0
+    assert lost.loc["log_softmax", "not_a_number"] == 0
+
+
+def test_a_wrong_gradient_shows() -> None:
+    def halved(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        value = (torch.softmax(y, -1) * (torch.log_softmax(y, -1) - torch.log_softmax(x, -1))).sum(-1)
+        return value / 2 + (value / 2).detach()
+
+    table = measure_gradients([problem("random_scale1", "float32")], [Path("halved", halved, "")], "cpu")
+    assert (table["worst_relative"] > 0.4).all()
+
+
+def test_a_kernel_that_depends_on_its_batch_and_its_order_shows() -> None:
+    def by_batch(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        value = (torch.softmax(y, -1) * (torch.log_softmax(y, -1) - torch.log_softmax(x, -1))).sum(-1)
+        return value * (1 + 1e-6 * (len(x) > 1)) + 1e-3 * (x[:, 0] > x[:, -1])
+
+    table = measure_invariance([problem("random_scale1", "float32")], [Path("by_batch", by_batch, "")], "cpu")
+    shares = table.set_index("check")["changed_share"]
+    assert set(shares.index) == set(CHECKS)
+    assert shares["run to run"] == 0
+    assert shares["row alone"] > 0.9
+    assert shares["classes reversed"] > 0.9
+
+
+@pytest.mark.parametrize("dtype", FORMATS)
+@pytest.mark.parametrize("name", ["identical_n1000", "random_scale10", "near_1e-04"])
+def test_the_parts_of_a_drift_add_up_to_it(name: str, dtype: str) -> None:
+    table = measure_attribution([problem(name, dtype)], "cpu")
+    size = table[list(PARTS)].abs().max(axis=1)
+    assert (np.abs(table[list(PARTS)].sum(axis=1) - table["drift"]) <= 1e-14 * size).all()
+
+
+def test_for_equal_logits_the_drift_is_the_difference_of_the_masses() -> None:
+    """Exactly sum p^ (log p^ - l^) = G + mass(p^) - mass(exp l^), with a small G >= 0."""
+    table = measure_attribution([problem("identical_n1000", "float32")], "cpu")
+    before_rounding = table[["softmax", "shift", "log_softmax"]].sum(axis=1)
+    rest = before_rounding - table["mass_difference"]
+    assert (rest >= 0).all() and (rest < 1e-11).all()
