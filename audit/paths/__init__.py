@@ -48,7 +48,7 @@ class Path:
 
 
 _REGISTRY: dict[tuple[str, str, str], Path] = {}
-_MODULES = ("audit.paths.functional", "audit.paths.remedy", "audit.paths.thread_era", "audit.paths.misuse")
+_MODULES = ("functional", "variants", "remedy", "thread_era", "misuse")
 
 
 def path(
@@ -103,7 +103,7 @@ def path(
 def registered() -> list[Path]:
     """Every path, in the order of registration."""
     for module in _MODULES:
-        import_module(module)
+        import_module(f"audit.paths.{module}")
     return list(_REGISTRY.values())
 
 

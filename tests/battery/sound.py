@@ -123,7 +123,7 @@ def reciprocal(input: Tensor, target: Tensor) -> Tensor:
     return terms.sum(-1).to(input.dtype)
 
 
-def cross_entropy_minus_entropy(input: Tensor, target: Tensor) -> Tensor:
+def entropies_apart(input: Tensor, target: Tensor) -> Tensor:
     log_p, log_q = log_softmax(target), log_softmax(input)
     p = log_p.exp()
     entropy = torch.where(p > 0, p * log_p, 0.0).sum(-1)
@@ -132,5 +132,5 @@ def cross_entropy_minus_entropy(input: Tensor, target: Tensor) -> Tensor:
 
 SOUND = [
     plain, permuted, reversed_classes, sequential, online, blocked, compensated, in_double, base_two, ratio_of_sums,
-    reciprocal, cross_entropy_minus_entropy,
+    reciprocal, entropies_apart,
 ]  # fmt: skip

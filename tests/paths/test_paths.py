@@ -54,7 +54,13 @@ def test_every_path_runs_on_cuda_without_mixing_devices(tested: Path, dtype: str
         pytest.skip("not one of the path's dtypes")
     with FakeTensorMode():
         logits = torch.empty(4, 10, device="cuda", dtype=getattr(torch, dtype))
-        output = tested.function(logits, torch.empty_like(logits))
+        try:
+            output = tested.function(logits, torch.empty_like(logits))
+        except RuntimeError as error:
+            # A write through a mask, which Categorical does, cannot be faked by a build without CUDA.
+            if tested.name == "categorical" and "not linked with support for cuda" in str(error):
+                pytest.skip(str(error))
+            raise
     assert output.device.type == "cuda"
     assert tuple(output.shape) == ((4,) if tested.reduction == "none" else ())
 

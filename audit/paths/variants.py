@@ -1,0 +1,83 @@
+"""The other ways people write it: dtype arguments, upcasts, cross-entropy, distributions, execution variants."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from audit.paths import path
+from audit.paths.rounding import Rounding, torch_rounding
+
+HALVES = ("float16", "bfloat16")
+IN_SINGLE = torch_rounding(storage="float32")
+# Sums in any order, but of an ordinary softmax.
+SHIFTED = Rounding("softmax", "log_softmax", separate=False, exp_slope=0.0)
+APART = torch_rounding(separate=True)
+
+
+def _kl(log_q: Tensor, p: Tensor) -> Tensor:
+    return F.kl_div(log_q, p, reduction="none").sum(-1)
+
+
+@path("softmax_dtype", dtypes=HALVES, rounding=IN_SINGLE)
+def softmax_dtype(input: Tensor, target: Tensor) -> Tensor:
+    """kl_div with log_softmax(dtype=float32) and softmax(dtype=float32): the result is float32."""
+    return _kl(torch.log_softmax(input, -1, dtype=torch.float32), torch.softmax(target, -1, dtype=torch.float32))
+
+
+@path(
+    "upcast",
+    dtypes=(*HALVES, "float32"),
+    rounding=Rounding("softmax", "log_softmax", "", "", separate=False, exp_slope=0.0),
+)
+def upcast(input: Tensor, target: Tensor) -> Tensor:
+    """log_softmax path on the logits in the next wider format, cast back."""
+    wide = torch.float64 if input.dtype == torch.float32 else torch.float32
+    return _kl(torch.log_softmax(input.to(wide), -1), torch.softmax(target.to(wide), -1)).to(input.dtype)
+
+
+@path("cross_entropy_minus_entropy", rounding=APART)
+def cross_entropy_minus_entropy(input: Tensor, target: Tensor) -> Tensor:
+    """-sum p log q + sum p log p, summed apart."""
+    p = torch.softmax(target, -1)
+    entropy: Tensor = -torch.special.xlogy(p, p).sum(-1)
+    return -entropy - (p * torch.log_softmax(input, -1)).sum(-1)
+
+
+@path("soft_cross_entropy", rounding=APART)
+def soft_cross_entropy(input: Tensor, target: Tensor) -> Tensor:
+    """F.cross_entropy with probabilities as its target, minus their entropy."""
+    p = torch.softmax(target, -1)
+    entropy: Tensor = -torch.special.xlogy(p, p).sum(-1)
+    return F.cross_entropy(input, p, reduction="none") - entropy
+
+
+@path("categorical", rounding=torch_rounding("log_softmax"))
+def categorical(input: Tensor, target: Tensor) -> Tensor:
+    """torch.distributions.kl_divergence of two Categoricals; it rounds an unshifted log-sum-exp."""
+    p, q = (torch.distributions.Categorical(logits=t, validate_args=False) for t in (target, input))
+    divergence: Tensor = torch.distributions.kl_divergence(p, q)
+    return divergence
+
+
+@path("generalised", rounding=Rounding("softmax", "any", separate=False, masses=True, cascade=True, exp_slope=0.0))
+def generalised(input: Tensor, target: Tensor) -> Tensor:
+    """The generalised KL, term by term p log(p / q) - p + q, as scipy.special.kl_div has it."""
+    p, log_q = torch.softmax(target, -1), torch.log_softmax(input, -1)
+    terms: Tensor = torch.special.xlogy(p, p) - p * log_q - p + log_q.exp()
+    return terms.sum(-1)
+
+
+@path("first_dim", rounding=SHIFTED)
+def first_dim(input: Tensor, target: Tensor) -> Tensor:
+    """The log_softmax path with the classes along the first dim."""
+    x, y = (torch.stack(t.unbind(0), 1) for t in (input, target))
+    return F.kl_div(torch.log_softmax(x, 0), torch.softmax(y, 0), reduction="none").sum(0)
+
+
+@path("autocast", dtypes=("float32",), rounding=torch_rounding())
+def autocast(input: Tensor, target: Tensor) -> Tensor:
+    """The log_softmax path under torch.autocast to bfloat16, which keeps these operations in float32."""
+    with torch.autocast(input.device.type, dtype=torch.bfloat16):
+        return _kl(torch.log_softmax(input, -1), torch.softmax(target, -1))
