@@ -91,6 +91,12 @@ def run(
         audit = pipeline.execute(plan, workers or os.cpu_count() or 1, advance, acknowledgements or (), folder)
     write_report(audit.tables, audit.environment, out)
     terminal.show(audit.tables, out, console)
+    seconds = audit.environment["seconds"]
+    if isinstance(seconds, dict) and "torch" in seconds:
+        ratio = seconds["total"] / max(seconds["torch"], 1e-9)
+        console.print(
+            f"{seconds['total']:.1f} s, {ratio:.1f} times what torch alone took for the paths", soft_wrap=True
+        )
     for record in audit.damaged:
         console.print(f"gold record {record} is damaged: computed instead; `references build` mends it", soft_wrap=True)
     for name in audit.stale:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from time import perf_counter
 
 import numpy as np
 import torch
@@ -16,11 +17,15 @@ from audit.paths import Path
 
 @dataclass(frozen=True)
 class Result:
-    """The numbers a path returned, in binary64 (exact), one a row or one in all; or `note`, why there are none."""
+    """The numbers a path returned, in binary64 (exact), one a row or one in all; or `note`, why there are none.
+
+    `seconds`: what the path itself took, until its numbers were here.
+    """
 
     computed: NDArray[np.float64]
     dtype: str = ""
     note: str = ""
+    seconds: float = 0.0
 
 
 def measure(path: Path, input: Tensor, target: Tensor) -> Result:
@@ -31,6 +36,7 @@ def measure(path: Path, input: Tensor, target: Tensor) -> Result:
     """
     rows = len(input) if path.reduction == "none" else 1
     versions = input._version, target._version
+    start = perf_counter()
     try:
         with torch.no_grad(), warnings.catch_warnings():
             # Whoever wrote the call may need torch's advice on reductions; a table made of it does not.
@@ -42,7 +48,8 @@ def measure(path: Path, input: Tensor, target: Tensor) -> Result:
                 note = "changed its inputs in place"
             else:
                 dtype = str(output.dtype).removeprefix("torch.")
-                return Result(output.detach().reshape(rows).cpu().double().numpy(), dtype)
+                computed = output.detach().reshape(rows).cpu().double().numpy()
+                return Result(computed, dtype, seconds=perf_counter() - start)
     except Exception as error:
         note = describe(error)
     return Result(np.full(rows, np.nan), note=note)

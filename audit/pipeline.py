@@ -200,6 +200,7 @@ def execute(
             seconds["references"] = perf_counter() - start - seconds["thread"] - seconds["paths"]
             advance("errors")
             errors = _errors(blocks)
+            seconds["torch"] = sum(b.result.seconds for b in blocks)
             problems = {(b.problem.case.name, b.problem.dtype): b.problem for b in blocks}
         else:
             errors, problems, thread = _streamed(plan, engine, advance), {}, []
