@@ -17,7 +17,7 @@ baseline: ## audit, and record the result as this machine's baseline (REASON="â€
 	@test -n "$(REASON)" || { echo 'a baseline needs a reason: make baseline REASON="â€¦"' >&2; exit 2; }
 	@$(call pick,core) && "$$python" -m audit run --profile "$(PROFILE)" && "$$python" -m audit baseline --reason "$(REASON)"
 bench: ## speed and accuracy of every path side by side; the reference engine against others
-	@$(call pick,test) && mkdir -p reports/latest && "$$python" -m pytest tests/benchmarks -o python_files="bench_*.py" -o python_functions="bench_*" --benchmark-columns=min,median,stddev,rounds --benchmark-json=reports/latest/bench.json
+	@$(call pick,test) && mkdir -p reports && "$$python" -m pytest tests/benchmarks -o python_files="bench_*.py" -o python_functions="bench_*" --benchmark-columns=min,median,stddev,rounds --benchmark-json=reports/bench.json
 references: ## compute the committed references anew, and check them in a second way
 	@$(call pick,core) && "$$python" -m audit references build && "$$python" -m audit references verify
 check: ## ruff and mypy alone

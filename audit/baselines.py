@@ -10,7 +10,8 @@ from audit.comparison import Report, read_report
 from audit.errors import UsageError
 
 FOLDER = Path("reports/baselines")
-FILES = ("summary.csv", "findings.csv", "environment.json", "bench.json")
+FILES = ("summary.csv", "findings.csv", "environment.json")
+BENCH = "bench.json"  # beside the report, which is replaced as a whole
 REASON = "reason.txt"
 
 
@@ -36,9 +37,9 @@ def record(report: Path, reason: str, folder: Path = FOLDER) -> Path:
     number = 1 + max((int(p.name) for p in home.glob("[0-9]*")), default=0)
     place = home / f"{number:04d}"
     place.mkdir(parents=True)
-    for name in FILES:
-        if (report / name).exists():
-            shutil.copy(report / name, place)
+    for file in [*(report / name for name in FILES), report.parent / BENCH]:
+        if file.exists():
+            shutil.copy(file, place)
     (place / REASON).write_text(reason.strip() + "\n", encoding="utf-8")
     return place
 
