@@ -219,7 +219,7 @@ def _listing(what: str) -> list[tuple[str, str]]:
     if what == "paths":
         from audit.paths import registered as paths
 
-        return [(p.name, f"{p.kind:9s} {p.summary}") for p in paths()]
+        return [(p.name, f"{p.kind:9s} {p.summary}" + (f" (absent: {p.absent})" if p.absent else "")) for p in paths()]
     if what == "devices":
         from audit.devices import found
 

@@ -139,7 +139,9 @@ def plan(
     wanted: list[str] | None = None if given is None else [p for p in given if isinstance(p, str)]
     if own:
         wanted = [*(wanted or []), COMPARISON]
-    standard = registered_paths()
+    standard = [p for p in registered_paths() if not p.absent]
+    for missing in (p for p in registered_paths() if p.absent and p.name in (wanted or ())):
+        raise UsageError(f"path {missing.name!r} cannot run here: {missing.absent}")
     chosen = choose(wanted, list(dict.fromkeys(p.name for p in standard)), "path")
     return Plan(
         profile,

@@ -81,7 +81,7 @@ def build(case: Case, dtype: str) -> Problem:
 
 
 _REGISTRY: dict[str, Case] = {}
-_MODULES = ("thread", "closeness", "shapes", "digits", "mistakes", "extreme", "vocabulary")
+_MODULES = ("thread", "closeness", "shapes", "digits", "mistakes", "sampled", "extreme", "vocabulary")
 
 
 def register(case: Case) -> None:

@@ -32,6 +32,11 @@ def offset(size: float, _: Format) -> tuple[Rows, Rows]:
     return input + size, target - size
 
 
+def offset_limit(format: Format) -> tuple[Rows, Rows]:
+    """An offset of half the format's largest number, which leaves the logits few values or one: KL is 0 or all but."""
+    return offset(2.0**format.maximum / 2, format)
+
+
 def largest(format: Format) -> tuple[Rows, Rows]:
     """Logits up to the format's largest number, of both signs."""
     top = (2 - 2.0 ** (1 - format.precision)) * 2.0**format.maximum
@@ -94,6 +99,7 @@ for _size in (1e2, 1e4, 1e6):
             dtypes=tuple(f.name for f in FORMATS.values() if 2 * _size < f.overflow_threshold),
         )
     )
+register(Case("offset_limit", "logits around half the format's largest number", offset_limit, native=True))
 register(Case("largest", "logits up to the format's largest number", largest, native=True))
 register(Case("subnormal", "logits that are subnormal numbers", subnormal, native=True))
 for _gap in (12.0, 17.0, 88.0, 104.0, 745.0):

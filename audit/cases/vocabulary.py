@@ -10,11 +10,18 @@ from audit.cases import Case, Rows, register
 from audit.cases.streams import logarithm, normal
 from audit.formats import Format
 
-SIZES = (32_000, 50_257, 128_256, 151_936, 262_144)
+SIZES = (10, 81, 1_000, 32_000, 50_257, 128_256, 151_936, 262_144)
 
 
 def flat(classes: int, _: Format) -> tuple[Rows, Rows]:
     return 0.1 * normal(f"flat {classes} input", 1, classes), 0.1 * normal(f"flat {classes} target", 1, classes)
+
+
+def peaked(classes: int, _: Format) -> tuple[Rows, Rows]:
+    """The last class leads by 15, as a confident model's does; the rest is random."""
+    input, target = normal(f"peaked {classes} input", 1, classes), normal(f"peaked {classes} target", 1, classes)
+    input[0, -1], target[0, -1] = 15.0, 16.0
+    return input, target
 
 
 def zipf(classes: int, _: Format) -> tuple[Rows, Rows]:
@@ -32,9 +39,10 @@ def wide(classes: int, _: Format) -> tuple[Rows, Rows]:
 
 
 for _classes in SIZES:
-    _profile = "standard" if _classes in (32_000, 128_256) else "full"
+    _profile = "full" if _classes in (50_257, 151_936, 262_144) else "standard"
     for _name, _make, _text in (
         ("flat", flat, "nearly flat"),
+        ("peaked", peaked, "led by 15 and more by the last class"),
         ("zipf", zipf, "-log(rank) and noise"),
         ("wide", wide, "spread over more than 104, led by the last class"),
     ):

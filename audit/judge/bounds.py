@@ -7,7 +7,7 @@ but L = log p - log q, whose rounding is added to it.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -73,6 +73,13 @@ class Exact:
         there = (p > 0) & (q.log_p > -np.inf)
         L = np.where(there, np.where(there, log_p, 0.0) - np.where(there, q.log_p, 0.0), 0.0)
         return cls(p, log_p, softmax, q, L, there)
+
+    def tempered(self, temperature: float) -> Exact:
+        """The same of the logits over `temperature`, both sides being logits."""
+        assert self.softmax is not None
+        q, softmax = (Softmax.of(side.a / temperature) for side in (self.q, self.softmax))
+        L = np.where(self.there, np.where(self.there, softmax.log_p, 0.0) - np.where(self.there, q.log_p, 0.0), 0.0)
+        return Exact(softmax.p, softmax.log_p, softmax, q, L, self.there)
 
 
 def _units(rounding: Rounding, dtype: str) -> tuple[Format, Format, Format]:
@@ -163,6 +170,12 @@ def _input_error(exact: Exact, rounding: Rounding, storage: Format, compute: For
 @_OVERFLOWS
 def kl_bound(exact: Exact, rounding: Rounding, dtype: str, reduction: str = "none") -> NDArray[np.float64]:
     """The largest |computed - KL| of a sound implementation, in nats: one a row, or one in all for a reduction."""
+    if rounding.temperature != 1:
+        plain = replace(rounding, temperature=1.0)
+        lost = FORMATS[rounding.storage or dtype].smallest_subnormal  # a quotient may be subnormal
+        logits = exact.tempered(rounding.temperature)
+        moved = 4 * lost * (logits.p * (1 + np.abs(logits.L))).sum(axis=1)
+        return np.asarray(rounding.temperature**2 * (kl_bound(logits, plain, dtype, reduction) + moved))
     storage, compute, result = _units(rounding, dtype)
     us, uc = storage.unit_roundoff, compute.unit_roundoff
     rows, classes = exact.p.shape
@@ -230,11 +243,11 @@ def difference_bound(exact: Exact, rounding: Rounding, dtype: str) -> NDArray[np
 
 def bound(path: Path, exact: Exact, dtype: str) -> NDArray[np.float64]:
     """The bound of a path's results; NaN for what means to compute neither KL nor 0."""
-    if path.kind == "kl":
+    if path.kind == "kl" or path.rounding.temperature != 1:
         return kl_bound(exact, path.rounding, dtype, path.reduction)
     if path.kind == "identity":
         return difference_bound(exact, path.rounding, dtype)
-    return np.array([np.nan])
+    return np.full(len(exact.p) if path.reduction == "none" else 1, np.nan)
 
 
 @_OVERFLOWS

@@ -2,66 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
 
 from audit.cases import Problem
 from audit.formats import FORMATS
 from audit.judge.bounds import Exact, bound
 from audit.paths import Path
-
-Function = Callable[[Tensor, Tensor], Tensor]
-
-
-def _again(f: Function, x: Tensor, y: Tensor) -> Tensor:
-    return f(x, y)
-
-
-def _alone(f: Function, x: Tensor, y: Tensor) -> Tensor:
-    return torch.cat([f(x[[i]], y[[i]]) for i in range(len(x))])
-
-
-def _permuted(f: Function, x: Tensor, y: Tensor) -> Tensor:
-    return f(x.flip(-1), y.flip(-1))
-
-
-def _constant(f: Function, x: Tensor, y: Tensor) -> Tensor:
-    """Adds to each row the constant that keeps every logit exact, its largest power of two below an ulp's loss."""
-    shifted = x + 1
-    exact = ((shifted - 1) == x).all(-1)
-    return torch.where(exact, f(shifted, y), f(x, y))
-
-
-def _padded(f: Function, x: Tensor, y: Tensor) -> Tensor:
-    return f(*(torch.nn.functional.pad(t, (0, 3), value=-torch.inf) for t in (x, y)))
-
-
-def _one_thread(f: Function, x: Tensor, y: Tensor) -> Tensor:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        return f(x, y)
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _strided(f: Function, x: Tensor, y: Tensor) -> Tensor:
-    return f(*(t.repeat_interleave(2, -1)[:, ::2] for t in (x, y)))
-
-
-CHECKS: dict[str, Callable[[Function, Tensor, Tensor], Tensor]] = {
-    "run to run": _again,
-    "row alone": _alone,
-    "classes reversed": _permuted,
-    "constant added": _constant,
-    "padded with -inf": _padded,
-    "one thread": _one_thread,
-    "strided": _strided,
-}
+from audit.paths.execution import EXECUTIONS
 
 
 def measure_invariance(problems: Sequence[Problem], paths: Sequence[Path], device: str) -> pd.DataFrame:
@@ -86,7 +37,7 @@ def _checks(problem: Problem, path: Path, device: str) -> Iterator[dict[str, obj
     format = FORMATS[problem.dtype]
     with torch.no_grad():
         plain = path.function(x, y).double().cpu().numpy()
-        for name, check in CHECKS.items():
+        for name, check in EXECUTIONS.items():
             other = check(path.function, x, y).double().cpu().numpy()
             same = (plain == other) | (np.isnan(plain) & np.isnan(other))
             with np.errstate(invalid="ignore", divide="ignore"):

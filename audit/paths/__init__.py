@@ -32,7 +32,7 @@ class Path:
 
     `quantity` is that value's name: "kl", "zero" (every identity), or one of reference.quantities. `reduction` says
     how rows become one value, "none" where they do not. `cases`: globs of the only cases it runs on, none for all.
-    `rounding`: what its bound needs.
+    `rounding`: what its bound needs. `absent`: why it cannot run here, empty where it can.
     """
 
     name: str
@@ -45,10 +45,21 @@ class Path:
     quantity: str = "kl"
     cases: tuple[str, ...] = ()
     rounding: Rounding = UNDECLARED
+    absent: str = ""
 
 
 _REGISTRY: dict[tuple[str, str, str], Path] = {}
-_MODULES = ("functional", "variants", "remedy", "thread_era", "misuse")
+_MODULES = (
+    "functional",
+    "variants",
+    "execution",
+    "scipy_paths",
+    "liger",
+    "remedy",
+    "thread_era",
+    "estimators",
+    "misuse",
+)
 
 
 def path(
@@ -62,6 +73,7 @@ def path(
     quantity: str = "kl",
     cases: Iterable[str] = (),
     rounding: Rounding = UNDECLARED,
+    absent: str = "",
 ) -> Callable[[Function], Function]:
     """Decorator: registers a function under `name`; one name may stand once for each reduction and target kind.
 
@@ -91,9 +103,10 @@ def path(
             reduction,
             target_kind,
             dtypes,
-            "zero" if kind == "identity" else quantity,
+            "zero" if kind == "identity" and quantity == "kl" else quantity,
             tuple(cases),
             rounding,
+            absent,
         )
         return function
 

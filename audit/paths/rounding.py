@@ -20,6 +20,7 @@ class Rounding:
     - `masses`: adds q - p to each term, as the generalised KL does.
     - `cascade`: sums in at least four partial sums, as torch does; else every term may meet an error in each step,
       and an online normaliser rescales at each.
+    - `temperature`: divides the logits by it first, a power of two, and multiplies the result by its square.
     - `exp_slope`: the error of exp(a) is at most (4 + exp_slope |a|) u; 3 covers exp2(a * log2(e)) and `__expf`.
     """
 
@@ -31,11 +32,17 @@ class Rounding:
     separate: bool = True
     masses: bool = False
     cascade: bool = False
+    temperature: float = 1.0
     exp_slope: float = 3.0
 
 
 def torch_rounding(
-    target: str = "softmax", input: str = "log_softmax", *, storage: str = "", separate: bool = False
+    target: str = "softmax",
+    input: str = "log_softmax",
+    *,
+    storage: str = "",
+    separate: bool = False,
+    temperature: float = 1.0,
 ) -> Rounding:
     """What torch's own kernels promise by their structure: cascaded sums, a library's exp."""
-    return Rounding(target, input, storage, separate=separate, cascade=True, exp_slope=0.0)
+    return Rounding(target, input, storage, separate=separate, cascade=True, temperature=temperature, exp_slope=0.0)

@@ -11,6 +11,7 @@ from audit.paths.rounding import Rounding, torch_rounding
 
 HALVES = ("float16", "bfloat16")
 IN_SINGLE = torch_rounding(storage="float32")
+TEMPERATURE = 4.0
 # Sums in any order, but of an ordinary softmax.
 SHIFTED = Rounding("softmax", "log_softmax", separate=False, exp_slope=0.0)
 APART = torch_rounding(separate=True)
@@ -67,6 +68,19 @@ def generalised(input: Tensor, target: Tensor) -> Tensor:
     p, log_q = torch.softmax(target, -1), torch.log_softmax(input, -1)
     terms: Tensor = torch.special.xlogy(p, p) - p * log_q - p + log_q.exp()
     return terms.sum(-1)
+
+
+@path(
+    "distillation",
+    kind="identity",
+    quantity="distillation",
+    cases=("temperature_*", "random_scale*", "near_*", "peaked_*", "mistakes_*", "digits_*"),
+    rounding=torch_rounding(temperature=TEMPERATURE),
+)
+def distillation(input: Tensor, target: Tensor) -> Tensor:
+    """T^2 KL of the logits over T = 4, as distillation has it; the reference is that value."""
+    log_q, p = torch.log_softmax(input / TEMPERATURE, -1), torch.softmax(target / TEMPERATURE, -1)
+    return _kl(log_q, p) * TEMPERATURE**2
 
 
 @path("first_dim", rounding=SHIFTED)

@@ -140,6 +140,33 @@ def threshold_skipped(x: list[Any], y: list[Any]) -> Any:
     return ctx.fsum(p * (ctx.log(p) - l) for p, l in pairs if p >= ctx.mpf(1e-3))
 
 
+@row_quantity
+def distillation(x: list[Any], y: list[Any]) -> Any:
+    """T^2 KL(softmax(y / T) || softmax(x / T)) at T = 4."""
+    return 16 * _kl_div(_log_softmax([v / 4 for v in x]), _softmax([v / 4 for v in y]))
+
+
+def _log_ratio(x: list[Any], y: list[Any]) -> Any:
+    """log q - log p at the first class, the sampled one."""
+    return _log_softmax(x)[0] - _log_softmax(y)[0]
+
+
+@row_quantity
+def k1(x: list[Any], y: list[Any]) -> Any:
+    return -_log_ratio(x, y)
+
+
+@row_quantity
+def k2(x: list[Any], y: list[Any]) -> Any:
+    return _log_ratio(x, y) ** 2 / 2
+
+
+@row_quantity
+def k3(x: list[Any], y: list[Any]) -> Any:
+    ratio = _log_ratio(x, y)
+    return _context().expm1(ratio) - ratio
+
+
 def _columns(rows: Matrix, function: Callable[[list[Any]], list[Any]]) -> Matrix:
     """`function` applied down the rows instead of along the classes."""
     return [list(row) for row in zip(*(function(list(c)) for c in zip(*rows, strict=True)), strict=True)]

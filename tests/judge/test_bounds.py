@@ -122,6 +122,7 @@ def test_the_bound_grows_with_what_a_path_declares_less(dtype: str) -> None:
             and path.target_kind == "logits"
             and path.reduction == "none"
             and path.name not in ("softmax_log", "generalised", "softmax_dtype")
+            and not path.name.startswith("scipy")
             and dtype in path.dtypes
         ):
             assert (bound(path, exact, dtype) <= undeclared).all(), path.name

@@ -11,9 +11,10 @@ from audit.cases import Problem, build, registered
 from audit.formats import FORMATS
 from audit.judge.attribution import PARTS, measure_attribution
 from audit.judge.elements import measure_elements, measure_gradients
-from audit.judge.invariance import CHECKS, measure_invariance
+from audit.judge.invariance import measure_invariance
 from audit.paths import Path
 from audit.paths import registered as registered_paths
+from audit.paths.execution import EXECUTIONS
 
 CASES = {case.name: case for case in registered()}
 PATHS = [p for p in registered_paths() if p.name in ("log_softmax", "softmax_log") and p.target_kind == "logits"]
@@ -68,7 +69,7 @@ def test_a_kernel_that_depends_on_its_batch_and_its_order_shows() -> None:
 
     table = measure_invariance([problem("random_scale1", "float32")], [Path("by_batch", by_batch, "")], "cpu")
     shares = table.set_index("check")["changed_share"]
-    assert set(shares.index) == set(CHECKS)
+    assert set(shares.index) == set(EXECUTIONS)
     assert shares["run to run"] == 0
     assert shares["row alone"] > 0.9
     assert shares["classes reversed"] > 0.9

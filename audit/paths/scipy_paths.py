@@ -1,0 +1,45 @@
+"""scipy's KL, on probabilities from torch's softmax, where scipy is installed; on the CPU alone, as numpy is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+from audit.paths import path
+from audit.paths.rounding import Rounding
+
+ABSENT = "" if find_spec("scipy") else "scipy is not installed"
+DTYPES = ("float32", "float64")
+PROBABILITIES = Rounding("softmax", "softmax")
+
+
+def _probabilities(input: Tensor, target: Tensor, function: Callable[..., object]) -> Tensor:
+    p, q = (torch.softmax(t, -1).numpy() for t in (target, input))
+    return torch.as_tensor(function(p, q))
+
+
+@path("scipy_rel_entr", dtypes=DTYPES, rounding=PROBABILITIES, absent=ABSENT)
+def rel_entr(input: Tensor, target: Tensor) -> Tensor:
+    """scipy.special.rel_entr(softmax(target), softmax(input)), summed over the classes."""
+    from scipy.special import rel_entr
+
+    return _probabilities(input, target, rel_entr).sum(-1)
+
+
+@path("scipy_kl_div", dtypes=DTYPES, rounding=Rounding("softmax", "softmax", masses=True), absent=ABSENT)
+def kl_div(input: Tensor, target: Tensor) -> Tensor:
+    """scipy.special.kl_div(softmax(target), softmax(input)), summed: p log(p / q) - p + q."""
+    from scipy.special import kl_div
+
+    return _probabilities(input, target, kl_div).sum(-1)
+
+
+@path("scipy_entropy", dtypes=DTYPES, rounding=PROBABILITIES, absent=ABSENT)
+def entropy(input: Tensor, target: Tensor) -> Tensor:
+    """scipy.stats.entropy(softmax(target), softmax(input)), which normalises both once more."""
+    from scipy.stats import entropy
+
+    return _probabilities(input, target, lambda p, q: entropy(p, q, axis=-1))
