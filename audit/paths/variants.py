@@ -74,7 +74,7 @@ def generalised(input: Tensor, target: Tensor) -> Tensor:
     "distillation",
     kind="identity",
     quantity="distillation",
-    cases=("temperature_*", "random_scale*", "near_*", "peaked_*", "mistakes_*", "digits_*"),
+    cases=("temperature_*", "random_scale*", "near_*", "peaked_gap*", "mistakes_*", "digits_*"),
     rounding=torch_rounding(temperature=TEMPERATURE),
 )
 def distillation(input: Tensor, target: Tensor) -> Tensor:
