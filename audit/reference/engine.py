@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from audit.reference.fixedpoint import Sum, Weights, exponential_sums
+from audit.reference.fixedpoint import LARGEST, MOST, Sum, Weights, exponential_sums
 from audit.reference.limbs import BITS
 from audit.reference.oracle import Ball, _context
 
@@ -25,7 +25,6 @@ Floats = NDArray[np.float64]
 # Below, the oracle is as fast.
 SMALLEST = 512
 MOST_LIMBS = 96
-LARGEST = 2.0**39
 
 
 def kl_row(input: Floats, target: Floats, digits: int) -> Ball | None:
@@ -38,14 +37,14 @@ def kl_row(input: Floats, target: Floats, digits: int) -> Ball | None:
     if (input[has_mass] == -np.inf).any():
         return None
     x, y = input[input != -np.inf], target[has_mass]
-    if not x.size or not y.size or max(abs(x.max()), abs(y.max())) >= LARGEST:
+    if not x.size or not y.size or len(x) > MOST or max(abs(x.max()), abs(y.max())) >= LARGEST:
         return None
     differences, errors = _differences(y, input[has_mass])
     if np.isinf(differences).any():
         return None
     if len(x) == len(y) and (differences == differences[0]).all() and (errors is None or (errors == errors[0]).all()):
         return Ball(_context().zero, _context().zero)
-    limbs = math.ceil((digits * math.log2(10) + 8) / BITS)
+    limbs = max(3, math.ceil((digits * math.log2(10) + 8) / BITS))
     while limbs <= MOST_LIMBS:
         ball = _ball(x, y, differences, errors, limbs)
         if ball is None:
@@ -132,15 +131,13 @@ def _distinct(values: Floats) -> NDArray[np.int64] | None:
     shift = (unused & -unused).bit_length() - 1
     if shift < 42:
         return None
-    keys = (bits & 2**63 - 1) >> shift
-    smallest = int(np.where(keys == 0, 2**62, keys).min())
-    keys -= smallest - 1
-    np.maximum(keys, 0, out=keys)
-    span = int(keys.max()) + 1
-    if span > 2**16:
-        return None
-    keys[bits < 0] += span
-    return keys
+    magnitudes = (bits >> shift) & (1 << 63 - shift) - 1
+    # 0 goes before the smallest of the others.
+    lowest = int(((magnitudes - 1) & (1 << 63 - shift) - 1).min())
+    magnitudes -= lowest
+    np.maximum(magnitudes, 0, out=magnitudes)
+    span = int(magnitudes.max()) + 1
+    return magnitudes - span * (bits >> 63) if span <= 2**16 else None
 
 
 def _divergence(d: Sum, s_y: Sum, s_x: Sum, shift: Fraction, precision: int) -> Ball:
