@@ -108,10 +108,10 @@ def split(values: Floats, error: Floats | None, limit: int) -> tuple[list[Floats
 
 
 def add_products(limbs: Floats, factor: Floats, position: int, total: Floats, scratch: Floats) -> None:
-    """total += limbs times the factor, a row or one a limb, at `position`; what falls below `total` is dropped."""
+    """total += limbs times the factor, one number a class, at `position`; what falls below `total` is dropped."""
     reach = min(len(limbs), len(total) - position)
     if reach > 0:
-        np.multiply(limbs[:reach], factor if factor.ndim == 1 else factor[:reach], out=scratch[:reach])
+        np.multiply(limbs[:reach], factor, out=scratch[:reach])
         total[position : position + reach] += scratch[:reach]
 
 
@@ -198,7 +198,9 @@ class Product:
 
 @lru_cache(maxsize=1024)
 def product(width: int, bound: int, weights: tuple[int, ...], first: int) -> Product:
-    """Of limbs within `bound` and weights within `weights` that stand at `first`, `first` + 1, ..."""
+    """Of limbs within `bound` and weights within `weights` that stand at `first`, `first` + 1, ...; none weigh 1."""
+    if not weights:
+        return Product(0, bound, Fraction(0))
     passes, after = passes_of(sum(weights) * bound)
     below = sum(weights[max(0, 1 - first) :])
     return Product(passes, after, below * bound * unit(width + 2) * SLACK)
