@@ -23,7 +23,7 @@ EXACT = 2**53
 # Limbs that are to be multiplied again are kept below 4 HALF.
 LOOSE = 4 * HALF
 # |t|, what is left of an argument once the tables have taken their part.
-TAIL = Fraction(1, 2**32)
+TAIL = Fraction(1, 2**30)
 # What (k + 1) E_k loses in binary64, see `Plan`: five roundings of t^2 / (k + 2), and the terms from t^4 on.
 ROUGH = 8 * TAIL**2 / 2**53
 # A geometric series of limbs, and e^t, are at most this.

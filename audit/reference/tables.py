@@ -11,7 +11,7 @@ import numpy as np
 from audit.reference.limbs import BITS, HALF, Floats, aligned
 from audit.reference.oracle import _context
 
-COARSE, GROUP, FINE = 10, 18, 31
+COARSE, GROUP, FINE = 10, 15, 29
 PAGE = 2**16
 GROUP_BITS = GROUP - COARSE
 GROUPS = 2**GROUP_BITS
