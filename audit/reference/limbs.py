@@ -1,8 +1,8 @@
 """Arithmetic on limbs: integers held in binary64, with a bound of every one proven before anything is computed.
 
-A number is a column of limbs, limb j counting multiples of unit(j) = 2^(2 - 22 j). Sums and products of limbs are exact,
-in any order, while no integer exceeds 2^53. `plan` and `product` carry the bounds through every step as Python integers
-and raise where one might. docs/reference-engine.md has the proof.
+A number is a column of limbs, limb j counting multiples of unit(j) = 2^(2 - 22 j). Sums and products of limbs are
+exact, in any order, while no integer exceeds 2^53. `plan` and `product` carry the bounds through every step as Python
+integers and raise where one might. docs/reference-engine.md has the proof.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ EXACT = 2**53
 # Limbs that are to be multiplied again are kept below 4 HALF.
 LOOSE = 4 * HALF
 # |t|, what is left of an argument once the tables have taken their part.
-TAIL = Fraction(1, 2**30)
+TAIL = Fraction(1, 2**27)
 # What (k + 1) E_k loses in binary64, see `Plan`: five roundings of t^2 / (k + 2), and the terms from t^4 on.
 ROUGH = 8 * TAIL**2 / 2**53
 # A geometric series of limbs, and e^t, are at most this.
@@ -84,27 +84,26 @@ def divide(limbs: Floats, divisor: int) -> None:
         remainder -= limb * divisor
 
 
-def split(values: Floats, error: Floats | None, limit: int) -> tuple[list[Floats], bool]:
-    """The limbs of `values + error`, at most `limit`, the first being the integer part, and whether that is all.
+def split(values: Floats, errors: Floats | None, count: int) -> tuple[list[Floats], bool]:
+    """`count` limbs of `values + errors`, the first being the integer part, and whether that is all; uses both up.
 
-    Limbs after the first are at most HALF, and twice that with `error`, which must be at most 1/2 at first. Less than
+    Limbs after the first are at most HALF, and twice that with `errors`, which must be at most 1/2 at first. Less than
     one unit of the last limb is left.
     """
     limbs: list[Floats] = []
-    more = True
-    while more and len(limbs) < limit:
+    while True:
         limb = np.rint(values)
-        values = values - limb
-        more = any_nonzero(values)
-        values *= RADIX
-        if error is not None:
-            part = np.rint(error)
-            error = error - part
-            more |= any_nonzero(error)
-            error *= RADIX
+        values -= limb
+        if errors is not None:
+            part = np.rint(errors)
+            errors -= part
             limb += part
         limbs.append(limb)
-    return limbs, not more
+        if len(limbs) == count:
+            return limbs, not (any_nonzero(values) or (errors is not None and any_nonzero(errors)))
+        values *= RADIX
+        if errors is not None:
+            errors *= RADIX
 
 
 def add_products(limbs: Floats, factor: Floats, position: int, total: Floats, scratch: Floats) -> None:

@@ -11,33 +11,27 @@ import numpy as np
 from audit.reference.limbs import BITS, HALF, Floats, aligned
 from audit.reference.oracle import _context
 
-COARSE, GROUP, FINE = 10, 15, 29
-PAGE = 2**16
-GROUP_BITS = GROUP - COARSE
-GROUPS = 2**GROUP_BITS
-PAGE_BITS = 16 + GROUP_BITS
-SPAN = 2 ** (FINE - GROUP - 1)
+COARSE, FINE = 12, 26
+PAGE_BITS = 16
+SPAN = 2 ** (FINE - COARSE - 1)
 
 
 @dataclass(frozen=True)
 class Tables:
-    """T0[g] = e^(-g/2^18), 0 <= g < GROUPS, and T1[i] = e^(-i/2^10), 0 <= i < PAGE, a row each;
-    T2[l + SPAN] = e^(l/2^31), |l| <= SPAN, a column each.
+    """T1[i] = e^(-i/2^12), 0 <= i < 2^16, a row each; T2[l + SPAN] = e^(l/2^26), |l| <= SPAN, a column each.
 
-    All have limbs 1 ... width, none beyond HALF, and err by less than 0.51 of the last unit.
+    Both have limbs 1 ... width, none beyond HALF, and err by less than 0.51 of the last unit.
     """
 
-    group: Floats
     coarse: Floats
     fine: Floats
 
 
 @lru_cache(maxsize=4)
 def tables(width: int) -> Tables:
-    group = _exponentials([0], [-g for g in range(GROUPS)], GROUP, width)
-    coarse = _exponentials([-256 * i for i in range(PAGE // 256)], [-i for i in range(256)], COARSE, width)
+    coarse = _exponentials([-256 * i for i in range(2 ** (PAGE_BITS - 8))], [-i for i in range(256)], COARSE, width)
     fine = _exponentials([128 * i - SPAN for i in range(2 * SPAN // 128 + 1)], list(range(128)), FINE, width)
-    return Tables(group, coarse, np.ascontiguousarray(fine[: 2 * SPAN + 1].T))
+    return Tables(coarse, np.ascontiguousarray(fine[: 2 * SPAN + 1].T))
 
 
 def _exponentials(high: list[int], low: list[int], position: int, width: int) -> Floats:
@@ -68,7 +62,7 @@ def _exponentials(high: list[int], low: list[int], position: int, width: int) ->
 
 @lru_cache(maxsize=1024)
 def page_factor(page: int, width: int) -> Fraction:
-    """e^(-64 page), rounded below unit(width + 2)."""
+    """e^(-16 page), rounded below unit(width + 2)."""
     ctx, bits = _context(), BITS * (width + 3)
     with ctx.workprec(bits):
-        return Fraction(int(ctx.nint(ctx.ldexp(ctx.exp(-page * (PAGE >> COARSE)), bits))), 2**bits)
+        return Fraction(int(ctx.nint(ctx.ldexp(ctx.exp(-page * 2 ** (PAGE_BITS - COARSE)), bits))), 2**bits)
