@@ -11,7 +11,7 @@ relative to e^t T2, so that a class errs in proportion to its own weight. docs/r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
@@ -29,7 +29,6 @@ from audit.reference.limbs import (
     Plan,
     add_products,
     aligned,
-    any_nonzero,
     carry,
     divide,
     passes_of,
@@ -47,9 +46,6 @@ BLOCK = 4080
 # So many classes at most keep the sums of their pieces within 63 bits.
 MOST = 2**19
 LARGEST = 2.0**39
-# How many limbs hold tails of depths 1 and 2; of depth 0 none, of depth 3 as many as the tables have.
-SHORT, LONG = 2, 3
-DEPTHS = 4
 
 Members = slice | Integers
 
@@ -113,7 +109,7 @@ class Weights:
             carry(limbs, scratch)
         bounds = (most + 1, *(bound,) * len(self.bounds))
         missing = most * self.missing
-        return replace(self, limbs=lambda m: limbs[:, m], first=self.first - 1, bounds=bounds, missing=missing)
+        return replace(self, limbs=lambda m: [*limbs[:, m]], first=self.first - 1, bounds=bounds, missing=missing)
 
 
 @dataclass(frozen=True)
@@ -130,19 +126,9 @@ def exponential_sums(values: Floats, weights: list[Weights], width: int) -> tupl
     At most MOST values, finite and at most LARGEST in magnitude; `width` is 3 or more.
     """
     top = float(np.rint(values.max() * 2.0**COARSE))
-    kinds = np.empty(len(values), np.uint16)
-    for start in range(0, len(values), BLOCK):
-        block = slice(start, start + BLOCK)
-        coarse, _, tails = _digits(values[block], top)
-        kinds[block] = _depths(tails) + DEPTHS * (coarse >> PAGE_BITS)
-    present = np.flatnonzero(np.bincount(kinds)).tolist()
     totals = [Sum(Fraction(0), Fraction(0)) for _ in weights]
-    for kind in present:
-        members = None if len(present) == 1 else np.flatnonzero(kinds == kind)
-        page, depth = divmod(kind, DEPTHS)
-        sums = _run_sums(
-            values, top - float(page << PAGE_BITS), members, (0, SHORT, LONG, width)[depth], weights, width
-        )
+    for page, tail_limbs, members in _runs(values, top, width):
+        sums = _run_sums(values, top - float(page << PAGE_BITS), members, tail_limbs, weights, width)
         factor = page_factor(page, width)
         # The factor errs by less than unit(width + 2), and what it multiplies is at most SLACK times the weight.
         totals = [
@@ -161,19 +147,32 @@ def _digits(values: Floats, top: float) -> tuple[Integers, Floats, Floats]:
     return (top - steps).astype(np.int64), fine, tails
 
 
-def _depths(tails: Floats) -> Integers | int:
-    """0 for a tail that is 0, 1 and 2 for one that SHORT and LONG limbs hold, else 3."""
-    if not any_nonzero(tails):
-        return 0
-    depths = np.zeros(len(tails), np.int64)
-    for scale in (1.0, RADIX ** (SHORT + 1) / 2.0**FINE, RADIX ** (LONG + 1) / 2.0**FINE):
-        scaled = tails * scale
-        beyond = scaled != np.rint(scaled)
-        # A run of its own is worth it for the many with less, and for the few with more.
-        depths += beyond if 2 * np.count_nonzero(beyond) < len(tails) else 1
-        if not beyond.any():
+def _runs(values: Floats, top: float, width: int) -> Iterator[tuple[int, int, Integers | None]]:
+    """(page, limbs of the tails, members, None for all), for classes of one page and about as long tails."""
+    depths = np.zeros(len(values), np.uint8)
+    # Tails that are 0, and those that two and three limbs hold.
+    for position in (FINE, 3 * BITS, 4 * BITS):
+        beyond = np.empty(len(values), np.bool_)
+        for start in range(0, len(values), BLOCK):
+            scaled = values[start : start + BLOCK] * 2.0**position
+            np.not_equal(scaled, np.rint(scaled), out=beyond[start : start + BLOCK])
+        count = np.count_nonzero(beyond)
+        if not count:
             break
-    return depths
+        # A run of its own is worth it for the many with less, and for the few with more.
+        depths += beyond if 2 * count < len(values) else 1
+    pages = None
+    if values.min() * 2.0**COARSE <= top - 2**PAGE_BITS:
+        pages = _digits(values, top)[0] >> PAGE_BITS
+    for page in [0] if pages is None else np.unique(pages).tolist():
+        for depth, tail_limbs in enumerate((0, 2, 3, width)):
+            chosen = depths == depth
+            if pages is not None:
+                chosen &= pages == page
+            if chosen.all():
+                yield page, tail_limbs, None
+            elif chosen.any():
+                yield page, tail_limbs, np.flatnonzero(chosen)
 
 
 class _Space:
