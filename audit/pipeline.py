@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Context, Decimal
-from fnmatch import fnmatchcase
 from itertools import chain, groupby
 from pathlib import Path as FilePath
 from time import perf_counter
@@ -30,7 +29,7 @@ from audit.judge.findings import COMMITTED, NEW, find, read_acknowledgements
 from audit.judge.invariance import measure_invariance
 from audit.judge.references import Engine, References, divisor, published, reduced
 from audit.judge.scale import magnitude
-from audit.measure import Result, describe, measure
+from audit.measure import TORCH, Result, describe, measure
 from audit.paths import Path, own_path
 from audit.paths import registered as registered_paths
 from audit.paths.rounding import Rounding
@@ -74,17 +73,9 @@ class Plan:
         """Each case in each dtype, with the paths that take it."""
         for case in self.cases:
             for dtype in self.dtypes:
-                paths = [p for p in self.paths if _takes(p, case, dtype)]
+                paths = [p for p in self.paths if p.takes(case.name, case.target_kind, dtype)]
                 if paths and dtype in case.dtypes:
                     yield case, dtype, paths
-
-
-def _takes(path: Path, case: Case, dtype: str) -> bool:
-    return (
-        path.target_kind == case.target_kind
-        and dtype in path.dtypes
-        and (not path.cases or any(fnmatchcase(case.name, glob) for glob in path.cases))
-    )
 
 
 @dataclass(frozen=True)
@@ -188,7 +179,7 @@ def execute(
     """
     acknowledged = read_acknowledgements(COMMITTED, *acknowledgements)
     seconds: dict[str, float] = {}
-    start = perf_counter()
+    start, torch_before = perf_counter(), TORCH.seconds
     gold = read_gold(references)
     with Engine(workers, gold.values) as engine:
         if plan.file is None:
@@ -202,7 +193,6 @@ def execute(
             seconds["references"] = perf_counter() - start - seconds["thread"] - seconds["paths"]
             advance("errors")
             errors = _errors(blocks)
-            seconds["torch"] = sum(b.result.seconds for b in blocks)
             problems = {(b.problem.case.name, b.problem.dtype): b.problem for b in blocks}
         else:
             errors, problems, thread = _streamed(plan, engine, advance), {}, []
@@ -221,7 +211,7 @@ def execute(
         tables |= {name: typed(table, name) for name, table in looks.items()}
     if thread:
         tables["thread"] = typed(pd.concat(thread, ignore_index=True), "thread")
-    seconds["total"] = perf_counter() - start
+    seconds |= {"torch": TORCH.seconds - torch_before, "total": perf_counter() - start}
     environment = describe_environment(
         plan.devices,
         devices_module.found(),
@@ -253,7 +243,7 @@ def _blocks(plan: Plan, engine: Engine, advance: Callable[[str], None]) -> list[
 def _closer_looks(plan: Plan) -> dict[str, pd.DataFrame]:
     """Elements, gradients and invariance, on a few cases: they need no more, and cost more a row."""
     cases = {case.name: case for case in plan.cases}
-    paths = [p for p in plan.paths if p.kind == "kl" and p.reduction == "none" and p.target_kind == "logits"]
+    paths = [p for p in plan.paths if p.kind == "kl" and p.reduction == "none"]
     problems = [build(cases[n], dtype) for n in CLOSER if n in cases for dtype in plan.dtypes]
     thread = [build(cases[n], dtype) for n in ("identical_n1000",) if n in cases for dtype in plan.dtypes]
     looks: dict[str, list[pd.DataFrame]] = {"elements": [], "gradients": [], "invariance": [], "attribution": []}
