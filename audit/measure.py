@@ -73,9 +73,10 @@ def measure(path: Path, input: Tensor, target: Tensor, originals: tuple[Tensor, 
                     path.function(input, target)
             with TORCH:
                 output = path.function(input, target)
-                # On an accelerator the numbers are there only once they are here.
-                here = output.detach().cpu() if isinstance(output, Tensor) else output
-            note = _objection(path, output, input)
+                note = _objection(path, output, input)
+                if not note:
+                    # On an accelerator the numbers are there only once they are here.
+                    here = output.detach().cpu()
     except _TooSlow:
         note = f"took more than {LIMIT_SECONDS:g} s"
     except (Exception, SystemExit) as error:
