@@ -25,33 +25,45 @@ def measure_invariance(
 
     `compiled` names the paths that are compared with their compiled form.
     """
-    parts = [part for problem in problems for part in _problem_checks(problem, paths, device, compiled)]
-    groups = pd.concat(parts).groupby(["path", "dtype", "device", "check"], sort=False)
-    return groups.agg(
-        rows=("changed", "size"),
-        changed_share=("changed", "mean"),
-        largest_ulp=("ulp", "max"),
-        largest_of_bound=("of_bound", "max"),
-        non_finite=("lost", "sum"),
-    ).reset_index()
+    found: dict[tuple[str, str, str], list[list[Rows]]] = {}
+    for problem in problems:
+        for path, name, changes in _problem_checks(problem, paths, device, compiled):
+            found.setdefault((path, problem.dtype, name), []).append(changes)
+    rows = []
+    for (path, dtype, check), parts in found.items():
+        changed, ulp, of_bound, lost = (np.concatenate(column) for column in zip(*parts, strict=True))
+        finite = bool(np.isfinite(ulp).any())
+        rows.append(
+            {
+                "path": path,
+                "dtype": dtype,
+                "device": device,
+                "check": check,
+                "rows": changed.size,
+                "changed_share": changed.mean(),
+                "largest_ulp": np.nanmax(ulp) if finite else np.nan,
+                "largest_of_bound": np.nanmax(of_bound) if finite else np.nan,
+                "non_finite": int(lost.sum()),
+            }
+        )
+    return pd.DataFrame(rows)
 
 
 def _problem_checks(
     problem: Problem, paths: Sequence[Path], device: str, compiled: Collection[str]
-) -> Iterator[pd.DataFrame]:
+) -> Iterator[tuple[str, str, list[Rows]]]:
+    """Path, check and what changed in each row."""
     exact = Exact.of(*problem.numbers, problem.case.target_kind)
     x, y = problem.input.to(device), problem.target.to(device)
     for path in paths:
         if not path.takes(problem.case.name, problem.dtype, problem.case.target_kind):
             continue
         plain, limit = measure(path, x, y), bound(path, exact, problem.dtype)
-        if plain.note:
-            continue
         for name, check in EXECUTIONS.items():
             if _applies(check, device) and (not check.costly or path.name in compiled):
-                before, other = _pair(path, check, plain, x, y)
-                key = {"path": path.name, "dtype": problem.dtype, "device": device, "check": name}
-                yield pd.DataFrame(_changes(before, other, limit)).assign(**key)
+                before, after = _pair(path, check, plain, x, y)
+                if not before.note:
+                    yield path.name, name, _changes(before, after, limit)
 
 
 def _applies(check: Execution, device: str) -> bool:
@@ -69,8 +81,11 @@ def _pair(path: Path, check: Execution, plain: Result, x: Tensor, y: Tensor) -> 
     return plain, measure(checked, x, y)
 
 
-def _changes(before: Result, after: Result, limit: Rows) -> dict[str, Rows]:
-    """Row by row. A check that raises loses every row's number."""
+def _changes(before: Result, after: Result, limit: Rows) -> list[Rows]:
+    """Of each row: whether it changed, by how many ulp, how much of the bound, and whether a number was lost.
+
+    A check that raises loses every row's number.
+    """
     plain, other = before.computed, after.computed
     format = FORMATS[before.dtype]
     with np.errstate(invalid="ignore", over="ignore"):
@@ -79,9 +94,9 @@ def _changes(before: Result, after: Result, limit: Rows) -> dict[str, Rows]:
     # frexp gives m 2^e with m in [1/2, 1).
     exponent = np.frexp(np.maximum(np.abs(plain), 2.0**format.minimum))[1] - 1
     finite = np.isfinite(size)
-    return {
-        "changed": ~((plain == other) | (np.isnan(plain) & np.isnan(other))),
-        "ulp": np.where(finite, size / np.exp2(exponent - format.precision + 1.0), np.nan),
-        "of_bound": np.where(finite, of_bound, np.nan),
-        "lost": np.isfinite(plain) & ~np.isfinite(other),
-    }
+    return [
+        ~((plain == other) | (np.isnan(plain) & np.isnan(other))),
+        np.where(finite, size / np.exp2(exponent - format.precision + 1.0), np.nan),
+        np.where(finite, of_bound, np.nan),
+        np.isfinite(plain) & ~np.isfinite(other),
+    ]
