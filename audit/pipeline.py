@@ -24,9 +24,10 @@ from audit.errors import UsageError
 from audit.formats import FORMATS
 from audit.judge.attribution import measure_attribution
 from audit.judge.bounds import Exact, bound, rest, within_bound
-from audit.judge.elements import measure_elements, measure_gradients
+from audit.judge.elements import measure_elements
 from audit.judge.errors import error_columns
 from audit.judge.findings import COMMITTED, NEW, find, read_acknowledgements
+from audit.judge.gradients import measure_gradients
 from audit.judge.invariance import measure_invariance
 from audit.judge.references import Engine, References, divisor, published, reduced
 from audit.judge.scale import magnitude
@@ -207,12 +208,11 @@ def execute(
         else:
             errors, problems, thread = _streamed(plan, engine, advance), {}, []
     advance("findings")
-    findings, stale = find(errors[errors["path"].isin(plan.own)] if plan.own else errors, acknowledged)
-    tables = {
-        "errors": errors,
-        "summary": summarise(errors),
-        "findings": typed(_with_reproducers(findings, plan, problems), "findings"),
-    }
+    tables = {"errors": errors, "summary": summarise(errors)}
+    if plan.whole or plan.own:
+        tables["gradients"] = _gradients(plan)
+    findings, stale = find(errors, acknowledged, tables.get("gradients"), plan.own)
+    tables["findings"] = typed(_with_reproducers(findings, plan, problems), "findings")
     if plan.whole:
         looks = _closer_looks(plan)
         key = ["case", "row", "path", "dtype", "device"]
@@ -250,16 +250,24 @@ def _blocks(plan: Plan, engine: Engine, advance: Callable[[str], None]) -> list[
     return blocks
 
 
+def _gradients(plan: Plan) -> pd.DataFrame:
+    """Of every path, or of the user's own, on a few cases."""
+    cases = {case.name: case for case in plan.cases}
+    paths = [p for p in plan.paths if not plan.own or p.name in plan.own]
+    problems = [build(cases[n], dtype) for n in CLOSER if n in cases for dtype in plan.dtypes]
+    parts = [measure_gradients(problems, paths, device.name) for device in plan.devices]
+    return typed(pd.concat(parts, ignore_index=True), "gradients")
+
+
 def _closer_looks(plan: Plan) -> dict[str, pd.DataFrame]:
-    """Elements, gradients and invariance, on a few cases: they need no more, and cost more a row."""
+    """Elements, attribution and invariance, on a few cases: they need no more, and cost more a row."""
     cases = {case.name: case for case in plan.cases}
     paths = [p for p in plan.paths if p.kind == "kl" and p.reduction == "none" and p.target_kind == "logits"]
     problems = [build(cases[n], dtype) for n in CLOSER if n in cases for dtype in plan.dtypes]
     thread = [build(cases[n], dtype) for n in ("identical_n1000",) if n in cases for dtype in plan.dtypes]
-    looks: dict[str, list[pd.DataFrame]] = {"elements": [], "gradients": [], "invariance": [], "attribution": []}
+    looks: dict[str, list[pd.DataFrame]] = {"elements": [], "invariance": [], "attribution": []}
     for device in (d.name for d in plan.devices):
         looks["elements"].append(measure_elements(problems, device))
-        looks["gradients"].append(measure_gradients(problems, paths, device))
         looks["attribution"].append(measure_attribution([*problems, *thread], device))
         looks["invariance"].append(measure_invariance(problems, paths, device))
     return {name: pd.concat(parts, ignore_index=True) for name, parts in looks.items()}
