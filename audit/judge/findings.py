@@ -130,7 +130,7 @@ def find(
         errors, slopes = (table[table["path"].isin(own)] for table in (errors, slopes))
     errors = errors.assign(symptom=symptoms(errors))
     # A gradient is judged where the value is right: one defect is not to be two findings.
-    wrong = pd.MultiIndex.from_frame(errors.loc[errors["symptom"] != "", _KEY])
+    wrong = pd.MultiIndex.from_frame(pd.concat([errors[errors["symptom"] != ""], uncomputed])[_KEY])
     slopes = slopes[~pd.MultiIndex.from_frame(slopes[_KEY]).isin(wrong)]
     rows = pd.concat([errors, slopes, _one_signed(errors), uncomputed], ignore_index=True)
     rows = rows[rows["symptom"] != ""].assign(acknowledged_by="")
