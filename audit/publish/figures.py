@@ -1,0 +1,283 @@
+"""The plots: each a function of the tables that draws on one Figure, or nothing where its rows are not there."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from audit.publish.answer import Tables
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's colours: told apart by colour-blind readers, legible on white and on black.
+BLUE, ORANGE, GREEN, PINK = "#0072b2", "#d55e00", "#009e73", "#cc79a7"
+AMBER, SKY, GREY = "#e69f00", "#56b4e9", "#888888"
+MAIN = {
+    "softmax_log": ORANGE,
+    "log_softmax": BLUE,
+    "log_target": SKY,
+    "cross_entropy_minus_entropy": PINK,
+    "generalised": AMBER,
+    "kl_div_from_logits": GREEN,
+}
+DTYPES = {"float16": AMBER, "bfloat16": PINK, "float32": BLUE, "float64": GREEN}
+FAMILIES = {"flat": BLUE, "zipf": ORANGE, "wide": GREEN}
+PARTS = {
+    "softmax": BLUE,
+    "shift": ORANGE,
+    "log_softmax": AMBER,
+    "log": SKY,
+    "product": PINK,
+    "summation": GREEN,
+    "output": GREY,
+}
+
+
+@dataclass(frozen=True)
+class Plot:
+    """`svg` takes the colour of the text around it for its lines and letters."""
+
+    svg: str
+    title: str
+    text: str
+
+    @property
+    def file(self) -> str:
+        """The drawing by itself, on white whatever surrounds it."""
+        return self.svg.replace("<svg ", '<svg style="background:#fff" ', 1)
+
+
+def draw(tables: Tables) -> dict[str, Plot]:
+    """Every plot that the tables allow, by name."""
+    import matplotlib
+
+    plots = {}
+    for name, function in _PLOTS.items():
+        # Letters stay letters, and the same numbers give the same file.
+        with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name, "font.size": 9}):
+            if (plot := function(tables)) is not None:
+                plots[name] = plot
+    return plots
+
+
+def _figure(height: float, rows: int = 1, columns: int = 1, sharex: bool = False) -> tuple[Figure, list[Axes]]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, height), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False, sharex=sharex)
+    for one in axes.flat:
+        one.spines[["top", "right"]].set_visible(False)
+        one.grid(alpha=0.25)
+    return figure, list(axes.flat)
+
+
+def _log(axes: Axes, directions: str) -> None:
+    for direction in directions:
+        axes.set(**{f"{direction}scale": "log"})
+    axes.minorticks_off()
+
+
+def _plot(figure: Figure, title: str, text: str, source: str) -> Plot:
+    """The source and the size of the sample stand in the drawing too: it is also a file of its own."""
+    figure.supxlabel(source, fontsize=7, x=0.99, ha="right")
+    out = io.StringIO()
+    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    figure.savefig(out, format="svg", transparent=True, metadata=nothing)
+    svg = out.getvalue()[out.getvalue().index("<svg") :]
+    # Groups' ids repeat from plot to plot; nothing refers to them.
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg).replace("#000000", "currentColor")
+    return Plot(svg, title, f"{text} Source: {source}.")
+
+
+def _thread(tables: Tables) -> Plot | None:
+    if "thread" not in tables:
+        return None
+    rows = tables["thread"]
+    rows = rows[(rows["histogram"] != "") & rows["percentile"].notna() & (rows["reference"] == "0")]
+    if rows.empty:
+        return None
+    subjects = rows.groupby("subject", sort=False)
+    figure, panels = _figure(4.6, len(subjects))
+    for axes, (subject, group) in zip(panels, subjects, strict=True):
+        drawn = group[(group["implementation"] == "today") | (group["device"] == rows["device"].iloc[0])]
+        drawn = drawn.drop_duplicates(["implementation", "device"])
+        scale = drawn[["minimum", "maximum"]].abs().to_numpy().max()
+        for row, colour in zip(drawn.itertuples(), (BLUE, ORANGE, GREEN, PINK), strict=False):
+            counts = np.array(row.histogram.split(), dtype=float)
+            edges = np.linspace(row.minimum, row.maximum, len(counts) + 1)
+            density = counts / counts.sum() / (edges[1] - edges[0]) * scale
+            name = f"today's torch, {row.device}" if row.implementation == "today" else "kernels of 2017, emulated"
+            axes.stairs(density, edges, color=colour, fill=True, alpha=0.35)
+            axes.stairs(density, edges, color=colour, label=name)
+        for i, quote in enumerate(group["quoted"].unique()):
+            axes.axvline(float(quote), color="#000000", linewidth=1, linestyle="--")
+            height = 0.95 - 0.14 * i
+            axes.annotate(
+                f"quoted: {quote}",
+                (float(quote), height),
+                xycoords=("data", "axes fraction"),
+                xytext=(0.28, height),
+                textcoords="axes fraction",
+                horizontalalignment="right",
+                verticalalignment="center",
+                arrowprops={"arrowstyle": "->", "linewidth": 0.6},
+            )
+        axes.set_title(f"{subject}: exactly 0", loc="left", fontsize=9)
+        axes.set_xlabel("result, nats"), axes.set_ylabel("density of draws")
+        axes.set_yticks([])
+        axes.legend(frameon=False)
+    text = "What the thread's two checks give over many seeds, and the numbers it quotes (dashed)."
+    return _plot(figure, "The thread's numbers", text, f"thread.csv, {rows['draws'].max():,} draws a curve, float32")
+
+
+def _training(_: Tables) -> Plot:
+    rows = pd.read_csv(str(files("audit.publish") / "training.csv"))
+    figure, (wrong, right) = _figure(3, 1, 2, sharex=True)
+    for axes, names in ((wrong, ["KLDivLoss of softmax"]), (right, ["KLDivLoss of log_softmax", "cross_entropy"])):
+        for name, colour in zip(names, (BLUE, GREEN), strict=False):
+            run = rows[rows["training"] == name]
+            factor = 10 if name == "cross_entropy" else 1
+            label = f"{name} / 10, trained by itself" if factor == 10 else name
+            axes.plot(run["epoch"], run["loss"] / factor, "o-", color=colour, label=label)
+            if name == "KLDivLoss of log_softmax":
+                label, tenth = "cross_entropy / 10, same outputs", run["cross_entropy"] / 10
+                axes.plot(run["epoch"], tenth, "x", color=ORANGE, markersize=9, label=label)
+        axes.set_xlabel("epoch")
+        axes.legend(frameon=False, fontsize=8)
+    wrong.set_ylabel("loss, mean of 200 mini-batches, nats")
+    wrong.set_ylim(-0.1, 0), right.set_ylim(bottom=0)
+    text = (
+        "The thread's network, trained three times from one seed. Softmax output taken for log-probabilities gives "
+        "-mean(p_label)/10: negative, and falling as training succeeds. log_softmax gives a tenth of cross_entropy."
+    )
+    source = "audit/publish/training.csv, recorded by references/digits/make.py"
+    return _plot(figure, "The training story", text, f"{source}, {len(rows)} means of 200 mini-batches of 4")
+
+
+def _near(tables: Tables) -> pd.DataFrame:
+    errors = tables["errors"]
+    near = errors[errors["case"].str.startswith("near_") & (errors["reduction"] == "none") & (errors["kind"] == "kl")]
+    return near.assign(closeness=near["case"].str.removeprefix("near_").astype(float))
+
+
+def _closeness(tables: Tables) -> Plot | None:
+    near = _near(tables)
+    near = near[near["path"].isin(MAIN)]
+    if near.empty:
+        return None
+    dtypes = [d for d in ("float32", "float64") if d in set(near["dtype"])] or list(near["dtype"].unique())
+    figure, panels = _figure(3.6, 1, len(dtypes), sharex=True)
+    for axes, dtype in zip(panels, dtypes, strict=True):
+        single = near[near["dtype"] == dtype]
+        for (path, group), marker in zip(single.groupby("path", sort=False), "osD^vP", strict=False):
+            line = group.groupby("closeness")["correct_bits"].median()
+            axes.plot(line, marker=marker, markersize=5, color=MAIN[str(path)], label=str(path))
+        _log(axes, "x")
+        axes.set_ylim(bottom=max(axes.get_ylim()[0], -4))
+        axes.axhline(0, color="#000000", linewidth=0.8)
+        axes.set_title(dtype, loc="left", fontsize=9)
+        axes.set_xlabel("difference of the logits (nearer to the right)")
+    panels[0].invert_xaxis()
+    panels[0].set_ylabel("correct bits, median")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
+    text = "Correct bits as the two distributions come together; below the line no digit is right."
+    return _plot(figure, "Error against closeness", text, _sample(near[near["dtype"].isin(dtypes)]))
+
+
+def _last_bit(tables: Tables) -> Plot | None:
+    near = _near(tables)
+    # A path that was not run at every closeness has no last one.
+    near = near[near.groupby("path")["closeness"].transform("nunique") == near["closeness"].nunique()]
+    lines = near.groupby(["path", "dtype", "closeness"], sort=False)["correct_bits"].median().reset_index()
+    last = lines[lines["correct_bits"] >= 1].groupby(["path", "dtype"], sort=False)["closeness"].min().unstack()
+    if near["closeness"].nunique() < 2 or last.empty:
+        return None
+    paths = list(last.index[::-1])
+    figure, (axes,) = _figure(0.8 + 0.22 * len(paths))
+    for dtype, marker, shift in zip(last, "osD^", (0.24, 0.08, -0.08, -0.24), strict=False):
+        places = np.arange(len(paths)) + shift
+        axes.plot(last[dtype].loc[paths], places, marker, color=DTYPES[str(dtype)], label=str(dtype), markersize=5)
+    axes.set_yticks(range(len(paths)), paths)
+    _log(axes, "x")
+    axes.invert_xaxis()
+    axes.set_xlabel("smallest difference of the logits with a correct bit left (better to the right)")
+    figure.legend(loc="outside upper center", ncols=4, frameon=False)
+    text = (
+        f"The smallest of {near['closeness'].nunique()} differences, {near['closeness'].max():.0e} to "
+        f"{near['closeness'].min():.0e}, at which the median result still has a correct bit; no mark: none at any."
+    )
+    return _plot(figure, "Where each path loses its last bit", text, _sample(near))
+
+
+def _classes(tables: Tables) -> Plot | None:
+    errors = tables["errors"]
+    rows = errors[errors["path"].eq("log_softmax") & errors["reduction"].eq("none") & errors["abs_error"].gt(0)]
+    rows = rows.assign(family=rows["case"].str.extract(r"^(\w+)_n\d+$")[0])
+    rows = rows[rows["family"].isin(FAMILIES)]
+    if rows["classes"].nunique() < 2:
+        return None
+    dtypes = list(rows["dtype"].unique())
+    figure, panels = _figure(5.4, (len(dtypes) + 1) // 2, 2 if len(dtypes) > 1 else 1, sharex=True)
+    for axes, dtype in zip(panels, dtypes, strict=False):
+        for family, group in rows[rows["dtype"] == dtype].groupby("family", sort=False):
+            by = group.groupby("classes")
+            axes.plot(by["abs_error"].median(), "o-", color=FAMILIES[str(family)], label=f"{family}: error")
+            axes.plot(by["bound"].median(), "--", color=FAMILIES[str(family)], label=f"{family}: bound")
+        _log(axes, "xy")
+        axes.set_title(dtype, loc="left", fontsize=9)
+        axes.set_xlabel("classes"), axes.set_ylabel("nats")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
+    text = "|computed - exact| of log_softmax, and the bound of a sound implementation, for rows of growing width."
+    return _plot(figure, "Error against classes, with the bound", text, _sample(rows))
+
+
+def _attribution(tables: Tables) -> Plot | None:
+    if "attribution" not in tables:
+        return None
+    rows = tables["attribution"]
+    rows = rows[rows["dtype"] == "float32"]
+    if rows.empty:
+        return None
+    sizes = rows[list(PARTS)].abs().groupby([rows["path"], rows["case"]], sort=False).mean()
+    shares = sizes.div(sizes.sum(axis=1), axis=0)[::-1]
+    names = [case if rows["path"].nunique() == 1 else f"{path}: {case}" for path, case in shares.index]
+    figure, (axes,) = _figure(1.2 + 0.3 * len(shares))
+    left = np.zeros(len(shares))
+    for part, colour in PARTS.items():
+        axes.barh(names, shares[part], left=left, color=colour, label=part, edgecolor="#ffffff", linewidth=0.8)
+        left += shares[part].to_numpy()
+    axes.set_xlim(0, 1), axes.set_xlabel("share of the sum of the parts' magnitudes")
+    figure.legend(loc="outside upper center", ncols=7, frameon=False)
+    same = (np.sign(rows["mass_difference"]) == np.sign(rows["drift"])).sum()
+    text = (
+        f"Which rounding makes the drift of {', '.join(rows['path'].unique())} in float32; the parts, signed, add up "
+        f"to it. Its sign is that of mass(p) - mass(exp log q) as rounded in {same} of {len(rows)} rows."
+    )
+    return _plot(figure, "Where the drift comes from", text, f"attribution.csv, {len(rows)} rows")
+
+
+def _sample(rows: pd.DataFrame) -> str:
+    return f"errors.csv, {len(rows):,} results on {', '.join(_unique(rows['device']))}"
+
+
+def _unique(names: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(names))
+
+
+_PLOTS: dict[str, Callable[[Tables], Plot | None]] = {
+    "thread": _thread,
+    "training": _training,
+    "closeness": _closeness,
+    "last_bit": _last_bit,
+    "classes": _classes,
+    "attribution": _attribution,
+}
