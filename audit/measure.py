@@ -15,17 +15,29 @@ from audit.formats import FORMATS
 from audit.paths import Path
 
 
+class Stopwatch:
+    """Adds up the seconds spent in its `with` blocks."""
+
+    seconds = 0.0
+
+    def __enter__(self) -> None:
+        self._start = perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds += perf_counter() - self._start
+
+
+# What this process has spent in the paths themselves, until their numbers were here.
+TORCH = Stopwatch()
+
+
 @dataclass(frozen=True)
 class Result:
-    """The numbers a path returned, in binary64 (exact), one a row or one in all; or `note`, why there are none.
-
-    `seconds`: what the path itself took, until its numbers were here.
-    """
+    """The numbers a path returned, in binary64 (exact), one a row or one in all; or `note`, why there are none."""
 
     computed: NDArray[np.float64]
     dtype: str = ""
     note: str = ""
-    seconds: float = 0.0
 
 
 def measure(path: Path, input: Tensor, target: Tensor) -> Result:
@@ -36,20 +48,20 @@ def measure(path: Path, input: Tensor, target: Tensor) -> Result:
     """
     rows = len(input) if path.reduction == "none" else 1
     versions = input._version, target._version
-    start = perf_counter()
     try:
-        with torch.no_grad(), warnings.catch_warnings():
+        with TORCH, torch.no_grad(), warnings.catch_warnings():
             # Whoever wrote the call may need torch's advice on reductions; a table made of it does not.
             warnings.simplefilter("ignore")
             output = path.function(input, target)
+            # On an accelerator the numbers are there only once they are here.
+            here = output.detach().cpu() if isinstance(output, Tensor) else output
         note = _objection(path, output, input)
         if not note:
             if (input._version, target._version) != versions:
                 note = "changed its inputs in place"
             else:
                 dtype = str(output.dtype).removeprefix("torch.")
-                computed = output.detach().reshape(rows).cpu().double().numpy()
-                return Result(computed, dtype, seconds=perf_counter() - start)
+                return Result(here.reshape(rows).double().numpy(), dtype)
     except Exception as error:
         note = describe(error)
     return Result(np.full(rows, np.nan), note=note)

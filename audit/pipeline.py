@@ -6,8 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Context, Decimal
-from fnmatch import fnmatchcase
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path as FilePath
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -31,14 +30,14 @@ from audit.judge.findings import COMMITTED, NEW, find, read_acknowledgements
 from audit.judge.invariance import measure_invariance
 from audit.judge.references import Engine, References, divisor, published, reduced
 from audit.judge.scale import magnitude
-from audit.measure import Result, describe, measure
+from audit.measure import TORCH, Result, describe, measure
 from audit.paths import Path, own_path
 from audit.paths import registered as registered_paths
 from audit.paths.rounding import Rounding
 from audit.publish.schema import typed
 from audit.publish.tables import summarise
 from audit.reference.gold import read_gold
-from audit.reproducer import reproduce
+from audit.reproducer import Shrinker
 from audit.selection import choose
 from audit.thread import measure_thread
 
@@ -52,8 +51,8 @@ Wait = Callable[[], References]
 COMPARISON = "log_softmax"
 CLOSER = ("random_scale1", "random_scale10", "near_1e-04", "peaked_gap20", "offset_1e+04", "gap_88")
 MAIN = ("softmax_log", "log_softmax", "log_target", "kl_div_from_logits")
-# Of a user's file, in memory at a time: 16 MB in each binary64 array of the judgement.
-ELEMENTS_AT_ONCE = 2**21
+# Of a user's file, in memory at a time: 8 MB in each binary64 array of the judgement.
+ELEMENTS_AT_ONCE = 2**20
 COMMITTED_GOLD = FilePath(__file__).parents[1] / "references"
 _EXACT = Context(prec=2_000)
 
@@ -75,17 +74,9 @@ class Plan:
         """Each case in each dtype, with the paths that take it."""
         for case in self.cases:
             for dtype in self.dtypes:
-                paths = [p for p in self.paths if _takes(p, case, dtype)]
+                paths = [p for p in self.paths if p.takes(case.name, case.target_kind, dtype)]
                 if paths and dtype in case.dtypes:
                     yield case, dtype, paths
-
-
-def _takes(path: Path, case: Case, dtype: str) -> bool:
-    return (
-        path.target_kind == case.target_kind
-        and dtype in path.dtypes
-        and (not path.cases or any(fnmatchcase(case.name, glob) for glob in path.cases))
-    )
 
 
 @dataclass(frozen=True)
@@ -189,7 +180,7 @@ def execute(
     """
     acknowledged = read_acknowledgements(COMMITTED, *acknowledgements)
     seconds: dict[str, float] = {}
-    start = perf_counter()
+    start, torch_before = perf_counter(), TORCH.seconds
     gold = read_gold(references)
     with Engine(workers, gold.values) as engine:
         if plan.file is None:
@@ -203,7 +194,6 @@ def execute(
             seconds["references"] = perf_counter() - start - seconds["thread"] - seconds["paths"]
             advance("errors")
             errors = _errors(blocks)
-            seconds["torch"] = sum(b.result.seconds for b in blocks)
             problems = {(b.problem.case.name, b.problem.dtype): b.problem for b in blocks}
         else:
             errors, problems, thread = _streamed(plan, engine, advance), {}, []
@@ -222,7 +212,7 @@ def execute(
         tables |= {name: typed(table, name) for name, table in looks.items()}
     if thread:
         tables["thread"] = typed(pd.concat(thread, ignore_index=True), "thread")
-    seconds["total"] = perf_counter() - start
+    seconds |= {"torch": TORCH.seconds - torch_before, "total": perf_counter() - start}
     environment = describe_environment(
         plan.devices,
         devices_module.found(),
@@ -254,7 +244,7 @@ def _blocks(plan: Plan, engine: Engine, advance: Callable[[str], None]) -> list[
 def _closer_looks(plan: Plan) -> dict[str, pd.DataFrame]:
     """Elements, gradients and invariance, on a few cases: they need no more, and cost more a row."""
     cases = {case.name: case for case in plan.cases}
-    paths = [p for p in plan.paths if p.kind == "kl" and p.reduction == "none" and p.target_kind == "logits"]
+    paths = [p for p in plan.paths if p.kind == "kl" and p.reduction == "none"]
     problems = [build(cases[n], dtype) for n in CLOSER if n in cases for dtype in plan.dtypes]
     thread = [build(cases[n], dtype) for n in ("identical_n1000",) if n in cases for dtype in plan.dtypes]
     looks: dict[str, list[pd.DataFrame]] = {"elements": [], "gradients": [], "invariance": [], "attribution": []}
@@ -335,8 +325,11 @@ def _errors(blocks: Sequence[_Block]) -> pd.DataFrame:
     # Logits near the largest number of a format overflow in scales and bounds, as they should.
     with np.errstate(over="ignore"):
         groups = groupby(blocks, key=lambda b: id(b.problem))
-        parts = [part for _, group in groups for part in _problem_rows(list(group))]
-    table = pd.concat(parts, ignore_index=True)
+        parts = [part for _, group in groups for part in _row_columns(list(group))]
+    shared = pd.DataFrame([_block_columns(block) for block in blocks])
+    table = shared.take(np.repeat(np.arange(len(blocks)), [len(part["row"]) for part in parts])).reset_index(drop=True)
+    for name in parts[0]:
+        table[name] = list(chain.from_iterable(part[name] for part in parts))
     table = pd.concat([table.drop(columns="result_class"), error_columns(table)], axis=1)
     table["within_bound"] = within_bound(table)
     table["input_error"] = [
@@ -345,25 +338,59 @@ def _errors(blocks: Sequence[_Block]) -> pd.DataFrame:
     return typed(table, "errors")
 
 
-def _problem_rows(blocks: Sequence[_Block]) -> Iterator[pd.DataFrame]:
-    """The rows of one problem's blocks; what is the same for all of them is computed once."""
+def _block_columns(block: _Block) -> dict[str, object]:
+    """What the rows of a block have in common."""
+    case, path = block.problem.case, block.path
+    rows, classes = block.problem.input.shape
+    return {
+        "case": case.name,
+        "path": path.name,
+        "reduction": path.reduction,
+        "dtype": block.problem.dtype,
+        "device": block.device,
+        "kind": path.kind,
+        "rows": rows,
+        "classes": classes,
+        "target_kind": case.target_kind,
+        "result_dtype": block.result.dtype,
+        "result_class": "not_computed" if block.result.note else "",
+        "note": block.result.note,
+    }
+
+
+def _row_columns(blocks: Sequence[_Block]) -> Iterator[dict[str, Sequence[object] | Rows]]:
+    """What differs from row to row, of one problem's blocks; what is the same for all blocks is computed once."""
     problem = blocks[0].problem
+    rows, classes = problem.input.shape
     scale = magnitude(*problem.numbers, problem.case.target_kind)
     exact = Exact.of(*problem.numbers, problem.case.target_kind)
     remaining = rest(exact, problem.dtype)
     bounds: dict[tuple[str, Rounding, str], Rows] = {}
     for block in blocks:
-        path = block.path
-        key = (path.kind, path.rounding, path.reduction)
+        path, reduction = block.path, block.path.reduction
+        key = (path.kind, path.rounding, reduction)
         if key not in bounds:
             bounds[key] = bound(path, exact, problem.dtype)
-        part = _rows(block, scale)
-        yield part.assign(bound=bounds[key], rest=remaining if path.reduction == "none" else np.nan)
+        sources = block.reference().sources
+        each = reduction == "none"
+        yield {
+            "row": range(rows) if each else [pd.NA],
+            "input_digest": problem.row_digests if each else [problem.case_digest],
+            "reference": _text(block.reference, reduction, classes),
+            "exact_kl": _text(block.exact, reduction, classes),
+            "before": _text(block.before, reduction, classes) if block.before else [""] * (rows if each else 1),
+            "reference_source": sources if each else [next(s for s in ("computed", "gold", "exact") if s in sources)],
+            "computed": block.result.computed,
+            "scale": scale if each else [scale.sum() / divisor(reduction, rows, classes)],
+            "bound": bounds[key],
+            "rest": remaining if each else [np.nan],
+        }
 
 
 def _with_reproducers(findings: pd.DataFrame, plan: Plan, problems: Mapping[tuple[str, str], Problem]) -> pd.DataFrame:
     """The findings with the smallest input that shows each."""
     paths = {(p.name, p.reduction, p.target_kind): p for p in plan.paths}
+    shrinker = Shrinker()
     found = []
     for finding in findings.to_dict("records"):
         name, dtype, row = str(finding["case"]), str(finding["dtype"]), finding["row"]
@@ -377,7 +404,7 @@ def _with_reproducers(findings: pd.DataFrame, plan: Plan, problems: Mapping[tupl
         path = paths[str(finding["path"]), str(finding["reduction"]), problem.case.target_kind]
         # A reduced result does not say which row it is of.
         tries = (
-            reproduce(path, input[[r]], target[[r]], str(finding["device"]), str(finding["symptom"]))
+            shrinker.reproduce(path, input[[r]], target[[r]], str(finding["device"]), str(finding["symptom"]))
             for r in range(len(input))
         )
         found.append(next((vars(r) for r in tries if r is not None), {}))
@@ -388,39 +415,6 @@ def _difference(exact: str, before: str) -> float:
     """exact - before, rounded once; not a number where either is infinite or there is nothing before."""
     a, b = Decimal(exact), Decimal(before or "nan")
     return float(_EXACT.subtract(a, b)) if a.is_finite() and b.is_finite() else float("nan")
-
-
-def _rows(block: _Block, scale: Rows) -> pd.DataFrame:
-    problem, path, result = block.problem, block.path, block.result
-    rows, classes = problem.input.shape
-    sources, digests = block.reference().sources, problem.row_digests
-    if path.reduction != "none":
-        sources, digests = [next(s for s in ("computed", "gold", "exact") if s in sources)], [problem.case_digest]
-        scale = np.array([scale.sum() / divisor(path.reduction, rows, classes)])
-    return pd.DataFrame(
-        {
-            "case": problem.case.name,
-            "row": pd.array(list(range(rows)) if path.reduction == "none" else [pd.NA], dtype="Int64"),
-            "path": path.name,
-            "reduction": path.reduction,
-            "dtype": problem.dtype,
-            "device": block.device,
-            "kind": path.kind,
-            "rows": rows,
-            "classes": classes,
-            "target_kind": problem.case.target_kind,
-            "input_digest": digests,
-            "reference": _text(block.reference, path.reduction, classes),
-            "exact_kl": _text(block.exact, path.reduction, classes),
-            "reference_source": sources,
-            "computed": result.computed,
-            "result_dtype": result.dtype,
-            "result_class": "not_computed" if result.note else "",
-            "note": result.note,
-            "scale": scale,
-            "before": _text(block.before, path.reduction, classes) if block.before else "",
-        }
-    )
 
 
 def _text(values: Wait, reduction: str, classes: int) -> list[str]:

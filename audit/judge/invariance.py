@@ -11,6 +11,7 @@ import torch
 from audit.cases import Problem
 from audit.formats import FORMATS
 from audit.judge.bounds import Exact, bound
+from audit.measure import TORCH
 from audit.paths import Path
 from audit.paths.execution import EXECUTIONS
 
@@ -30,15 +31,17 @@ def measure_invariance(problems: Sequence[Problem], paths: Sequence[Path], devic
 
 
 def _checks(problem: Problem, path: Path, device: str) -> Iterator[dict[str, object]]:
-    if problem.dtype not in path.dtypes:
+    if not path.takes(problem.case.name, problem.case.target_kind, problem.dtype):
         return
     x, y = problem.input.to(device), problem.target.to(device)
     limit = bound(path, Exact.of(*problem.numbers, problem.case.target_kind), problem.dtype)
     format = FORMATS[problem.dtype]
     with torch.no_grad():
-        plain = path.function(x, y).double().cpu().numpy()
+        with TORCH:
+            plain = path.function(x, y).double().cpu().numpy()
         for name, check in EXECUTIONS.items():
-            other = check(path.function, x, y).double().cpu().numpy()
+            with TORCH:
+                other = check(path.function, x, y).double().cpu().numpy()
             same = (plain == other) | (np.isnan(plain) & np.isnan(other))
             with np.errstate(invalid="ignore", divide="ignore"):
                 size = np.abs(plain - other)

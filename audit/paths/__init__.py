@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -46,6 +47,11 @@ class Path:
     cases: tuple[str, ...] = ()
     rounding: Rounding = UNDECLARED
     absent: str = ""
+
+    def takes(self, case: str, target_kind: str, dtype: str) -> bool:
+        """Whether it runs on a case of that name and kind of target in a dtype."""
+        fits = not self.cases or any(fnmatchcase(case, glob) for glob in self.cases)
+        return fits and self.target_kind == target_kind and dtype in self.dtypes
 
 
 _REGISTRY: dict[tuple[str, str, str], Path] = {}
