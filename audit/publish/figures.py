@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from audit.publish import bench
 from audit.publish.answer import Tables
 
 if TYPE_CHECKING:
@@ -88,7 +89,8 @@ def _log(axes: Axes, directions: str) -> None:
 
 def _plot(figure: Figure, title: str, text: str, source: str) -> Plot:
     """The source and the size of the sample stand in the drawing too: it is also a file of its own."""
-    figure.supxlabel(source, fontsize=7, x=0.99, ha="right")
+    label = " · ".join(filter(None, (figure.get_supxlabel(), source)))
+    figure.supxlabel(label, fontsize=7, x=0.99, ha="right")
     out = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     figure.savefig(out, format="svg", transparent=True, metadata=nothing)
@@ -265,6 +267,21 @@ def _attribution(tables: Tables) -> Plot | None:
     return _plot(figure, "Where the drift comes from", text, f"attribution.csv, {len(rows)} rows")
 
 
+def _time(tables: Tables) -> Plot | None:
+    if "bench" not in tables:
+        return None
+    rows = tables["bench"].query("direction == 'forward' and classes in (1_000, 32_000)")
+    if rows.empty:
+        return None
+    device = rows["device"].iloc[-1]
+    rows = rows[rows["device"] == device]
+    text = (
+        f"A call's time on {device} and its correct bits, for two sizes. The paths that no other beats in both are named. "
+        "From the last `make bench`, which may be older than this audit."
+    )
+    return _plot(bench.figure(rows), "Accuracy against time", text, f"bench.json, {len(rows)} benchmarks, forward")
+
+
 def _sample(rows: pd.DataFrame) -> str:
     return f"errors.csv, {len(rows):,} results on {', '.join(_unique(rows['device']))}"
 
@@ -280,4 +297,5 @@ _PLOTS: dict[str, Callable[[Tables], Plot | None]] = {
     "last_bit": _last_bit,
     "classes": _classes,
     "attribution": _attribution,
+    "time": _time,
 }
