@@ -30,7 +30,7 @@ from audit.judge.findings import COMMITTED, NEW, find, read_acknowledgements
 from audit.judge.invariance import measure_invariance
 from audit.judge.references import Engine, References, divisor, published, reduced
 from audit.judge.scale import magnitude
-from audit.measure import TORCH, Result, describe, measure
+from audit.measure import COMPILING, LIMIT_SECONDS, TORCH, Result, describe, measure
 from audit.paths import Path, own_path
 from audit.paths import registered as registered_paths
 from audit.paths.rounding import Rounding
@@ -50,6 +50,8 @@ if TYPE_CHECKING:
 Wait = Callable[[], References]
 COMPARISON = "log_softmax"
 CLOSER = ("random_scale1", "random_scale10", "near_1e-04", "peaked_gap20", "offset_1e+04", "gap_88")
+WIDE = "zipf_n128256"  # of more than 32,768 classes: torch shares those among threads
+NARROW = 1_000  # classes that can be had exactly one by one
 MAIN = ("softmax_log", "log_softmax", "log_target", "kl_div_from_logits")
 # Of a user's file, in memory at a time: 8 MB in each binary64 array of the judgement.
 ELEMENTS_AT_ONCE = 2**20
@@ -74,7 +76,7 @@ class Plan:
         """Each case in each dtype, with the paths that take it."""
         for case in self.cases:
             for dtype in self.dtypes:
-                paths = [p for p in self.paths if p.takes(case.name, case.target_kind, dtype)]
+                paths = [p for p in self.paths if p.takes(case.name, dtype, case.target_kind)]
                 if paths and dtype in case.dtypes:
                     yield case, dtype, paths
 
@@ -83,11 +85,13 @@ class Plan:
 class Audit:
     """A finished run: the tables by name, and what environment.json holds.
 
-    `stale` names the acknowledgements that met no finding, `damaged` the gold records that were not used.
+    `seconds` says where its time went. `stale` names the acknowledgements that met no finding, `damaged` the gold
+    records that were not used.
     """
 
     tables: dict[str, pd.DataFrame]
     environment: dict[str, object]
+    seconds: dict[str, float]
     stale: list[str]
     damaged: list[str]
 
@@ -180,11 +184,11 @@ def execute(
     """
     acknowledged = read_acknowledgements(COMMITTED, *acknowledgements)
     seconds: dict[str, float] = {}
-    start, torch_before = perf_counter(), TORCH.seconds
+    start, spent = perf_counter(), (TORCH.seconds, COMPILING.seconds)
     gold = read_gold(references)
     with Engine(workers, gold.values) as engine:
         if plan.file is None:
-            blocks = _blocks(plan, engine, advance)
+            blocks = _blocks(plan, engine, advance, {})
             seconds["paths"] = perf_counter() - start
             thread = [measure_thread(device.name) for device in plan.devices] if plan.whole else []
             seconds["thread"] = perf_counter() - start - seconds["paths"]
@@ -205,14 +209,15 @@ def execute(
         "findings": typed(_with_reproducers(findings, plan, problems), "findings"),
     }
     if plan.whole:
-        looks = _closer_looks(plan)
+        looks = _closer_looks(plan, problems)
         key = ["case", "row", "path", "dtype", "device"]
         known = errors[errors["target_kind"] == "logits"][[*key, "input_error"]]
         looks["attribution"] = looks["attribution"].astype({"row": "Int64"}).merge(known, on=key, how="left")
         tables |= {name: typed(table, name) for name, table in looks.items()}
     if thread:
         tables["thread"] = typed(pd.concat(thread, ignore_index=True), "thread")
-    seconds |= {"torch": TORCH.seconds - torch_before, "total": perf_counter() - start}
+    seconds |= {"torch": TORCH.seconds - spent[0], "compiling": COMPILING.seconds - spent[1]}
+    seconds["total"] = perf_counter() - start
     environment = describe_environment(
         plan.devices,
         devices_module.found(),
@@ -223,11 +228,13 @@ def execute(
         workers=workers,
         seconds={name: round(value, 3) for name, value in seconds.items()},
     )
-    return Audit(tables, environment, stale, gold.damaged)
+    return Audit(tables, environment, seconds, stale, gold.damaged)
 
 
-def _blocks(plan: Plan, engine: Engine, advance: Callable[[str], None]) -> list[_Block]:
-    """Every path's results on every problem, and the references they wait for."""
+def _blocks(
+    plan: Plan, engine: Engine, advance: Callable[[str], None], stopped: dict[tuple[str, str], str]
+) -> list[_Block]:
+    """Every path's results on every problem, and the references they wait for. `stopped`: paths that took too long."""
     blocks: list[_Block] = []
     for case, dtype, paths in plan.problems():
         advance(f"{case.name} {dtype}")
@@ -236,23 +243,28 @@ def _blocks(plan: Plan, engine: Engine, advance: Callable[[str], None]) -> list[
         before = None if case.native else engine.request(build(case, "float64"))
         wanted = {q: engine.request(problem, q) for q in {p.quantity for p in paths}}
         for device in plan.devices:
-            for path, result in _run_paths(problem, device.name, paths):
+            for path, result in _run_paths(problem, device.name, paths, stopped):
                 blocks.append(_Block(problem, device.name, path, result, wanted[path.quantity], exact, before))
     return blocks
 
 
-def _closer_looks(plan: Plan) -> dict[str, pd.DataFrame]:
-    """Elements, gradients and invariance, on a few cases: they need no more, and cost more a row."""
-    cases = {case.name: case for case in plan.cases}
-    paths = [p for p in plan.paths if p.kind == "kl" and p.reduction == "none"]
-    problems = [build(cases[n], dtype) for n in CLOSER if n in cases for dtype in plan.dtypes]
-    thread = [build(cases[n], dtype) for n in ("identical_n1000",) if n in cases for dtype in plan.dtypes]
+def _closer_looks(plan: Plan, problems: Mapping[tuple[str, str], Problem]) -> dict[str, pd.DataFrame]:
+    """Elements of all but wide cases; gradients, invariance and attribution on a few, which cost more a row."""
+    kl = [p for p in plan.paths if p.kind == "kl" and p.reduction == "none" and p.target_kind == "logits"]
+    # Every check of a compiled path would be another compilation: its eager form is compared with it instead.
+    paths = [p for p in kl if not p.compiles]
+    compiled = {"quick": [], "standard": [COMPARISON], "full": [p.name for p in paths]}[plan.profile]
+    closer, wide, thread = (
+        [problems[name, dtype] for name in names for dtype in plan.dtypes if (name, dtype) in problems]
+        for names in (CLOSER, (WIDE,), ("identical_n1000",))
+    )
+    narrow = [p for p in problems.values() if p.input.shape[1] <= NARROW]
     looks: dict[str, list[pd.DataFrame]] = {"elements": [], "gradients": [], "invariance": [], "attribution": []}
     for device in (d.name for d in plan.devices):
-        looks["elements"].append(measure_elements(problems, device))
-        looks["gradients"].append(measure_gradients(problems, paths, device))
-        looks["attribution"].append(measure_attribution([*problems, *thread], device))
-        looks["invariance"].append(measure_invariance(problems, paths, device))
+        looks["elements"].append(measure_elements(narrow, device))
+        looks["gradients"].append(measure_gradients(closer, paths, device))
+        looks["attribution"].append(measure_attribution([*closer, *thread], device))
+        looks["invariance"].append(measure_invariance([*closer, *wide], paths, device, compiled))
     return {name: pd.concat(parts, ignore_index=True) for name, parts in looks.items()}
 
 
@@ -261,10 +273,11 @@ def _streamed(plan: Plan, engine: Engine, advance: Callable[[str], None]) -> pd.
     assert plan.file is not None
     rows, classes = plan.file.input.shape
     step = max(1, ELEMENTS_AT_ONCE // classes)
-    parts = []
+    parts: list[pd.DataFrame] = []
+    stopped: dict[tuple[str, str], str] = {}
     for start in range(0, rows, step):
         cases = [plan.file.case(slice(start, start + step))]
-        part = _errors(_blocks(replace(plan, cases=cases), engine, advance))
+        part = _errors(_blocks(replace(plan, cases=cases), engine, advance, stopped))
         parts.append(part.assign(row=part["row"] + start, rows=rows))
     return typed(pd.concat(parts, ignore_index=True), "errors")
 
@@ -299,24 +312,29 @@ def run(
     return audit.tables["errors"]
 
 
-def _run_paths(problem: Problem, device: str, paths: Sequence[Path]) -> Iterator[tuple[Path, Result]]:
-    """Every path on the problem's tensors, carried to the device once."""
-
-    def carry() -> tuple[Tensor, Tensor]:
-        # A copy even on the CPU: the problem's own tensors must survive a path that writes into its inputs.
-        return problem.input.to(device, copy=True), problem.target.to(device, copy=True)
-
+def _run_paths(
+    problem: Problem, device: str, paths: Sequence[Path], stopped: dict[tuple[str, str], str]
+) -> Iterator[tuple[Path, Result]]:
+    """Every path on the problem's tensors, carried to the device once. One that was `stopped` is not run again."""
     try:
-        tensors = carry()
+        originals = problem.input.to(device), problem.target.to(device)
     except (TypeError, RuntimeError) as error:
         for path in paths:
             rows = len(problem.input) if path.reduction == "none" else 1
             yield path, Result(np.full(rows, np.nan), note=describe(error))
         return
+    # A copy even on the CPU: the problem's own tensors must survive a path that writes into its inputs.
+    x, y = (t.clone() for t in originals)
     for path in paths:
-        result = measure(path, *tensors)
+        if where := stopped.get((path.name, device)):
+            rows = len(problem.input) if path.reduction == "none" else 1
+            yield path, Result(np.full(rows, np.nan), note=f"not run: took more than {LIMIT_SECONDS:g} s on {where}")
+            continue
+        result = measure(path, x, y, originals)
         if result.note:
-            tensors = carry()
+            x, y = (t.clone() for t in originals)
+        if result.too_slow:
+            stopped[path.name, device] = f"{problem.case.name} {problem.dtype}"
         yield path, result
 
 

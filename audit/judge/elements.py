@@ -81,7 +81,7 @@ def _gradients(problem: Problem, paths: Sequence[Path], device: str) -> Iterator
     exact = {"input": np.where(np.abs(L) < 1, p * np.expm1(-L), q - p), "target": p * (L - kl)}
     u = FORMATS[problem.dtype].unit_roundoff
     for path in paths:
-        if not path.takes(problem.case.name, problem.case.target_kind, problem.dtype):
+        if not path.takes(problem.case.name, problem.dtype, problem.case.target_kind):
             continue
         x, y = (t[:ROWS].to(device, copy=True).requires_grad_() for t in (problem.input, problem.target))
         try:
