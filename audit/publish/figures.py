@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import TYPE_CHECKING
@@ -19,27 +19,22 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+MAIN = ("softmax_log", "log_softmax", "log_target", "cross_entropy_minus_entropy", "generalised", "kl_div_from_logits")
+FAMILIES = ("flat", "zipf", "wide")
+PARTS = ["softmax", "shift", "log_softmax", "log", "product", "summation", "output"]
 # Okabe and Ito's colours: told apart by colour-blind readers, legible on white and on black.
-BLUE, ORANGE, GREEN, PINK = "#0072b2", "#d55e00", "#009e73", "#cc79a7"
-AMBER, SKY, GREY = "#e69f00", "#56b4e9", "#888888"
-MAIN = {
-    "softmax_log": ORANGE,
-    "log_softmax": BLUE,
-    "log_target": SKY,
-    "cross_entropy_minus_entropy": PINK,
-    "generalised": AMBER,
-    "kl_div_from_logits": GREEN,
-}
-DTYPES = {"float16": AMBER, "bfloat16": PINK, "float32": BLUE, "float64": GREEN}
-FAMILIES = {"flat": BLUE, "zipf": ORANGE, "wide": GREEN}
-PARTS = {
-    "softmax": BLUE,
-    "shift": ORANGE,
-    "log_softmax": AMBER,
-    "log": SKY,
-    "product": PINK,
-    "summation": GREEN,
-    "output": GREY,
+COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#888888"]
+STYLE = {
+    "svg.fonttype": "none",  # letters stay letters
+    "axes.prop_cycle": f"cycler('color', {COLOURS})",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 9,
+    "font.size": 9,
+    "grid.alpha": 0.25,
+    "legend.frameon": False,
 }
 
 
@@ -58,13 +53,15 @@ class Plot:
 
 
 def draw(tables: Tables) -> dict[str, Plot]:
-    """Every plot that the tables allow, by name."""
+    """Every plot that the tables allow, by name; of several devices the last, which is no CPU, but for the thread's."""
     import matplotlib
 
+    device = tables["errors"]["device"].iloc[-1]
+    one = {name: tables[name] for name in ("errors", "attribution") if name in tables}
+    tables = {**tables, **{name: table[table["device"] == device] for name, table in one.items()}}
     plots = {}
     for name, function in _PLOTS.items():
-        # Letters stay letters, and the same numbers give the same file.
-        with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name, "font.size": 9}):
+        with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):  # the same numbers give the same file
             if (plot := function(tables)) is not None:
                 plots[name] = plot
     return plots
@@ -74,11 +71,7 @@ def _figure(height: float, rows: int = 1, columns: int = 1, sharex: bool = False
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, height), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False, sharex=sharex)
-    for one in axes.flat:
-        one.spines[["top", "right"]].set_visible(False)
-        one.grid(alpha=0.25)
-    return figure, list(axes.flat)
+    return figure, list(figure.subplots(rows, columns, squeeze=False, sharex=sharex).flat)
 
 
 def _log(axes: Axes, directions: str) -> None:
@@ -113,7 +106,7 @@ def _thread(tables: Tables) -> Plot | None:
         drawn = group[(group["implementation"] == "today") | (group["device"] == rows["device"].iloc[0])]
         drawn = drawn.drop_duplicates(["implementation", "device"])
         scale = drawn[["minimum", "maximum"]].abs().to_numpy().max()
-        for row, colour in zip(drawn.itertuples(), (BLUE, ORANGE, GREEN, PINK), strict=False):
+        for row, colour in zip(drawn.itertuples(), COLOURS, strict=False):
             counts = np.array(row.histogram.split(), dtype=float)
             edges = np.linspace(row.minimum, row.maximum, len(counts) + 1)
             density = counts / counts.sum() / (edges[1] - edges[0]) * scale
@@ -122,21 +115,13 @@ def _thread(tables: Tables) -> Plot | None:
             axes.stairs(density, edges, color=colour, label=name)
         for i, quote in enumerate(group["quoted"].unique()):
             axes.axvline(float(quote), color="#000000", linewidth=1, linestyle="--")
-            height = 0.95 - 0.14 * i
-            axes.annotate(
-                f"quoted: {quote}",
-                (float(quote), height),
-                xycoords=("data", "axes fraction"),
-                xytext=(0.28, height),
-                textcoords="axes fraction",
-                horizontalalignment="right",
-                verticalalignment="center",
-                arrowprops={"arrowstyle": "->", "linewidth": 0.6},
-            )
-        axes.set_title(f"{subject}: exactly 0", loc="left", fontsize=9)
+            place, height = axes.get_xaxis_transform(), 0.95 - 0.14 * i
+            axes.annotate(f"quoted: {quote}", (float(quote), height), (0.28, height), place, "axes fraction",
+                          {"arrowstyle": "->", "linewidth": 0.6}, ha="right", va="center")  # fmt: skip
+        axes.set_title(f"{subject}: exactly 0")
         axes.set_xlabel("result, nats"), axes.set_ylabel("density of draws")
         axes.set_yticks([])
-        axes.legend(frameon=False)
+        axes.legend()
     text = "What the thread's two checks give over many seeds, and the numbers it quotes (dashed)."
     return _plot(figure, "The thread's numbers", text, f"thread.csv, {rows['draws'].max():,} draws a curve, float32")
 
@@ -144,17 +129,14 @@ def _thread(tables: Tables) -> Plot | None:
 def _training(_: Tables) -> Plot:
     rows = pd.read_csv(str(files("audit.publish") / "training.csv"))
     figure, (wrong, right) = _figure(3, 1, 2, sharex=True)
-    for axes, names in ((wrong, ["KLDivLoss of softmax"]), (right, ["KLDivLoss of log_softmax", "cross_entropy"])):
-        for name, colour in zip(names, (BLUE, GREEN), strict=False):
-            run = rows[rows["training"] == name]
-            factor = 10 if name == "cross_entropy" else 1
-            label = f"{name} / 10, trained by itself" if factor == 10 else name
-            axes.plot(run["epoch"], run["loss"] / factor, "o-", color=colour, label=label)
-            if name == "KLDivLoss of log_softmax":
-                label, tenth = "cross_entropy / 10, same outputs", run["cross_entropy"] / 10
-                axes.plot(run["epoch"], tenth, "x", color=ORANGE, markersize=9, label=label)
-        axes.set_xlabel("epoch")
-        axes.legend(frameon=False, fontsize=8)
+    runs = {name: run.set_index("epoch") for name, run in rows.groupby("training")}
+    stable = runs["KLDivLoss of log_softmax"]
+    wrong.plot(runs["KLDivLoss of softmax"]["loss"], "o-", label="KLDivLoss of softmax")
+    right.plot(stable["loss"], "o-", label="KLDivLoss of log_softmax")
+    right.plot(stable["cross_entropy"] / 10, "x", markersize=9, label="cross_entropy / 10, same outputs")
+    right.plot(runs["cross_entropy"]["loss"] / 10, "^:", label="cross_entropy / 10, trained by itself")
+    for axes in (wrong, right):
+        axes.set_xlabel("epoch"), axes.legend()
     wrong.set_ylabel("loss, mean of 200 mini-batches, nats")
     wrong.set_ylim(-0.1, 0), right.set_ylim(bottom=0)
     text = (
@@ -179,18 +161,18 @@ def _closeness(tables: Tables) -> Plot | None:
     dtypes = [d for d in ("float32", "float64") if d in set(near["dtype"])] or list(near["dtype"].unique())
     figure, panels = _figure(3.6, 1, len(dtypes), sharex=True)
     for axes, dtype in zip(panels, dtypes, strict=True):
-        single = near[near["dtype"] == dtype]
-        for (path, group), marker in zip(single.groupby("path", sort=False), "osD^vP", strict=False):
-            line = group.groupby("closeness")["correct_bits"].median()
-            axes.plot(line, marker=marker, markersize=5, color=MAIN[str(path)], label=str(path))
+        for path, marker, colour in zip(MAIN, "osD^vP", COLOURS, strict=False):
+            rows = near[near["dtype"].eq(dtype) & near["path"].eq(path)]
+            line = rows.groupby("closeness")["correct_bits"].median()
+            axes.plot(line, marker=marker, markersize=5, color=colour, label=path)
         _log(axes, "x")
         axes.set_ylim(bottom=max(axes.get_ylim()[0], -4))
         axes.axhline(0, color="#000000", linewidth=0.8)
-        axes.set_title(dtype, loc="left", fontsize=9)
+        axes.set_title(dtype)
         axes.set_xlabel("difference of the logits (nearer to the right)")
     panels[0].invert_xaxis()
     panels[0].set_ylabel("correct bits, median")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
     text = "Correct bits as the two distributions come together; below the line no digit is right."
     return _plot(figure, "Error against closeness", text, _sample(near[near["dtype"].isin(dtypes)]))
 
@@ -207,12 +189,12 @@ def _last_bit(tables: Tables) -> Plot | None:
     figure, (axes,) = _figure(0.8 + 0.22 * len(paths))
     for dtype, marker, shift in zip(last, "osD^", (0.24, 0.08, -0.08, -0.24), strict=False):
         places = np.arange(len(paths)) + shift
-        axes.plot(last[dtype].loc[paths], places, marker, color=DTYPES[str(dtype)], label=str(dtype), markersize=5)
+        axes.plot(last[dtype].loc[paths], places, marker, label=str(dtype), markersize=5)
     axes.set_yticks(range(len(paths)), paths)
     _log(axes, "x")
     axes.invert_xaxis()
     axes.set_xlabel("smallest difference of the logits with a correct bit left (better to the right)")
-    figure.legend(loc="outside upper center", ncols=4, frameon=False)
+    figure.legend(loc="outside upper center", ncols=4)
     text = (
         f"The smallest of {near['closeness'].nunique()} differences, {near['closeness'].max():.0e} to "
         f"{near['closeness'].min():.0e}, at which the median result still has a correct bit; no mark: none at any."
@@ -230,14 +212,14 @@ def _classes(tables: Tables) -> Plot | None:
     dtypes = list(rows["dtype"].unique())
     figure, panels = _figure(5.4, (len(dtypes) + 1) // 2, 2 if len(dtypes) > 1 else 1, sharex=True)
     for axes, dtype in zip(panels, dtypes, strict=False):
-        for family, group in rows[rows["dtype"] == dtype].groupby("family", sort=False):
-            by = group.groupby("classes")
-            axes.plot(by["abs_error"].median(), "o-", color=FAMILIES[str(family)], label=f"{family}: error")
-            axes.plot(by["bound"].median(), "--", color=FAMILIES[str(family)], label=f"{family}: bound")
+        for family, colour in zip(FAMILIES, COLOURS, strict=False):
+            by = rows[rows["dtype"].eq(dtype) & rows["family"].eq(family)].groupby("classes")
+            axes.plot(by["abs_error"].median(), "o-", color=colour, label=f"{family}: error")
+            axes.plot(by["bound"].median(), "--", color=colour, label=f"{family}: bound")
         _log(axes, "xy")
-        axes.set_title(dtype, loc="left", fontsize=9)
+        axes.set_title(dtype)
         axes.set_xlabel("classes"), axes.set_ylabel("nats")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
     text = "|computed - exact| of log_softmax, and the bound of a sound implementation, for rows of growing width."
     return _plot(figure, "Error against classes, with the bound", text, _sample(rows))
 
@@ -249,16 +231,16 @@ def _attribution(tables: Tables) -> Plot | None:
     rows = rows[rows["dtype"] == "float32"]
     if rows.empty:
         return None
-    sizes = rows[list(PARTS)].abs().groupby([rows["path"], rows["case"]], sort=False).mean()
+    sizes = rows[PARTS].abs().groupby([rows["path"], rows["case"]], sort=False).mean()
     shares = sizes.div(sizes.sum(axis=1), axis=0)[::-1]
     names = [case if rows["path"].nunique() == 1 else f"{path}: {case}" for path, case in shares.index]
     figure, (axes,) = _figure(1.2 + 0.3 * len(shares))
     left = np.zeros(len(shares))
-    for part, colour in PARTS.items():
-        axes.barh(names, shares[part], left=left, color=colour, label=part, edgecolor="#ffffff", linewidth=0.8)
+    for part in PARTS:
+        axes.barh(names, shares[part], left=left, label=part, edgecolor="#ffffff", linewidth=0.8)
         left += shares[part].to_numpy()
     axes.set_xlim(0, 1), axes.set_xlabel("share of the sum of the parts' magnitudes")
-    figure.legend(loc="outside upper center", ncols=7, frameon=False)
+    figure.legend(loc="outside upper center", ncols=7)
     same = (np.sign(rows["mass_difference"]) == np.sign(rows["drift"])).sum()
     text = (
         f"Which rounding makes the drift of {', '.join(rows['path'].unique())} in float32; the parts, signed, add up "
@@ -276,18 +258,14 @@ def _time(tables: Tables) -> Plot | None:
     device = rows["device"].iloc[-1]
     rows = rows[rows["device"] == device]
     text = (
-        f"A call's time on {device} and its correct bits, for two sizes. The paths that no other beats in both are named. "
+        f"A call's time on {device} and its correct bits, for two sizes; paths that no other beats in both are named. "
         "From the last `make bench`, which may be older than this audit."
     )
     return _plot(bench.figure(rows), "Accuracy against time", text, f"bench.json, {len(rows)} benchmarks, forward")
 
 
 def _sample(rows: pd.DataFrame) -> str:
-    return f"errors.csv, {len(rows):,} results on {', '.join(_unique(rows['device']))}"
-
-
-def _unique(names: Iterable[str]) -> list[str]:
-    return list(dict.fromkeys(names))
+    return f"errors.csv, {len(rows):,} results on {rows['device'].iloc[0]}"
 
 
 _PLOTS: dict[str, Callable[[Tables], Plot | None]] = {

@@ -6,6 +6,7 @@ import base64
 import json
 import shutil
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -169,7 +170,7 @@ def test_text_plots_and_links_are_legible_in_light_and_dark(browser: Any, name: 
 
 def test_the_shades_grow_darker_step_by_step_for_grey_prints(browser: Any) -> None:
     shades = [luminance(browser, f".scale .s{i}", "backgroundColor") for i in range(5)]
-    assert all(a > 1.5 * b for a, b in zip(shades, shades[1:], strict=False))
+    assert all(a > 1.5 * b for a, b in pairwise(shades))
 
 
 def test_a_phone_scrolls_tables_and_plots_but_not_the_page(browser: Any) -> None:
