@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Context, Decimal
@@ -312,6 +313,10 @@ def run(
     if out is not None:
         from audit.publish.report import write_report
 
+        given = {"profile": profile, "cases": cases, "paths": paths, "dtypes": dtypes, "devices": devices}
+        words = ", ".join(f"{name}={value!r}" for name, value in given.items() if value is not None)
+        call = re.sub(r"<function (\S+) at \w+>", r"\1", words)
+        audit.environment["command"] = f"audit.run({call}, out={str(out)!r})"
         write_report(audit.tables, audit.environment, FilePath(out))
     return audit.tables["errors"]
 

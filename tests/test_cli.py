@@ -34,10 +34,13 @@ def test_a_run_writes_the_tables_and_names_interpreter_torch_and_devices(report)
     assert answer.stdout.splitlines()[0].startswith(sys.executable + ", torch ")
     assert "\x1b" not in answer.stdout
     names = {"errors.csv", "summary.csv", "thread.csv", "findings.csv", "environment.json", "report.md", "report.html"}
-    names |= {"closeness.svg", "classes.svg", "elements.csv", "gradients.csv", "invariance.csv", "attribution.csv"}
+    names |= {f"{plot}.svg" for plot in ("thread", "training", "closeness", "last_bit", "attribution")}
+    names |= {"elements.csv", "gradients.csv", "invariance.csv", "attribution.csv"}
     assert {f.name for f in folder.iterdir()} == names
     assert all(str(Path("reports/latest") / name) in answer.stdout for name in names)
-    assert json.loads((folder / "environment.json").read_text())["schema_version"] == 1
+    environment = json.loads((folder / "environment.json").read_text())
+    assert environment["schema_version"] == 1
+    assert environment["command"] == f"python -m audit {' '.join(CPU)}"
 
 
 def test_the_rows_have_unique_keys_and_devices_that_computed_them(report) -> None:

@@ -215,6 +215,12 @@ SCHEMAS: dict[str, list[Column]] = {
                 ("zero_share", "share of draws that are exactly 0", ""),
             )
         ),
+        Column(
+            "histogram",
+            TEXT,
+            "counts of the draws in 40 bins of equal width from minimum to maximum",
+            empty="all draws are equal, or an exception was observed",
+        ),
         Column("percentile", FLOAT, "share of draws no larger in magnitude than the quote", "%", "no number is quoted"),
         Column("reproduced", TEXT, "yes, no, or mechanism (sign and range, but not the value)"),
         Column("why", TEXT, "the evidence for that"),
