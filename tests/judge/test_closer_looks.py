@@ -39,8 +39,6 @@ def test_softmax_then_log_loses_small_probabilities_and_log_softmax_does_not() -
     assert table.loc["log_softmax", "non_finite"] == 0
 
 
-
-
 @pytest.mark.parametrize("dtype", FORMATS)
 @pytest.mark.parametrize("name", ["identical_n1000", "random_scale10", "near_1e-04"])
 def test_the_parts_of_a_drift_add_up_to_it(name: str, dtype: str) -> None:
