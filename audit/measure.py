@@ -23,22 +23,30 @@ from audit.paths import Path
 LIMIT_SECONDS = 30.0
 
 
+class Stopwatch:
+    """Adds up the seconds spent in its `with` blocks."""
+
+    seconds = 0.0
+
+    def __enter__(self) -> None:
+        self._start = perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds += perf_counter() - self._start
+
+
+# What this process has spent in the paths themselves, until their numbers were here; and in compiling some of them.
+TORCH, COMPILING = Stopwatch(), Stopwatch()
+
+
 @dataclass(frozen=True)
 class Result:
-    """The numbers a path returned, in binary64 (exact), one a row or one in all; or `note`, why there are none.
-
-    `seconds`: what the path itself took, until its numbers were here; `compiling`: what came before, once a shape.
-    """
+    """The numbers a path returned, in binary64 (exact), one a row or one in all; or `note`, why there are none."""
 
     computed: NDArray[np.float64]
     dtype: str = ""
     note: str = ""
-    seconds: float = 0.0
-    compiling: float = 0.0
-
-    @property
-    def too_slow(self) -> bool:
-        return self.seconds > LIMIT_SECONDS
+    too_slow: bool = False
 
 
 class _TooSlow(BaseException):
@@ -55,30 +63,30 @@ def measure(path: Path, input: Tensor, target: Tensor, originals: tuple[Tensor, 
     """
     rows = len(input) if path.reduction == "none" else 1
     originals = originals or (input.clone(), target.clone())
-    note, compiling = "", 0.0
-    start = perf_counter()
+    note, start = "", perf_counter()
     try:
         # Whoever wrote the call may need torch's advice on reductions; a table made of it does not.
         with torch.no_grad(), warnings.catch_warnings(), _limited():
             warnings.simplefilter("ignore")
             if path.compiles:
-                path.function(input, target)
-                compiling, start = perf_counter() - start, perf_counter()
-            output = path.function(input, target)
-            note = _objection(path, output, input)
-            if not note:
-                dtype = str(output.dtype).removeprefix("torch.")
-                computed = output.detach().reshape(rows).cpu().double().numpy()
+                with COMPILING:
+                    path.function(input, target)
+            with TORCH:
+                output = path.function(input, target)
+                note = _objection(path, output, input)
+                if not note:
+                    # On an accelerator the numbers are there only once they are here.
+                    here = output.detach().cpu()
     except _TooSlow:
         note = f"took more than {LIMIT_SECONDS:g} s"
     except (Exception, SystemExit) as error:
         note = describe(error)
-    seconds = perf_counter() - start
+    too_slow = perf_counter() - start > LIMIT_SECONDS
     if not (_same(input, originals[0]) and _same(target, originals[1])):
         note = "changed its inputs in place"
     if note:
-        return Result(np.full(rows, np.nan), note=note, seconds=seconds)
-    return Result(computed, dtype, seconds=seconds, compiling=compiling)
+        return Result(np.full(rows, np.nan), note=note, too_slow=too_slow)
+    return Result(here.reshape(rows).double().numpy(), str(here.dtype).removeprefix("torch."))
 
 
 def _same(tensor: Tensor, original: Tensor) -> bool:

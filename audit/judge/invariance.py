@@ -77,7 +77,8 @@ def _pair(path: Path, check: Execution, plain: Result, x: Tensor, y: Tensor) -> 
     if check.prepare is not None:
         x = check.prepare(x)
         plain = measure(path, x, y)
-    return plain, measure(replace(path, function=partial(check.run, path.function)), x, y)
+    checked = replace(path, function=partial(check.run, path.function), compiles=check.costly)
+    return plain, measure(checked, x, y)
 
 
 def _changes(before: Result, after: Result, limit: Rows) -> list[Rows]:

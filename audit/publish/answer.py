@@ -15,36 +15,39 @@ def sentences(tables: Tables) -> list[str]:
     return [s for s in (_softmax_or_log(tables), _wrong(tables), _thread(tables)) if s]
 
 
+def command(environment: Mapping[str, object]) -> str:
+    """What was typed to get this report."""
+    return str(environment.get("command", ""))
+
+
 def _softmax_or_log(tables: Tables) -> str:
     errors = tables["errors"]
+    wide = errors[errors["reduction"].eq("none") & errors["path"].isin(["softmax_log", "log_softmax"])]
     parts = []
-    for device, rows in errors[errors["reduction"] == "none"].groupby("device", sort=False):
-        wide = rows[rows["path"].isin(["softmax_log", "log_softmax"])]
-        error = wide.pivot_table(index=["case", "row", "dtype"], columns="path", values="scaled_error", aggfunc="first")
+    for device, rows in wide.groupby("device", sort=False):
+        error = rows.pivot_table(index=["case", "row", "dtype"], columns="path", values="scaled_error", aggfunc="first")
         if {"softmax_log", "log_softmax"} <= set(error):
-            lost = wide[(wide["path"] == "softmax_log") & ~wide["result_class"].isin(["finite"])]
             both = error.dropna()
-            ratio = both["softmax_log"].median() / both["log_softmax"].median()
-            less = "less" if ratio > 1.05 else "more" if ratio < 0.95 else "as much"
-            than = "as" if less == "as much" else "than"
+            stable, unstable = both["log_softmax"].median(), both["softmax_log"].median()
+            ratio = stable / unstable
+            much = "less than" if ratio < 0.95 else "more than" if ratio > 1.05 else "as much as"
+            lost = rows.loc[rows["result_class"] != "finite", "path"].value_counts()
             parts.append(
-                f"On {device}, where both are finite, log_softmax drifts {less} {than} softmax then log: its median "
-                f"scaled error is {both['log_softmax'].median():.2g} against {both['softmax_log'].median():.2g} "
-                f"({len(both):,} pairs); softmax then log gives no finite value in {len(lost):,} more."
+                f"on {device} log_softmax drifts {much} softmax then log where both are finite (median scaled error "
+                f"{stable:.2g} u against {unstable:.2g} u, {len(both):,} pairs), and gives no finite value in "
+                f"{lost.get('log_softmax', 0):,} results against {lost.get('softmax_log', 0):,}"
             )
-    return " ".join(parts)
+    return _sentence("; ".join(parts))
 
 
 def _wrong(tables: Tables) -> str:
     findings = tables["findings"]
-    new = findings[findings["status"] == "new"]
-    known = findings[findings["status"] != "new"]
-    bounds = f"{int(known['results'].sum()):,} results are beyond their bound for {known['acknowledged_by'].nunique()} "
-    known_text = f"{bounds}understood reasons." if len(known) else "Every gated result keeps its bound."
-    if new.empty:
-        return f"Nothing new is wrong. {known_text}"
-    names = ", ".join(sorted({f"{f.path} {f.dtype} {f.symptom}" for f in new.itertuples()})[:5])
-    return f"{len(new)} new findings: {names}. {known_text}"
+    new, known = findings[findings["status"] == "new"], findings[findings["status"] != "new"]
+    names = [f"{f.path} {f.dtype} {f.symptom}" for f in new.itertuples()]
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    first = f"{len(new)} new findings ({', '.join(names[:5])}{more})" if names else "nothing new is wrong"
+    reasons = f"{known['acknowledged_by'].nunique()} known reasons" if len(known) else "no known reason"
+    return _sentence(f"{first}; {known['results'].sum():,} results miss their bound for {reasons}")
 
 
 def _thread(tables: Tables) -> str:
@@ -53,13 +56,18 @@ def _thread(tables: Tables) -> str:
     thread = tables["thread"]
     quotes = thread[thread["subject"] == "KLDivLoss, equal logits"]
     parts = []
-    for implementation, rows in quotes.groupby("implementation", sort=False):
-        name = "today's torch" if implementation == "today" else "the kernels of 2017, emulated,"
+    for (implementation, device), rows in quotes.groupby(["implementation", "device"], sort=False):
+        name = "with today's torch" if implementation == "today" else "with the kernels of 2017, emulated,"
         percentiles = ", ".join(f"{p:.0f}" for p in rows["percentile"])
         parts.append(
-            f"{name} gives {rows['median_magnitude'].iloc[0]:.1e} (the quotes are at percentiles {percentiles})"
+            f"{name} on {device} {(rows['reproduced'] == 'yes').sum()} of {len(rows)} quotes (median magnitude "
+            f"{rows['median_magnitude'].iloc[0]:.1e}, quotes at percentiles {percentiles})"
         )
-    return f"The thread's 1e-11 for equal logits: {'; '.join(parts)}." if parts else ""
+    return f"The thread's 1e-11 for equal logits reproduces: {'; '.join(parts)}." if parts else ""
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}." if text else ""
 
 
 def matrix(errors: pd.DataFrame) -> pd.DataFrame:
