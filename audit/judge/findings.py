@@ -135,11 +135,14 @@ def find(
     rows = pd.concat([errors, slopes, _one_signed(errors), uncomputed], ignore_index=True)
     rows = rows[rows["symptom"] != ""].assign(acknowledged_by="")
     stale = []
+    ran, differentiated = (
+        table[[f for f in SCOPE if f != "symptom"]].drop_duplicates()
+        for table in (errors[errors["kind"].isin(GATED)], slopes)
+    )
     for known in acknowledgements:
         covered = known.covers(rows)
         rows.loc[covered & (rows["acknowledged_by"] == ""), "acknowledged_by"] = known.name
-        given = slopes if known.of_gradients else errors[errors["kind"].isin(GATED)]
-        if known.covers(given.drop(columns="symptom")).any() and not covered.any():
+        if known.covers(differentiated if known.of_gradients else ran).any() and not covered.any():
             stale.append(known.name)
     reasons = {a.name: a.reason for a in acknowledgements}
     with np.errstate(divide="ignore", invalid="ignore"):

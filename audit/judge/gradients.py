@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from functools import cache, cached_property
 
 import numpy as np
@@ -22,6 +21,7 @@ from audit.judge.bounds import (
     Rows,
     _gamma,
     _input_error,
+    _Kernel,
     _log_of_softmax_error,
     _log_softmax_error,
     _softmax_error,
@@ -29,6 +29,7 @@ from audit.judge.bounds import (
     _units,
 )
 from audit.judge.references import divisor
+from audit.measure import TORCH
 from audit.paths import Path
 from audit.paths.rounding import Rounding
 from audit.reference.softmax import exact_gradients
@@ -76,18 +77,19 @@ def gradient_bounds(exact: Exact, rounding: Rounding, dtype: str) -> tuple[Rows,
     storage, compute, _ = _units(rounding, dtype)
     us, uc, lost = storage.unit_roundoff, compute.unit_roundoff, storage.smallest_subnormal
     p, q, classes = exact.p, exact.q.p, exact.p.shape[1]
-    gamma = _gamma(_steps(classes, rounding, compute), uc)
+    kernel = _Kernel(storage, compute, rounding.cascade, rounding.exp_slope)
+    gamma = _gamma(_steps(classes, kernel), uc)
 
-    D = _input_error(exact, rounding, storage, compute)
+    D = _input_error(exact.q, rounding.input, kernel)
     eq = np.expm1(np.minimum(D, 1.0)) + (EXP + rounding.exp_slope * np.abs(exact.q.log_p)) * uc
-    rq, tiny_q = _softmax_error(exact.q, rounding, storage, compute)
+    rq, tiny_q = _softmax_error(exact.q, kernel)
     eq = {"softmax": rq, "log_softmax": eq}.get(rounding.input, np.maximum(eq, rq))
     qe = q * eq + tiny_q
 
-    r, tiny = _softmax_error(exact.softmax, rounding, storage, compute)
-    Dp = _log_softmax_error(exact.softmax, rounding, storage, compute)
+    r, tiny = _softmax_error(exact.softmax, kernel)
+    Dp = _log_softmax_error(exact.softmax, kernel)
     if rounding.target == "softmax":
-        log_error = _log_of_softmax_error(exact.softmax, rounding, storage, compute)
+        log_error = _log_of_softmax_error(exact.softmax, kernel)
     else:
         log_error = Dp
         exponential = (EXP + 1 + rounding.exp_slope * np.abs(exact.log_p)) * uc + us
@@ -157,7 +159,7 @@ class Truth:
 
 def _autograd(path: Path, input: Tensor, target: Tensor, device: str) -> list[Rows | None]:
     x, y = (t.to(device, copy=True).requires_grad_() for t in (input, target))
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), TORCH:
         warnings.simplefilter("ignore")
         found = torch.autograd.grad(path.function(x, y).sum(), (x, y), allow_unused=True)
     return [None if grad is None else grad.double().cpu().numpy() for grad in found]
@@ -181,10 +183,9 @@ def breaking_gaps(path: Path, dtype: str, device: str) -> list[float]:
 def takes_gradients(path: Path, problem: Problem) -> bool:
     """Whether a path means to compute the divergence of this problem's logits, at its temperature or at 1."""
     return (
-        problem.case.target_kind == path.target_kind == "logits"
-        and problem.dtype in path.dtypes
+        path.takes(problem.case.name, problem.dtype, problem.case.target_kind)
+        and path.target_kind == "logits"
         and (path.kind == "kl" or path.rounding.temperature != 1)
-        and (not path.cases or any(fnmatchcase(problem.case.name, glob) for glob in path.cases))
     )
 
 
@@ -209,7 +210,7 @@ def measure_gradients(problems: Sequence[Problem], paths: Sequence[Path], device
                     key |= {"dtype": problem.dtype, "device": device, "side": gradient.side}
                     gap = gaps(path, problem.dtype).get(gradient.side, np.nan)
                     rows.append(key | _measured(gradient, problem.dtype) | {"breaks_at_gap": gap})
-            except RuntimeError:
+            except Exception:
                 continue
     return pd.DataFrame(rows)
 

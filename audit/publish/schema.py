@@ -183,6 +183,17 @@ SCHEMAS: dict[str, list[Column]] = {
         Column("largest_of_bound", FLOAT, "largest change / bound", "", "no result is finite"),
         Column("non_finite", INTEGER, "rows that were finite and are not any more"),
     ],
+    "bench": [
+        *(column for column in _KEY if column.name in ("path", "dtype", "device")),
+        Column("rows", INTEGER, "rows of the input"),
+        Column("classes", INTEGER, "classes of the input"),
+        Column("direction", TEXT, "forward, or backward to the input's logits"),
+        Column("seconds", FLOAT, "a call's time, the median of its rounds", "s"),
+        Column("ratio", FLOAT, "a call's time / that of exp and sum over the same tensor, timed in turn"),
+        Column("correct_bits", FLOAT, "of the value, or of the gradient as a whole; median over rows", "bits", "none"),
+        Column("scaled_error", FLOAT, "the same, as in errors.csv; of a gradient over max(p + q)", "u", "none"),
+        Column("pareto", BOOLEAN, "no other path is both as fast and as accurate at this size"),
+    ],
     "thread": [
         Column("subject", TEXT, "what the thread speaks of"),
         Column("quoted", TEXT, "the number or words it quotes"),

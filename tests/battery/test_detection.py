@@ -43,7 +43,7 @@ def drops_a_block_now_and_then(input: Tensor, target: Tensor) -> Tensor:
 @pytest.fixture(scope="module")
 def errors() -> pd.DataFrame:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("audit.pipeline.reproduce", lambda *_: None)
+        patch.setattr("audit.pipeline.Shrinker.reproduce", lambda *_: None)
         return execute(plan("standard", paths=[*SOUND, *DEFECTS, drops_a_block_now_and_then], devices="cpu")).tables[
             "errors"
         ]
