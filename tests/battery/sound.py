@@ -121,7 +121,7 @@ def reciprocal(input: Tensor, target: Tensor) -> Tensor:
     p = a * (1 / a.sum(-1, keepdim=True))
     # The logarithm is taken of 1 where p = 0, since a NaN that `where` leaves out would stand in the gradient.
     terms = p * (torch.where(p > 0, p, 1.0).log() - log_softmax(input))
-    return terms.sum(-1).to(input.dtype)
+    return torch.where(p > 0, terms, 0.0).sum(-1).to(input.dtype)
 
 
 def entropies_apart(input: Tensor, target: Tensor) -> Tensor:
@@ -133,7 +133,7 @@ def entropies_apart(input: Tensor, target: Tensor) -> Tensor:
 
 def flush(t: Tensor) -> Tensor:
     """Subnormal numbers are 0, as in a CUDA kernel that was compiled with -ftz=true."""
-    return torch.where(t.abs() < torch.finfo(t.dtype).tiny, 0.0, t)
+    return t - torch.where(t.abs() < torch.finfo(t.dtype).tiny, t, 0.0).detach()
 
 
 def flushed(input: Tensor, target: Tensor) -> Tensor:
@@ -142,7 +142,8 @@ def flushed(input: Tensor, target: Tensor) -> Tensor:
         return flush(shifted - flush(flush(shifted.exp()).sum(-1, keepdim=True).log()))
 
     log_p, log_q = log_softmax(target), log_softmax(input)
-    terms = flush(flush(log_p.exp()) * flush(log_p - log_q))
+    p = flush(log_p.exp())
+    terms = torch.where(p > 0, flush(p * flush(log_p - log_q)), 0.0)
     return flush(flush(terms.sum(-1)).to(input.dtype))
 
 
