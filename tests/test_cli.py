@@ -81,10 +81,11 @@ def test_wrong_usage_is_one_line_and_status_2(tmp_path: Path, arguments: tuple[s
     assert not (tmp_path / "reports").exists()
 
 
-def test_a_kernel_of_ones_own_runs_beside_log_softmax(tmp_path: Path) -> None:
+def test_a_kernel_of_ones_own_that_raises_is_a_finding_beside_log_softmax(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("def my_kl(x, y):\n    raise RuntimeError('not today')\n")
     answer = kl_audit(*CPU, "--case", "two_classes", "--path-file", "mine.py:my_kl", cwd=tmp_path)
-    assert answer.returncode == 0, answer.stderr
+    assert answer.returncode == 1, answer.stderr
+    assert "symptom = not_computed" in answer.stdout
     errors = audit.read_errors(tmp_path / "reports" / "latest")
     assert set(errors["path"]) == {"my_kl", "log_softmax"}
     mine = errors[errors["path"] == "my_kl"]

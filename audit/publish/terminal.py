@@ -59,10 +59,12 @@ def show_findings(findings: pd.DataFrame, console: Console) -> None:
     """Every new finding with its example and the script that reproduces it; the acknowledged ones by reason."""
     for finding in findings[findings["status"] == "new"].to_dict("records"):
         row = "" if finding["row"] is pd.NA else f" row {finding['row']}"
+        computed = finding["note"] or (
+            f"computed {finding['computed']:.6g}, exact {float(finding['reference']):.6g}, bound {finding['bound']:.3g}"
+        )
         console.print(
             f"FINDING {finding['path']} {finding['dtype']} {finding['device']}: {finding['symptom']}, "
-            f"{finding['results']} results, as in {finding['case']}{row}: computed {finding['computed']:.6g}, exact "
-            f"{float(finding['reference']):.6g}, bound {finding['bound']:.3g}; "
+            f"{finding['results']} results, as in {finding['case']}{row}: {computed}; "
             "findings.csv has a script that reproduces it",
             soft_wrap=True,
             markup=False,
