@@ -125,7 +125,7 @@ def _findings(findings: pd.DataFrame) -> str:
         scripts = group.loc[group["script"] != "", "script"]
         parts.append(
             f"<details><summary>Acknowledged: {escape(str(name))}, {group['results'].sum():,} results</summary>"
-            f"<p>{escape(group['reason'].iloc[0])}</p>{_table(group[_FINDING], 'findings')}"
+            f"<p>{escape(group['reason'].iloc[0])}</p>{_table(group[_FINDING], 'findings', label=str(name))}"
             + (_script(min(scripts, key=len)) if len(scripts) else "")
             + "</details>"
         )
@@ -148,7 +148,7 @@ def _summary(tables: Tables) -> str:
     return f"<p>Everything is in {links}.</p>{form}" + _table(tables["summary"][_SUMMARY], "summary", "summary")
 
 
-def _table(frame: pd.DataFrame, source: str, name: str = "") -> str:
+def _table(frame: pd.DataFrame, source: str, name: str = "", label: str = "") -> str:
     """A cell's and a row's end tags may be left out in HTML; of 5,000 rows they would be half a megabyte."""
     head = "".join(f'<th scope="col">{escape(str(c))}</th>' for c in frame)
     rows = "".join(
@@ -159,7 +159,7 @@ def _table(frame: pd.DataFrame, source: str, name: str = "") -> str:
         f'<table class="sortable"{_id(name)}><caption>{source}.csv, {len(frame):,} rows</caption>'
         f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
     )
-    return _region(f"{source}.csv", table, f"{name}-rows" if name else "")
+    return _region(label or f"{source}.csv", table, f"{name}-rows" if name else "")
 
 
 def _cell(value: object) -> str:
