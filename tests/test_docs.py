@@ -1,8 +1,8 @@
 """Every command and every example of the README and the docs runs.
 
-A page's blocks are run in order in one folder: Python blocks in one namespace, and written to the file that their first
-line names, if it does (`# my_kernel.py`). Always run: the Python; of the commands, whether target, command and options
-exist. Slowly (`-m slow`): the commands themselves, with the short profile.
+A page's blocks are run in order in one folder, Python in one namespace; a block whose first line names a file
+(`# my_kernel.py`) is written there too. Always: the Python, and whether a command's target, options and modules exist.
+Slowly (`-m slow`): the commands themselves, with the short profile; `# exit status 1:` beside one says what to expect.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -50,23 +50,6 @@ def blocks(page: Path) -> Iterator[tuple[str, str]]:
         yield language, content
 
 
-def commands(content: str) -> list[list[str]]:
-    return [words for line in content.splitlines() if (words := shlex.split(line, comments=True))]
-
-
-def elsewhere(words: list[str]) -> bool:
-    return any(words[: len(known.split())] == known.split() for known in ELSEWHERE)
-
-
-def run_python(content: str, folder: Path, names: dict[str, object]) -> None:
-    if file := re.match(r"# (\w+\.py)\n", content):
-        (folder / file[1]).write_text(content)
-    try:
-        exec(content, names)
-    except ModuleNotFoundError as error:
-        assert error.name in ("polars", "duckdb", "liger_kernel"), error
-
-
 def parse(words: list[str]) -> None:
     """Raises where a command names a target, a command, an option, a module or a script that is not there."""
     if words[0] == "cp":
@@ -93,51 +76,63 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_the_examples_run_and_the_commands_exist(
-    page: Path, report: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def folder(report: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where a page's reader stands; what the page registers is gone after it."""
     shutil.copytree(report, tmp_path / "reports")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    for module in (cases, paths):  # what a page registers is gone after it
+    for module in (cases, paths):
         module.registered()
         monkeypatch.setattr(module, "_REGISTRY", dict(module._REGISTRY))
+    yield tmp_path
+    sys.modules.pop("my_kernel", None)
+
+
+def follow(page: Path, folder: Path, do: Callable[[list[str], int], None]) -> None:
+    """Runs the page's Python and hands its commands to `do`, each with its exit status."""
     names: dict[str, object] = {}
     for language, content in blocks(page):
+        if file := re.match(r"# ([\w.]+)\n", content):
+            (folder / file[1]).write_text(content)
         if language == "python":
-            run_python(content, tmp_path, names)
-        for words in commands(content) if language == "sh" else ():
-            if not elsewhere(words):
-                parse(words)
+            try:
+                exec(content, names)
+            except ModuleNotFoundError as error:
+                assert error.name in ("polars", "duckdb"), error
+        for line in content.splitlines() if language == "sh" else ():
+            words = shlex.split(line, comments=True)
+            if words and not any(words[: len(known.split())] == known.split() for known in ELSEWHERE):
+                status = re.search(r"# exit status (\d):", line)
+                do(words, int(status[1]) if status else 0)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_examples_run_and_the_commands_exist(page: Path, folder: Path) -> None:
+    follow(page, folder, lambda words, _: parse(words))
     for span in re.findall(r"`((?:python -m audit|kl-audit|make) [^`]+)`", page.read_text()):
         parse(shlex.split(span))
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_the_commands_run(page: Path, report: Path, tmp_path: Path) -> None:
+def test_the_commands_run(page: Path, folder: Path) -> None:
     for name in FILES.split():
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
-        copy(ROOT / name, tmp_path / name)
-    shutil.copytree(report, tmp_path / "reports")
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / "python").write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n')
-    (tmp_path / "bin" / "python").chmod(0o755)
-    path = f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"
-    environment = os.environ | {"PATH": path, "PYTHON": sys.executable, "PROFILE": "quick", "MPLBACKEND": "agg"}
-    for language, content in blocks(page):
-        if language == "python":
-            file = re.match(r"# (\w+\.py)\n", content)
-            name = file[1] if file else "example.py"
-            (tmp_path / name).write_text(content)
-            if file:
-                continue
-        for words in commands(content) if language == "sh" else ():
-            if not elsewhere(words):
-                answer = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True)
-                assert answer.returncode == 0, f"{shlex.join(words)}: {answer.stdout[-2000:]}{answer.stderr[-2000:]}"
+        copy(ROOT / name, folder / name)
+    (folder / "bin").mkdir()
+    (folder / "bin" / "python").write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n')
+    (folder / "bin" / "python").chmod(0o755)
+    path = f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    environment = os.environ | {"PATH": path, "PYTHON": sys.executable, "PROFILE": "quick"}
+
+    def run(words: list[str], status: int) -> None:
+        answer = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True)
+        assert answer.returncode == status, f"{shlex.join(words)}: {answer.stdout[-2000:]}{answer.stderr[-2000:]}"
+
+    follow(page, folder, run)
 
 
 def test_every_link_between_the_pages_leads_somewhere() -> None:
