@@ -49,10 +49,10 @@ def _wrong(tables: Tables) -> str:
     names = [f"{f.path} {f.dtype} {f.symptom}" for f in new.itertuples()]
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
     first = f"{len(new)} new findings ({', '.join(names[:5])}{more})" if names else "nothing new is wrong"
-    reasons = (
-        f"; {known['results'].sum():,} results miss their bound for {known['acknowledged_by'].nunique()} known reasons"
-    )
-    return _sentence(first + (reasons if len(known) else ""))
+    if len(known):
+        reasons = known["acknowledged_by"].nunique()
+        first += f"; {known['results'].sum():,} results miss their bound for {reasons} known reasons"
+    return _sentence(first)
 
 
 def _thread(tables: Tables) -> str:
