@@ -55,8 +55,8 @@ CLOSER = ("random_scale1", "random_scale10", "near_1e-04", "peaked_gap20", "offs
 WIDE = "zipf_n128256"  # of more than 32,768 classes: torch shares those among threads
 NARROW = 1_000  # classes that can be had exactly one by one
 MAIN = ("softmax_log", "log_softmax", "log_target", "kl_div_from_logits")
-# Of a user's file, in memory at a time: 8 MB in each binary64 array of the judgement.
-ELEMENTS_AT_ONCE = 2**20
+# Of a user's file, in memory at a time: 4 MB in each of the some fifty binary64 arrays of the judgement.
+ELEMENTS_AT_ONCE = 2**19
 COMMITTED_GOLD = FilePath(__file__).parents[1] / "references"
 _EXACT = Context(prec=2_000)
 
@@ -166,7 +166,7 @@ def plan_file(
     """
     if target_kind not in ("logits", "log_probs", "probs"):
         raise UsageError(f"target kind {target_kind!r} is not one of logits, log_probs, probs")
-    pair = Pair.read(file, "probs" if target_kind == "probs" else "logits")
+    pair = Pair.open(file, "probs" if target_kind == "probs" else "logits")
     chosen = plan("standard", [], paths if paths is not None else MAIN, dtypes or pair.dtype, devices)
     kept = [p for p in chosen.paths if p.reduction == "none" and p.target_kind == pair.target_kind]
     return replace(chosen, profile="file", cases=[pair.case(slice(0, 1))], paths=kept, whole=False, file=pair)
@@ -280,7 +280,7 @@ def _some(plan: Plan, problems: Problems, names: Iterable[str]) -> list[Problem]
 def _streamed(plan: Plan, engine: Engine, advance: Callable[[str], None]) -> pd.DataFrame:
     """The rows of errors.csv of a user's file, a block of its rows in memory at a time."""
     assert plan.file is not None
-    rows, classes = plan.file.input.shape
+    rows, classes = plan.file.shape
     step = max(1, ELEMENTS_AT_ONCE // classes)
     parts: list[pd.DataFrame] = []
     stopped: dict[tuple[str, str], str] = {}
