@@ -20,16 +20,8 @@ _SECTIONS = {
     "Where the drift comes from": ("attribution",),
     "Accuracy against time": ("time",),
 }
-_THREAD = [
-    "subject",
-    "quoted",
-    "explanation",
-    "implementation",
-    "device",
-    "median_magnitude",
-    "percentile",
-    "reproduced",
-]
+_THREAD = ["subject", "quoted", "explanation", "implementation", "device", "median_magnitude", "percentile",
+           "reproduced"]  # fmt: skip
 _SUMMARY = ["case", "path", "reduction", "dtype", "device", "kind", "n", "scaled_error_median", "scaled_error_max",
             "correct_bits_median", "negative_share", "non_finite", "findings"]  # fmt: skip
 _LOST = (0.5, 2, 4, 8)  # bits, the limits of the matrix's shades
