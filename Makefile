@@ -2,7 +2,7 @@
 PROFILE ?= standard
 pick = python=$$(sh .ci/interpreter.sh $(1))
 
-.PHONY: help audit test test-slow bench regress baseline references check
+.PHONY: help audit test test-slow test-browser bench regress baseline references check
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1: \2/p' Makefile
 audit: ## audit every device found into reports/latest/ (PROFILE=quick|standard|full)
@@ -11,6 +11,8 @@ test: ## the whole test suite, with ruff and mypy where they are installed
 	@$(call pick,test) && sh .ci/check.sh "$$python" && "$$python" -m pytest
 test-slow: ## the tests that take minutes
 	@$(call pick,test) && "$$python" -m pytest -m slow
+test-browser: ## the report in Chromium, the tables in polars, DuckDB and R
+	@$(call pick,test) && sh .ci/browser.sh "$$python"
 regress: ## audit, then compare with this machine's baseline
 	@$(call pick,core) && "$$python" -m audit run --profile "$(PROFILE)" && "$$python" -m audit regress
 baseline: ## audit, and record the result as this machine's baseline (REASON="…")

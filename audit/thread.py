@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from audit.cases.digits import recorded
-from audit.measure import describe
+from audit.measure import TORCH, describe
 from audit.paths import functional, thread_era
 
 DRAWS = 2_000
 CENTRAL = (2.5, 97.5)
+BINS = 40
 Draws = NDArray[np.float64]
 
 
@@ -234,7 +235,8 @@ def _row(quote: Quote, device: str) -> dict[str, object]:
         "reference": quote.reference,
     }
     try:
-        measured = quote.measure(device)
+        with TORCH:
+            measured = quote.measure(device)
     except (RuntimeError, TypeError, NotImplementedError) as error:
         return row | {"draws": 0, "reproduced": "no", "why": "not computed", "observed": describe(error)}
     if isinstance(measured, str):
@@ -253,11 +255,18 @@ def _row(quote: Quote, device: str) -> dict[str, object]:
         "median_magnitude": float(np.median(np.abs(measured))),
         "negative_share": float((measured < 0).mean()),
         "zero_share": float((measured == 0).mean()),
+        "histogram": _histogram(measured),
         "percentile": _percentile(quote.value, measured),
         "reproduced": reproduced,
         "why": why,
         "observed": f"{measured.min():.4g} to {measured.max():.4g}",
     }
+
+
+def _histogram(draws: Draws) -> str:
+    if draws.min() == draws.max():
+        return ""
+    return " ".join(map(str, np.histogram(draws, BINS)[0]))
 
 
 def _percentile(value: float | None, draws: Draws) -> float:

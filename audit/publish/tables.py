@@ -25,7 +25,8 @@ def write_csv(frame: pd.DataFrame, file: Path, name: str) -> None:
     check(frame, name)
     text = pd.DataFrame({c.name: _as_text(frame[c.name], c.dtype, c.name) for c in SCHEMAS[name]})
     if "note" in text and "computed" in text:
-        text.loc[frame["result_class"] == "not_computed", "computed"] = ""
+        kept = frame["result_class" if "result_class" in frame else "symptom"]
+        text.loc[kept == "not_computed", "computed"] = ""
     text.to_csv(file, index=False, lineterminator="\n", encoding="utf-8")
 
 
@@ -86,7 +87,6 @@ def summarise(errors: pd.DataFrame) -> pd.DataFrame:
     summary = groups.agg(
         n=("computed_share", "size"),
         scaled_error_median=("scaled_error", "median"),
-        scaled_error_p99=("scaled_error", lambda s: s.quantile(0.99)),
         scaled_error_max=("scaled_error", "max"),
         correct_bits_median=("correct_bits", "median"),
         negative_share=("negative", "mean"),
@@ -94,9 +94,10 @@ def summarise(errors: pd.DataFrame) -> pd.DataFrame:
         non_finite=("non_finite", "sum"),
         findings=("finding", "sum"),
     )
-    summary["computed_digest"] = [
-        _digest(group.sort_values("order")["computed"].to_numpy(np.float64)) for _, group in groups
-    ]
+    summary["scaled_error_p99"] = groups["scaled_error"].quantile(0.99)
+    group = groups.ngroup().to_numpy()
+    in_key_order = given["computed"].to_numpy(np.float64)[np.lexsort((given["order"], group))]
+    summary["computed_digest"] = [_digest(part) for part in np.split(in_key_order, np.bincount(group).cumsum()[:-1])]
     return typed(summary.reset_index(), "summary")
 
 

@@ -1,8 +1,17 @@
-"""Speed and accuracy of the paths side by side, forward and backward; the accuracy is in extra_info."""
+"""Speed and accuracy of the paths side by side, forward and backward.
+
+Time is pytest-benchmark's own; its ratio to a plain operation timed in turn, and the accuracy, are in extra_info.
+BENCH names the set: short, for every night, or full.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from functools import lru_cache
+from statistics import median
+from time import perf_counter
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -11,64 +20,157 @@ import torch
 from torch import Tensor
 
 from audit.cases.streams import normal
-from audit.devices import found
+from audit.devices import select, synchronize
 from audit.formats import FORMATS
 from audit.judge.errors import error_columns
 from audit.judge.scale import magnitude
-from audit.paths import Path, registered
+from audit.paths import registered
 from audit.reference.exact import row_references
 
-PATHS = ("softmax_log", "log_softmax", "log_target", "kl_div_from_logits")
-SIZES = ((64, 10), (64, 1_000), (16, 32_000), (2, 262_144))
-DEVICES = [device.name for device in found() if not device.absent]
-CHOSEN = [p for p in registered() if p.name in PATHS and p.target_kind == "logits" and p.reduction == "none"]
+PATHS = {
+    p.name: p
+    for p in registered()
+    if p.kind == "kl" and p.reduction == "none" and p.target_kind == "logits" and not p.absent
+}
+# A loop over the classes, and a compilation for every shape: minutes each.
+SLOW = ("thread_era", "compiled")
+SHORT = [name for name in PATHS if name not in SLOW]
+SETS = {
+    "short": (SHORT, ((64, 10), (64, 1_000), (16, 32_000), (2, 262_144))),
+    "full": (
+        list(PATHS),
+        ((64, 10), (4_096, 10), (64, 1_000), (1, 32_000), (128, 32_000), (32, 128_256), (8, 262_144)),
+    ),
+}
+DIRECTIONS = ("forward", "backward")
+# Seconds of calls, and rounds, of one benchmark: enough for a median, and for 10 minutes in all.
+BUDGET, FEWEST, MOST = 0.12, 5, 60
 
 
-def synchronised(function: Callable[[], object], device: str) -> Callable[[], None]:
-    def call() -> None:
-        function()
-        if device != "cpu":
-            torch.accelerator.synchronize()
+class Point(NamedTuple):
+    """One benchmark; its fields are the parameters in bench.json."""
 
-    return call
+    path: str
+    dtype: str
+    device: str
+    rows: int
+    classes: int
+    direction: str
 
 
-def logits(rows: int, classes: int, dtype: str, device: str) -> tuple[Tensor, Tensor]:
+def points() -> list[Point]:
+    paths, sizes = SETS[os.environ.get("BENCH") or "short"]
+    return [
+        Point(path, dtype, device.name, rows, classes, direction)
+        for rows, classes in sizes
+        for dtype in FORMATS
+        for device in select(None)
+        for direction in DIRECTIONS
+        for path in paths
+        if dtype in PATHS[path].dtypes
+        and not (path.startswith("scipy") and (device.name, direction) != ("cpu", "forward"))
+    ]
+
+
+class Problem(NamedTuple):
+    """Logits on the CPU, the exact KL of each row as text, the scale of its terms, and its exact gradient."""
+
+    input: Tensor
+    target: Tensor
+    reference: list[str]
+    scale: np.ndarray
+    gradient: np.ndarray
+    mass: np.ndarray
+
+
+@lru_cache(maxsize=1)
+def problem(rows: int, classes: int, dtype: str) -> Problem:
     x, y = (torch.from_numpy(normal(f"bench {side}", rows, classes)) for side in ("input", "target"))
-    return tuple(t.to(getattr(torch, dtype)).to(device) for t in (x, x + 0.1 * y))
-
-
-def accuracy(path: Path, x: Tensor, y: Tensor) -> dict[str, float]:
-    """Medians over the first rows; numbers that JSON has, so never NaN."""
-    rows = min(len(x), 4)
-    numbers = x[:rows].double().cpu().numpy(), y[:rows].double().cpu().numpy()
-    value = path.function(x[:rows], y[:rows])
-    table = pd.DataFrame(
-        {
-            "computed": value.double().cpu().numpy(),
-            "result_dtype": str(value.dtype).removeprefix("torch."),
-            "result_class": "",
-            "reference": row_references(*numbers, "logits"),
-            "scale": magnitude(*numbers, "logits"),
-        }
+    input, target = (t.to(getattr(torch, dtype)) for t in (x, x + 0.1 * y))
+    numbers = input.double().numpy(), target.double().numpy()
+    # Ten bits beyond binary64 where the machine has them: these rows are neither peaked nor equal.
+    log_q, log_p = (_log_softmax(n.astype(np.longdouble)) for n in numbers)
+    p = np.exp(log_p)
+    gradient = p * np.expm1(log_q - log_p)
+    return Problem(
+        input, target, row_references(*numbers, "logits"), magnitude(*numbers, "logits"), gradient, 2 * p + gradient
     )
-    errors = error_columns(table)[["scaled_error", "correct_bits"]].median()
-    return {name: float(value) for name, value in errors.items() if np.isfinite(value)}
 
 
-@pytest.mark.parametrize("direction", ["forward", "backward"])
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("dtype", FORMATS)
-@pytest.mark.parametrize(("rows", "classes"), SIZES)
-@pytest.mark.parametrize("path", CHOSEN, ids=lambda p: p.name)
-def bench_path(benchmark, path: Path, rows: int, classes: int, dtype: str, device: str, direction: str) -> None:
-    x, y = logits(rows, classes, dtype, device)
-    benchmark.group = f"{direction} {rows}x{classes} {dtype} {device}"
-    if direction == "forward":
-        benchmark.extra_info.update(accuracy(path, x, y))
-        call = synchronised(lambda: path.function(x, y), device)
-    else:
+def _log_softmax(logits: np.ndarray) -> np.ndarray:
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+
+
+def accuracy_of_values(value: Tensor, exact: Problem) -> pd.DataFrame:
+    return error_columns(
+        pd.DataFrame(
+            {
+                "computed": value.detach().double().cpu().numpy(),
+                "result_dtype": str(value.dtype).removeprefix("torch."),
+                "result_class": "",
+                "reference": exact.reference,
+                "scale": exact.scale,
+            }
+        )
+    )
+
+
+def accuracy_of_gradients(gradient: Tensor, exact: Problem) -> pd.DataFrame:
+    """A row's gradient as a whole: its largest error, against its largest element and against max(p + q) in u."""
+    format = FORMATS[str(gradient.dtype).removeprefix("torch.")]
+    if np.finfo(np.longdouble).nmant < format.precision + 8:
+        return pd.DataFrame({"correct_bits": [], "scaled_error": []})
+    error = np.abs(gradient.double().cpu().numpy() - exact.gradient).max(axis=1)
+    with np.errstate(divide="ignore"):
+        bits = -np.log2(error / np.abs(exact.gradient).max(axis=1))
+    scaled = error / (format.unit_roundoff * exact.mass.max(axis=1))
+    return pd.DataFrame({"correct_bits": np.minimum(format.precision, bits), "scaled_error": scaled})
+
+
+def numbers(errors: pd.DataFrame) -> dict[str, float]:
+    """Medians over rows that JSON has: one that is not finite is left out."""
+    medians = errors[["correct_bits", "scaled_error"]].astype("float64").median()
+    return {name: float(value) for name, value in medians.items() if np.isfinite(value)}
+
+
+def timed(function: Callable[[], object]) -> float:
+    start = perf_counter()
+    function()
+    return perf_counter() - start
+
+
+@pytest.mark.parametrize(Point._fields, points())
+def bench_path(benchmark, path: str, dtype: str, device: str, rows: int, classes: int, direction: str) -> None:
+    exact, function = problem(rows, classes, dtype), PATHS[path].function
+    x, y = (t.to(device, copy=True) for t in (exact.input, exact.target))
+    if direction == "backward":
         x.requires_grad_()
-        value = path.function(x, y).sum()
-        call = synchronised(lambda: torch.autograd.grad(value, x, retain_graph=True), device)
-    benchmark.pedantic(call, warmup_rounds=2, rounds=9)
+        total = function(x, y).sum()
+
+        def work() -> Tensor:
+            return torch.autograd.grad(total, x, retain_graph=True)[0]
+    else:
+
+        def work() -> Tensor:
+            return function(x, y)
+
+    errors = (accuracy_of_gradients if direction == "backward" else accuracy_of_values)(work(), exact)
+    plain = x.detach()
+
+    def call() -> None:
+        work()
+        synchronize(device)
+
+    def calibrate() -> None:
+        plain.exp().sum(-1)
+        synchronize(device)
+
+    # In turn with the calls, so that whatever slows the machine for a while slows both.
+    calibrations: list[float] = []
+    benchmark.group = f"{direction} {rows}x{classes} {dtype} {device}"
+    rounds = int(np.clip(BUDGET / (timed(call) + timed(calibrate)), FEWEST, MOST))
+    benchmark.pedantic(call, setup=lambda: calibrations.append(timed(calibrate)), warmup_rounds=2, rounds=rounds)
+    times = benchmark.stats.stats.data
+    ratio = median(t / c for t, c in zip(times, calibrations[2:], strict=True))
+    benchmark.extra_info.update(numbers(errors), ratio=ratio, calibration=median(calibrations))

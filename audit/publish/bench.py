@@ -1,0 +1,84 @@
+"""bench.json, as pytest-benchmark writes it, as a table and as plots of accuracy against time."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from audit.errors import UsageError
+from audit.publish.schema import typed
+
+POINT = ["direction", "device", "dtype", "rows", "classes"]
+
+
+def read_bench(file: Path) -> pd.DataFrame:
+    """The benchmarks of paths in a bench.json, with the columns of table `bench`; other benchmarks are left out.
+
+    `seconds` is a call's median. Raises UsageError for a file that cannot be read as one.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        benchmarks = [b for b in content["benchmarks"] if "ratio" in b["extra_info"]]
+        rows = [{**b["params"], "seconds": b["stats"]["median"], **b["extra_info"]} for b in benchmarks]
+        bench = typed(pd.DataFrame(rows), "bench")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{file}: cannot be read as the benchmarks of `make bench`: {error!r}") from None
+    bench["pareto"] = pareto(bench)
+    return bench
+
+
+def pareto(bench: pd.DataFrame) -> pd.Series:
+    """Which paths no other path of the same size, dtype, device and direction beats in both time and correct bits."""
+    best: list[object] = []
+    for _, group in bench.groupby(POINT, sort=False):
+        bits = float("-inf")
+        for index, row in group.sort_values(["seconds", "correct_bits"], ascending=[True, False]).iterrows():
+            if row["correct_bits"] > bits:
+                best.append(index)
+                bits = row["correct_bits"]
+    return pd.Series(bench.index.isin(best), bench.index, dtype="boolean")
+
+
+def figure(bench: pd.DataFrame) -> Any:
+    """A matplotlib figure of the rows given: a panel for each dtype and size, correct bits against time.
+
+    The Pareto-best paths are named and joined; the others are grey. Give it one device and one direction.
+    """
+    from matplotlib.figure import Figure
+
+    sizes = list(dict.fromkeys(zip(bench["rows"], bench["classes"], strict=True)))
+    dtypes = list(bench["dtype"].unique())
+    drawn = Figure(figsize=(3.4 * len(dtypes), 2.6 * len(sizes)), layout="constrained")
+    panels = drawn.subplots(len(sizes), len(dtypes), squeeze=False)
+    for row, (rows, classes) in enumerate(sizes):
+        for column, dtype in enumerate(dtypes):
+            here = (bench["rows"] == rows) & (bench["classes"] == classes) & (bench["dtype"] == dtype)
+            _panel(panels[row][column], bench[here].dropna(subset=["seconds", "correct_bits"]))
+            panels[row][column].set_title(f"{dtype}, {rows:,} x {classes:,}", fontsize="small")
+    drawn.supxlabel("time of a call, median", fontsize="small")
+    drawn.supylabel("correct bits, median over rows", fontsize="small")
+    return drawn
+
+
+def _panel(axes: Any, bench: pd.DataFrame) -> None:
+    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
+
+    best = bench[bench["pareto"]].sort_values("seconds")
+    others = bench[~bench["pareto"]]
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+    axes.xaxis.set_major_formatter(EngFormatter(unit="s"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.grid(alpha=0.3)
+    axes.tick_params(labelsize="x-small", which="both")
+    axes.plot(others["seconds"], others["correct_bits"], "o", color="0.6", markersize=3)
+    axes.step(best["seconds"], best["correct_bits"], "o-", where="post", color="C0", markersize=5)
+    for point in best.itertuples():
+        axes.annotate(
+            point.path, (point.seconds, point.correct_bits), (3, -3), textcoords="offset points", fontsize="x-small",
+            va="top",
+        )  # fmt: skip
+    axes.margins(x=0.15, y=0.15)
