@@ -65,7 +65,7 @@ def test_probabilities_may_be_the_target(pair, tmp_path: Path) -> None:
         (["--logits", "nowhere.npz"], "no such file"),
         (["--logits", "flat.npz"], "expected shape (rows, classes), got (3,)"),
         (["--logits", "good.npz", "--target-kind", "odds"], "'odds' is not one of"),
-        (["--logits", "good.npz", "--input-kind", "probs"], "every path takes logits"),
+        (["--logits", "good.npz", "--input-kind", "probs"], "row 0, column 0 is -"),
         (["--logits", "text.txt"], "expected one of .npz"),
     ],
 )

@@ -38,6 +38,16 @@ def unnormalised(mass: float, _: Format) -> tuple[Rows, Rows]:
     return normal("unnormalised input", 16, 100), np.round(mass * weights * 2**30) * 2.0**-30
 
 
+def given(kind: str, _: Format) -> tuple[Rows, Rows]:
+    """Both sides given as probabilities or log-probabilities that nearly sum to 1, as they come from a file."""
+    sides = []
+    for side in random(2.0, 8, 50, _):
+        weights = np.exp(side)
+        p = weights / weights.sum(1, keepdims=True)
+        sides.append(np.round((p if kind == "probs" else np.log(p)) * 2**20) * 2.0**-20)
+    return sides[0], sides[1]
+
+
 for _scale, _profile in ((0.01, "standard"), (1.0, "quick"), (10.0, "standard"), (100.0, "standard")):
     register(
         Case(
@@ -51,4 +61,6 @@ for _gap, _profile in ((12.0, "standard"), (20.0, "quick"), (90.0, "standard")):
     register(Case(f"peaked_gap{_gap:g}", f"one class leads by {_gap:g}, 100 classes", partial(peaked, _gap), _profile))
 register(Case("random_n10000", "normal logits, 10,000 classes", partial(random, 1.0, 1, 10_000)))
 register(Case("one_hot", "a label a row as target", partial(one_hot, 3.0), "quick", "probs"))
+for _kind in ("probs", "log_probs"):
+    register(Case(f"given_{_kind}", f"both sides as {_kind}", partial(given, _kind), "full", _kind, input_kind=_kind))
 register(Case("unnormalised_half", "a target of mass ½", partial(unnormalised, 0.5), "standard", "probs"))
