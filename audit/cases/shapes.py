@@ -31,6 +31,12 @@ def one_hot(scale: float, _: Format) -> tuple[Rows, Rows]:
     return input, np.eye(100)[np.arange(16) * 6]
 
 
+def smoothed(scale: float, _: Format) -> tuple[Rows, Rows]:
+    """Nearly one-hot: a label with 1 - 99/1024, every other class with 1/1024, exact in every format but bfloat16."""
+    input, labels = one_hot(scale, _)
+    return input, np.where(labels > 0, 925 / 1024, 1 / 1024)
+
+
 def unnormalised(mass: float, _: Format) -> tuple[Rows, Rows]:
     """Probabilities that sum to about `mass`, taken as they are."""
     weights = uniform("unnormalised target", 16, 100)
@@ -61,6 +67,9 @@ for _gap, _profile in ((12.0, "standard"), (20.0, "quick"), (90.0, "standard")):
     register(Case(f"peaked_gap{_gap:g}", f"one class leads by {_gap:g}, 100 classes", partial(peaked, _gap), _profile))
 register(Case("random_n10000", "normal logits, 10,000 classes", partial(random, 1.0, 1, 10_000)))
 register(Case("one_hot", "a label a row as target", partial(one_hot, 3.0), "quick", "probs"))
+register(Case("one_hot_smoothed", "a label a row, smoothed", partial(smoothed, 3.0), "standard", "probs"))
 for _kind in ("probs", "log_probs"):
     register(Case(f"given_{_kind}", f"both sides as {_kind}", partial(given, _kind), "full", _kind, input_kind=_kind))
-register(Case("unnormalised_half", "a target of mass ½", partial(unnormalised, 0.5), "standard", "probs"))
+for _mass, _name in ((0.5, "half"), (2.0, "double")):
+    _text = f"a target of mass {_mass:g}"
+    register(Case(f"unnormalised_{_name}", _text, partial(unnormalised, _mass), "standard", "probs"))
