@@ -1,4 +1,4 @@
-"""The plots: each a function of the tables that draws on one Figure, or nothing where its rows are not there."""
+"""The plots: each a function of one table, which gives nothing where the rows it needs are not there."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -24,7 +24,7 @@ FAMILIES = ("flat", "zipf", "wide")
 PARTS = ["softmax", "shift", "log_softmax", "log", "product", "summation", "output"]
 # Okabe and Ito's colours: told apart by colour-blind readers, legible on white and on black.
 COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#888888"]
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # letters stay letters
     "axes.prop_cycle": f"cycler('color', {COLOURS})",
     "axes.spines.top": False,
@@ -57,12 +57,12 @@ def draw(tables: Tables) -> dict[str, Plot]:
     import matplotlib
 
     device = tables["errors"]["device"].iloc[-1]
-    one = {name: tables[name] for name in ("errors", "attribution") if name in tables}
-    tables = {**tables, **{name: table[table["device"] == device] for name, table in one.items()}}
     plots = {}
-    for name, function in _PLOTS.items():
-        with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):  # the same numbers give the same file
-            if (plot := function(tables)) is not None:
+    for name, (table, function) in _PLOTS.items():
+        rows = tables.get(table, pd.DataFrame({"device": []}))
+        rows = rows if table == "thread" else rows[rows["device"] == device]
+        with matplotlib.rc_context(STYLE | {"svg.hashsalt": name}):  # the same numbers give the same file
+            if len(rows) and (plot := function(rows)) is not None:
                 plots[name] = plot
     return plots
 
@@ -93,13 +93,8 @@ def _plot(figure: Figure, title: str, text: str, source: str) -> Plot:
     return Plot(svg, title, f"{text} Source: {source}.")
 
 
-def _thread(tables: Tables) -> Plot | None:
-    if "thread" not in tables:
-        return None
-    rows = tables["thread"]
-    rows = rows[(rows["histogram"] != "") & rows["percentile"].notna() & (rows["reference"] == "0")]
-    if rows.empty:
-        return None
+def _thread(thread: pd.DataFrame) -> Plot:
+    rows = thread[(thread["histogram"] != "") & thread["percentile"].notna() & (thread["reference"] == "0")]
     subjects = rows.groupby("subject", sort=False)
     figure, panels = _figure(4.6, len(subjects))
     for axes, (subject, group) in zip(panels, subjects, strict=True):
@@ -126,7 +121,7 @@ def _thread(tables: Tables) -> Plot | None:
     return _plot(figure, "The thread's numbers", text, f"thread.csv, {rows['draws'].max():,} draws a curve, float32")
 
 
-def _training(_: Tables) -> Plot:
+def _training(_: pd.DataFrame) -> Plot:
     rows = pd.read_csv(str(files("audit.publish") / "training.csv"))
     figure, (wrong, right) = _figure(3, 1, 2, sharex=True)
     runs = {name: run.set_index("epoch") for name, run in rows.groupby("training")}
@@ -147,15 +142,13 @@ def _training(_: Tables) -> Plot:
     return _plot(figure, "The training story", text, f"{source}, {len(rows)} means of 200 mini-batches of 4")
 
 
-def _near(tables: Tables) -> pd.DataFrame:
-    errors = tables["errors"]
+def _near(errors: pd.DataFrame) -> pd.DataFrame:
     near = errors[errors["case"].str.startswith("near_") & (errors["reduction"] == "none") & (errors["kind"] == "kl")]
     return near.assign(closeness=near["case"].str.removeprefix("near_").astype(float))
 
 
-def _closeness(tables: Tables) -> Plot | None:
-    near = _near(tables)
-    near = near[near["path"].isin(MAIN)]
+def _closeness(errors: pd.DataFrame) -> Plot | None:
+    near = _near(errors[errors["path"].isin(MAIN)])
     if near.empty:
         return None
     dtypes = [d for d in ("float32", "float64") if d in set(near["dtype"])] or list(near["dtype"].unique())
@@ -177,8 +170,8 @@ def _closeness(tables: Tables) -> Plot | None:
     return _plot(figure, "Error against closeness", text, _sample(near[near["dtype"].isin(dtypes)]))
 
 
-def _last_bit(tables: Tables) -> Plot | None:
-    near = _near(tables)
+def _last_bit(errors: pd.DataFrame) -> Plot | None:
+    near = _near(errors)
     # A path that was not run at every closeness has no last one.
     near = near[near.groupby("path")["closeness"].transform("nunique") == near["closeness"].nunique()]
     lines = near.groupby(["path", "dtype", "closeness"], sort=False)["correct_bits"].median().reset_index()
@@ -202,8 +195,7 @@ def _last_bit(tables: Tables) -> Plot | None:
     return _plot(figure, "Where each path loses its last bit", text, _sample(near))
 
 
-def _classes(tables: Tables) -> Plot | None:
-    errors = tables["errors"]
+def _classes(errors: pd.DataFrame) -> Plot | None:
     rows = errors[errors["path"].eq("log_softmax") & errors["reduction"].eq("none") & errors["abs_error"].gt(0)]
     rows = rows.assign(family=rows["case"].str.extract(r"^(\w+)_n\d+$")[0])
     rows = rows[rows["family"].isin(FAMILIES)]
@@ -224,11 +216,8 @@ def _classes(tables: Tables) -> Plot | None:
     return _plot(figure, "Error against classes, with the bound", text, _sample(rows))
 
 
-def _attribution(tables: Tables) -> Plot | None:
-    if "attribution" not in tables:
-        return None
-    rows = tables["attribution"]
-    rows = rows[rows["dtype"] == "float32"]
+def _attribution(attribution: pd.DataFrame) -> Plot | None:
+    rows = attribution[attribution["dtype"] == "float32"]
     if rows.empty:
         return None
     sizes = rows[PARTS].abs().groupby([rows["path"], rows["case"]], sort=False).mean()
@@ -249,17 +238,13 @@ def _attribution(tables: Tables) -> Plot | None:
     return _plot(figure, "Where the drift comes from", text, f"attribution.csv, {len(rows)} rows")
 
 
-def _time(tables: Tables) -> Plot | None:
-    if "bench" not in tables:
-        return None
-    rows = tables["bench"].query("direction == 'forward' and classes in (1_000, 32_000)")
+def _time(benchmarks: pd.DataFrame) -> Plot | None:
+    rows = benchmarks.query("direction == 'forward' and classes in (1_000, 32_000)")
     if rows.empty:
         return None
-    device = rows["device"].iloc[-1]
-    rows = rows[rows["device"] == device]
     text = (
-        f"A call's time on {device} and its correct bits, for two sizes; paths that no other beats in both are named. "
-        "From the last `make bench`, which may be older than this audit."
+        f"A call's time on {rows['device'].iloc[0]} and its correct bits, for two sizes; paths that no other beats in "
+        "both are named. From the last `make bench`, which may be older than this audit."
     )
     return _plot(bench.figure(rows), "Accuracy against time", text, f"bench.json, {len(rows)} benchmarks, forward")
 
@@ -268,12 +253,12 @@ def _sample(rows: pd.DataFrame) -> str:
     return f"errors.csv, {len(rows):,} results on {rows['device'].iloc[0]}"
 
 
-_PLOTS: dict[str, Callable[[Tables], Plot | None]] = {
-    "thread": _thread,
-    "training": _training,
-    "closeness": _closeness,
-    "last_bit": _last_bit,
-    "classes": _classes,
-    "attribution": _attribution,
-    "time": _time,
+_PLOTS: dict[str, tuple[str, Callable[[pd.DataFrame], Plot | None]]] = {
+    "thread": ("thread", _thread),
+    "training": ("errors", _training),
+    "closeness": ("errors", _closeness),
+    "last_bit": ("errors", _last_bit),
+    "classes": ("errors", _classes),
+    "attribution": ("attribution", _attribution),
+    "time": ("bench", _time),
 }

@@ -20,16 +20,8 @@ _SECTIONS = {
     "Where the drift comes from": ("attribution",),
     "Accuracy against time": ("time",),
 }
-_THREAD = [
-    "subject",
-    "quoted",
-    "explanation",
-    "implementation",
-    "device",
-    "median_magnitude",
-    "percentile",
-    "reproduced",
-]
+_THREAD = ["subject", "quoted", "explanation", "implementation", "device", "median_magnitude", "percentile",
+           "reproduced"]  # fmt: skip
 _SUMMARY = ["case", "path", "reduction", "dtype", "device", "kind", "n", "scaled_error_median", "scaled_error_max",
             "correct_bits_median", "negative_share", "non_finite", "findings"]  # fmt: skip
 _LOST = (0.5, 2, 4, 8)  # bits, the limits of the matrix's shades
@@ -125,7 +117,7 @@ def _findings(findings: pd.DataFrame) -> str:
         scripts = group.loc[group["script"] != "", "script"]
         parts.append(
             f"<details><summary>Acknowledged: {escape(str(name))}, {group['results'].sum():,} results</summary>"
-            f"<p>{escape(group['reason'].iloc[0])}</p>{_table(group[_FINDING], 'findings')}"
+            f"<p>{escape(group['reason'].iloc[0])}</p>{_table(group[_FINDING], 'findings', label=str(name))}"
             + (_script(min(scripts, key=len)) if len(scripts) else "")
             + "</details>"
         )
@@ -148,7 +140,7 @@ def _summary(tables: Tables) -> str:
     return f"<p>Everything is in {links}.</p>{form}" + _table(tables["summary"][_SUMMARY], "summary", "summary")
 
 
-def _table(frame: pd.DataFrame, source: str, name: str = "") -> str:
+def _table(frame: pd.DataFrame, source: str, name: str = "", label: str = "") -> str:
     """A cell's and a row's end tags may be left out in HTML; of 5,000 rows they would be half a megabyte."""
     head = "".join(f'<th scope="col">{escape(str(c))}</th>' for c in frame)
     rows = "".join(
@@ -159,7 +151,7 @@ def _table(frame: pd.DataFrame, source: str, name: str = "") -> str:
         f'<table class="sortable"{_id(name)}><caption>{source}.csv, {len(frame):,} rows</caption>'
         f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
     )
-    return _region(f"{source}.csv", table, f"{name}-rows" if name else "")
+    return _region(label or f"{source}.csv", table, f"{name}-rows" if name else "")
 
 
 def _cell(value: object) -> str:

@@ -16,7 +16,8 @@ from audit.publish.dictionary import dictionary
 from audit.publish.schema import SCHEMAS
 
 ROOT = Path(__file__).parents[2]
-EXAMPLES = dict(re.findall(r"^(\w+)[^\n`]*:\n\n```\w+\n(.*?)```", dictionary(), re.S | re.M))
+LOADING = (ROOT / "docs" / "loading.md").read_text()
+EXAMPLES = dict(re.findall(r"^(\w+)(?:, [^:]*)?:\n\n```\w+\n(.*?)```", LOADING, re.S | re.M))
 NUMBERS = [c.name for c in SCHEMAS["errors"] if c.dtype == "float64"]
 
 

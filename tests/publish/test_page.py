@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from html.parser import HTMLParser
@@ -14,6 +15,8 @@ from audit.pipeline import execute, plan
 from audit.publish import figures
 from audit.publish.answer import matrix, sentences
 from audit.publish.figures import draw
+from audit.publish.markdown import markdown
+from audit.publish.page import page
 from audit.publish.report import write_report
 
 PATHS = ["softmax_log", "log_softmax", "log_target", "difference", "kl_div_from_logits"]
@@ -35,10 +38,10 @@ def folder(tables, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_page_asks_for_nothing_from_anywhere(folder: Path) -> None:
-    page = (folder / "report.html").read_text()
-    loads = re.findall(r'(?:src|href)="([^"]+)"', page)
+    text = (folder / "report.html").read_text()
+    loads = re.findall(r'(?:src|href)="([^"]+)"', text)
     assert loads and all(link.startswith(("data:", "#")) or (folder / link).is_file() for link in loads)
-    assert "@import" not in page and "url(" not in page.replace("url(#", "")
+    assert "@import" not in text and "url(" not in text.replace("url(#", "")
     assert (folder / "report.html").stat().st_size < 2_000_000
 
 
@@ -84,8 +87,8 @@ def test_the_page_is_well_formed_with_scopes_captions_and_descriptions(folder: P
 
 
 def test_every_row_of_the_summary_is_on_the_page(tables, folder: Path) -> None:
-    page = (folder / "report.html").read_text()
-    body = page[page.index('id="summary"') :]
+    text = (folder / "report.html").read_text()
+    body = text[text.index('id="summary"') :]
     assert body[: body.index("</table>")].count("<tr>") == len(tables["summary"]) + 1
 
 
@@ -97,14 +100,13 @@ def test_the_sentences_say_what_the_tables_say(tables) -> None:
     assert second.startswith("Nothing new is wrong;")
 
 
-def test_a_new_finding_is_in_the_answer_and_on_the_page_with_its_script(tables, tmp_path: Path) -> None:
+def test_a_new_finding_is_in_the_answer_and_on_the_page_with_its_script(tables) -> None:
     findings = tables["findings"].assign(status="new", script="print('<it>')")
     assert len(findings)
     planted = {**tables, "findings": findings}
     assert sentences(planted)[1].startswith(f"{len(findings)} new findings (")
-    write_report(planted, {}, tmp_path / "latest")
-    assert (tmp_path / "latest/report.html").read_text().count("print(&#x27;&lt;it&gt;&#x27;)") == len(findings)
-    assert (tmp_path / "latest/report.md").read_text().count("print('<it>')") == len(findings)
+    assert page(planted, {}, {}).count("print(&#x27;&lt;it&gt;&#x27;)") == len(findings)
+    assert markdown(planted, {}).count("print('<it>')") == len(findings)
 
 
 def test_the_answer_turns_with_the_numbers(tables) -> None:
@@ -124,10 +126,10 @@ def test_the_matrix_has_the_medians(tables) -> None:
 
 
 def test_a_shade_tells_the_bits_that_are_lost(tables, folder: Path) -> None:
-    page = (folder / "report.html").read_text()
+    text = (folder / "report.html").read_text()
     bits = matrix(tables["errors"]).query("path == 'kl_div_from_logits' and dtype == 'float64'")["correct_bits"]
     assert bits.item() > 52.5
-    row = page[page.index('<tr><th scope="row">kl_div_from_logits') :]
+    row = text[text.index('<tr><th scope="row">kl_div_from_logits') :]
     assert re.findall(r'class="(s\d)"', row[: row.index("</tr>")])[-1] == "s0"
 
 
@@ -146,8 +148,10 @@ def test_plots_stand_beside_the_tables_with_axes_units_sample_and_source(folder:
     assert "correct bits" in drawn["closeness"] and "difference of the logits" in drawn["closeness"]
 
 
-def test_a_plot_is_the_same_file_for_the_same_numbers(tables) -> None:
-    assert draw(tables) == draw(tables)
+def test_a_plot_is_the_same_file_for_the_same_numbers(tables, folder: Path) -> None:
+    assert {f"{name}.svg": plot.file for name, plot in draw(tables).items()} == {
+        file.name: file.read_text() for file in folder.glob("*.svg")
+    }
 
 
 def test_the_training_story_is_what_its_text_says() -> None:
@@ -157,3 +161,32 @@ def test_the_training_story_is_what_its_text_says() -> None:
     assert (right["loss"] > 0).all()
     # Two float32 evaluations of one number, averaged.
     assert ((right["loss"] * 10 / right["cross_entropy"] - 1).abs() < 1e-5).all()
+
+
+def benchmark(path: str, seconds: float, bits: float) -> dict[str, object]:
+    params = {"path": path, "rows": 64, "classes": 1_000, "dtype": "float32", "device": "cpu", "direction": "forward"}
+    extra = {"ratio": 2.0, "correct_bits": bits, "scaled_error": 0.1}
+    return {"params": params, "stats": {"median": seconds}, "extra_info": extra}
+
+
+def test_accuracy_against_time_is_drawn_from_the_benchmarks_beside_the_report(tables, tmp_path: Path) -> None:
+    content = {"benchmarks": [benchmark("fast", 1e-4, 12.0), benchmark("exact", 1e-3, 24.0)]}
+    (tmp_path / "bench.json").write_text(json.dumps(content))
+    few = {**tables, "errors": tables["errors"].query("case == 'random_64x81'")}
+    write_report(few, {}, tmp_path / "latest")
+    assert "fast" in (tmp_path / "latest/time.svg").read_text()
+    assert "Accuracy against time" in (tmp_path / "latest/report.html").read_text()
+    (tmp_path / "bench.json").write_text("{interrupted")
+    write_report(few, {}, tmp_path / "latest")
+    assert not (tmp_path / "latest/time.svg").exists()
+
+
+def test_of_two_devices_the_plots_show_the_accelerator_and_the_matrix_both(tables) -> None:
+    both = {
+        name: pd.concat([table, table.assign(device="cuda")]) if "device" in table else table
+        for name, table in tables.items()
+    }
+    assert "results on cuda" in draw(both)["closeness"].text
+    columns = both["errors"].groupby(["device", "dtype"]).ngroups
+    row = re.search(r'<tr><th scope="row">log_softmax.*?</tr>', page(both, {}, {}))
+    assert row and row[0].count("<td") == columns == 8
