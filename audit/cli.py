@@ -37,7 +37,7 @@ app = typer.Typer(
     help="Audit the numerical accuracy of the KL divergence as PyTorch computes it.",
 )
 Out = Annotated[Path, typer.Option(help="Report folder, replaced as a whole when the run ends.")]
-LATEST = Path("reports/latest")
+LATEST, BENCH = Path("reports/latest"), Path("reports/bench.json")
 
 
 @app.command()
@@ -116,30 +116,57 @@ Baselines = Annotated[Path, typer.Option(help="Folder of the baselines.")]
 
 
 @app.command()
+def bench(
+    out: Annotated[Path, typer.Option(help="pytest-benchmark's JSON; table and plots go beside it.")] = BENCH,
+) -> None:
+    """Time every path, forward and backward, beside its accuracy (BENCH=full: more paths and sizes)."""
+    from audit.publish import terminal
+    from audit.publish.bench import read_bench, show_bench, write_bench
+    from audit.timing import run_benchmarks
+
+    complete = run_benchmarks(out)
+    table = read_bench(out)
+    show_bench(table, terminal.console())
+    typer.echo("written: " + ", ".join(map(str, [out, *write_bench(table, out)])))
+    if not complete:
+        raise typer.Exit(1)
+
+
+@app.command()
 def compare(baseline: Path, current: Path, format: Format = "text") -> None:
     """Compare two report folders; exit status 1 where the second is worse."""
-    from audit.comparison import compare, read_report, text
+    from audit.comparison import compare, read_report
+    from audit.publish.changes import check_format, render
 
+    check_format(format)
     changes = compare(read_report(baseline), read_report(current))
-    typer.echo(text(changes, str(baseline), format))
-    if any(c.worse for c in changes):
+    typer.echo(render(changes, str(baseline), format))
+    if changes["worse"].any():
         raise typer.Exit(1)
 
 
 @app.command()
 def regress(report: Path = LATEST, baselines: Baselines = Path("reports/baselines"), format: Format = "text") -> None:
-    """Compare a report with this machine's newest baseline."""
-    from audit.baselines import REASON, newest
-    from audit.comparison import compare, read_report, text
+    """Compare a report, and the benchmarks beside it, with this machine's newest baseline."""
+    from audit.baselines import newest
+    from audit.comparison import compare, read_report
+    from audit.publish.changes import check_format, render
+    from audit.timing import measure_again
 
+    check_format(format)
     current = read_report(report)
-    place = newest(current, baselines)
-    if place is None:
-        typer.echo('no baseline for this machine: the bounds alone judged; make baseline REASON="…" records one')
-        return
-    changes = compare(read_report(place), current, same_machine=True)
-    typer.echo(text(changes, f"{place} ({(place / REASON).read_text().strip()})", format))
-    if any(c.worse for c in changes):
+    found = newest(current, baselines)
+    if found is None:
+        new = int((current.findings["status"] == "new").sum())
+        typer.echo(
+            f"no baseline for this machine and profile: the bounds alone judged, {new} new findings; "
+            'make baseline REASON="…" records one'
+        )
+    else:
+        changes = compare(found.report, current, same_machine=True, repeat=measure_again)
+        typer.echo(render(changes, found.since, format))
+        new = int(changes["worse"].sum())
+    if new:
         raise typer.Exit(1)
 
 
@@ -149,7 +176,7 @@ def baseline(
     report: Path = LATEST,
     baselines: Baselines = Path("reports/baselines"),
 ) -> None:
-    """Record a report as this machine's baseline."""
+    """Record a report, and the benchmarks beside it, as this machine's baseline."""
     from audit.baselines import record
 
     typer.echo(f"recorded {record(report, reason, baselines)}")

@@ -14,14 +14,12 @@ import torch
 import audit
 from audit.devices import Device
 
-SCHEMA_VERSION = 1
 PACKAGES = ("torch", "mpmath", "pandas", "numpy", "matplotlib", "typer", "rich", "gmpy2", "python-flint", "scipy")
 
 
 def describe_environment(devices: Sequence[Device], found: Sequence[Device], **run: object) -> dict[str, object]:
     """The contents of environment.json; `run` holds what the run itself knows: its profile, filters and timings."""
     return {
-        "schema_version": SCHEMA_VERSION,
         "audit": audit.__version__,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "python": platform.python_version(),

@@ -34,7 +34,7 @@ from audit.measure import Result, describe, measure
 from audit.paths import Path, own_path
 from audit.paths import registered as registered_paths
 from audit.paths.rounding import Rounding
-from audit.publish.schema import typed
+from audit.publish.schema import SCHEMA_VERSION, typed
 from audit.publish.tables import summarise
 from audit.reference.gold import read_gold
 from audit.reproducer import reproduce
@@ -225,6 +225,7 @@ def execute(
     environment = describe_environment(
         plan.devices,
         devices_module.found(),
+        schema_version=SCHEMA_VERSION,
         profile=plan.profile,
         cases=len(plan.cases),
         paths=sorted({p.name for p in plan.paths}),

@@ -3,31 +3,53 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
 
 from audit.errors import UsageError
 from audit.publish.schema import typed
+from audit.publish.tables import write_csv
 
+NAME = "bench.json"
 POINT = ["direction", "device", "dtype", "rows", "classes"]
 
 
+def bench_file(report: Path) -> Path:
+    """Where a report's benchmarks are: within a baseline, beside a report, which a later audit replaces as a whole."""
+    return report / NAME if (report / NAME).exists() else report.parent / NAME
+
+
 def read_bench(file: Path) -> pd.DataFrame:
-    """The benchmarks of paths in a bench.json, with the columns of table `bench`; other benchmarks are left out.
+    """The benchmarks of paths in a bench.json, with the columns of table `bench`.
 
     `seconds` is a call's median. Raises UsageError for a file that cannot be read as one.
     """
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+    with _readable(file) as content:
         benchmarks = [b for b in content["benchmarks"] if "ratio" in b["extra_info"]]
         rows = [{**b["params"], "seconds": b["stats"]["median"], **b["extra_info"]} for b in benchmarks]
         bench = typed(pd.DataFrame(rows), "bench")
+        return bench.assign(pareto=pareto(bench))
+
+
+def measured_with(file: Path) -> str:
+    """The version of torch that a bench.json was measured with. Raises UsageError as read_bench does."""
+    with _readable(file) as content:
+        return str(content["machine_info"]["torch"])
+
+
+@contextmanager
+def _readable(file: Path) -> Iterator[Any]:
+    try:
+        yield json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{file}: cannot be read as the benchmarks of `make bench`: {error!r}") from None
-    bench["pareto"] = pareto(bench)
-    return bench
 
 
 def pareto(bench: pd.DataFrame) -> pd.Series:
@@ -58,15 +80,19 @@ def figure(bench: pd.DataFrame) -> Any:
             here = (bench["rows"] == rows) & (bench["classes"] == classes) & (bench["dtype"] == dtype)
             _panel(panels[row][column], bench[here].dropna(subset=["seconds", "correct_bits"]))
             panels[row][column].set_title(f"{dtype}, {rows:,} x {classes:,}", fontsize="small")
-    drawn.supxlabel("seconds a call, median", fontsize="small")
+    drawn.supxlabel("time of a call, median", fontsize="small")
     drawn.supylabel("correct bits, median over rows", fontsize="small")
     return drawn
 
 
 def _panel(axes: Any, bench: pd.DataFrame) -> None:
+    from matplotlib.ticker import EngFormatter, NullFormatter
+
     best = bench[bench["pareto"]].sort_values("seconds")
     others = bench[~bench["pareto"]]
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(EngFormatter("s", sep=" "))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.grid(alpha=0.3)
     axes.tick_params(labelsize="x-small", which="both")
     axes.plot(others["seconds"], others["correct_bits"], "o", color="0.6", markersize=3)
@@ -76,4 +102,38 @@ def _panel(axes: Any, bench: pd.DataFrame) -> None:
             point.path, (point.seconds, point.correct_bits), (3, -3), textcoords="offset points", fontsize="x-small",
             va="top",
         )  # fmt: skip
-    axes.margins(x=0.15, y=0.15)
+    axes.margins(x=0.3, y=0.15)
+
+
+def write_bench(bench: pd.DataFrame, file: Path) -> list[Path]:
+    """The table beside bench.json as CSV, and a plot for each device and direction; returns what was written."""
+    written = [file.with_suffix(".csv")]
+    write_csv(bench, written[0], "bench")
+    for (device, direction), rows in bench.groupby(["device", "direction"], sort=False):
+        written.append(file.with_name(f"{file.stem}-{str(device).replace(':', '')}-{direction}.svg"))
+        figure(rows).savefig(written[-1])
+    return written
+
+
+def show_bench(bench: pd.DataFrame, console: Console) -> None:
+    """A row a size and dtype: the Pareto-best paths, the fastest first."""
+    for (device, direction), rows in bench[bench["pareto"]].groupby(["device", "direction"], sort=False):
+        table = Table(
+            title=f"{direction} on {device}: the paths that no other beats in time and accuracy, with correct bits",
+            box=SIMPLE_HEAD,
+            pad_edge=False,
+        )
+        for name in ("rows x classes", "dtype"):
+            table.add_column(name, no_wrap=True)
+        table.add_column("fastest first")
+        for (size, classes, dtype), group in rows.groupby(["rows", "classes", "dtype"], sort=False):
+            best = [
+                f"{p.path} {_duration(p.seconds)} {p.correct_bits:.0f}"
+                for p in group.sort_values("seconds").itertuples()
+            ]
+            table.add_row(f"{size} x {classes:,}", str(dtype), ", ".join(best))
+        console.print(table)
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds * 1e3:.3g} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.3g} us"
