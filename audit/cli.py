@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from time import perf_counter
 from typing import Annotated, Any
 
 import typer
@@ -86,17 +87,20 @@ def run(
 
     for absent in (d for d in found() if d.absent):
         console.print(f"absent: {absent.name} ({absent.absent})", highlight=False, soft_wrap=True)
+    start = perf_counter()
     with terminal.progress(console, sum(1 for _ in plan.problems()) + 3) as advance:
         folder = references or pipeline.COMMITTED_GOLD
         audit = pipeline.execute(plan, workers or os.cpu_count() or 1, advance, acknowledgements or (), folder)
     write_report(audit.tables, audit.environment, out)
+    total = perf_counter() - start
     terminal.show(audit.tables, out, console)
-    seconds = audit.environment["seconds"]
-    if isinstance(seconds, dict) and "torch" in seconds:
-        ratio = seconds["total"] / max(seconds["torch"], 1e-9)
-        console.print(
-            f"{seconds['total']:.1f} s, {ratio:.1f} times what torch alone took for the paths", soft_wrap=True
-        )
+    seconds = audit.seconds
+    ratio = (total - seconds["compiling"]) / max(seconds["torch"], 1e-9)
+    console.print(
+        f"{total:.1f} s, {seconds['compiling']:.1f} of them compiling; the rest is {ratio:.1f} times what torch alone "
+        "took for the paths",
+        soft_wrap=True,
+    )
     for record in audit.damaged:
         console.print(f"gold record {record} is damaged: computed instead; `references build` mends it", soft_wrap=True)
     for name in audit.stale:

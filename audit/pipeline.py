@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Context, Decimal
-from fnmatch import fnmatchcase
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path as FilePath
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -30,14 +29,14 @@ from audit.judge.findings import COMMITTED, NEW, find, read_acknowledgements
 from audit.judge.invariance import measure_invariance
 from audit.judge.references import Engine, References, divisor, published, reduced
 from audit.judge.scale import magnitude
-from audit.measure import Result, describe, measure
+from audit.measure import COMPILING, LIMIT_SECONDS, TORCH, Result, describe, measure
 from audit.paths import Path, own_path
 from audit.paths import registered as registered_paths
 from audit.paths.rounding import Rounding
 from audit.publish.schema import SCHEMA_VERSION, typed
 from audit.publish.tables import summarise
 from audit.reference.gold import read_gold
-from audit.reproducer import reproduce
+from audit.reproducer import Shrinker
 from audit.selection import choose
 from audit.thread import measure_thread
 
@@ -50,9 +49,11 @@ if TYPE_CHECKING:
 Wait = Callable[[], References]
 COMPARISON = "log_softmax"
 CLOSER = ("random_scale1", "random_scale10", "near_1e-04", "peaked_gap20", "offset_1e+04", "gap_88")
+WIDE = "zipf_n128256"  # of more than 32,768 classes: torch shares those among threads
+NARROW = 1_000  # classes that can be had exactly one by one
 MAIN = ("softmax_log", "log_softmax", "log_target", "kl_div_from_logits")
-# Of a user's file, in memory at a time: 16 MB in each binary64 array of the judgement.
-ELEMENTS_AT_ONCE = 2**21
+# Of a user's file, in memory at a time: 8 MB in each binary64 array of the judgement.
+ELEMENTS_AT_ONCE = 2**20
 COMMITTED_GOLD = FilePath(__file__).parents[1] / "references"
 _EXACT = Context(prec=2_000)
 
@@ -74,28 +75,22 @@ class Plan:
         """Each case in each dtype, with the paths that take it."""
         for case in self.cases:
             for dtype in self.dtypes:
-                paths = [p for p in self.paths if _takes(p, case, dtype)]
+                paths = [p for p in self.paths if p.takes(case.name, dtype, case.target_kind)]
                 if paths and dtype in case.dtypes:
                     yield case, dtype, paths
-
-
-def _takes(path: Path, case: Case, dtype: str) -> bool:
-    return (
-        path.target_kind == case.target_kind
-        and dtype in path.dtypes
-        and (not path.cases or any(fnmatchcase(case.name, glob) for glob in path.cases))
-    )
 
 
 @dataclass(frozen=True)
 class Audit:
     """A finished run: the tables by name, and what environment.json holds.
 
-    `stale` names the acknowledgements that met no finding, `damaged` the gold records that were not used.
+    `seconds` says where its time went. `stale` names the acknowledgements that met no finding, `damaged` the gold
+    records that were not used.
     """
 
     tables: dict[str, pd.DataFrame]
     environment: dict[str, object]
+    seconds: dict[str, float]
     stale: list[str]
     damaged: list[str]
 
@@ -188,11 +183,11 @@ def execute(
     """
     acknowledged = read_acknowledgements(COMMITTED, *acknowledgements)
     seconds: dict[str, float] = {}
-    start = perf_counter()
+    start, spent = perf_counter(), (TORCH.seconds, COMPILING.seconds)
     gold = read_gold(references)
     with Engine(workers, gold.values) as engine:
         if plan.file is None:
-            blocks = _blocks(plan, engine, advance)
+            blocks = _blocks(plan, engine, advance, {})
             seconds["paths"] = perf_counter() - start
             thread = [measure_thread(device.name) for device in plan.devices] if plan.whole else []
             seconds["thread"] = perf_counter() - start - seconds["paths"]
@@ -202,7 +197,6 @@ def execute(
             seconds["references"] = perf_counter() - start - seconds["thread"] - seconds["paths"]
             advance("errors")
             errors = _errors(blocks)
-            seconds["torch"] = sum(b.result.seconds for b in blocks)
             problems = {(b.problem.case.name, b.problem.dtype): b.problem for b in blocks}
         else:
             errors, problems, thread = _streamed(plan, engine, advance), {}, []
@@ -214,13 +208,14 @@ def execute(
         "findings": typed(_with_reproducers(findings, plan, problems), "findings"),
     }
     if plan.whole:
-        looks = _closer_looks(plan)
+        looks = _closer_looks(plan, problems)
         key = ["case", "row", "path", "dtype", "device"]
         known = errors[errors["target_kind"] == "logits"][[*key, "input_error"]]
         looks["attribution"] = looks["attribution"].astype({"row": "Int64"}).merge(known, on=key, how="left")
         tables |= {name: typed(table, name) for name, table in looks.items()}
     if thread:
         tables["thread"] = typed(pd.concat(thread, ignore_index=True), "thread")
+    seconds |= {"torch": TORCH.seconds - spent[0], "compiling": COMPILING.seconds - spent[1]}
     seconds["total"] = perf_counter() - start
     environment = describe_environment(
         plan.devices,
@@ -233,11 +228,13 @@ def execute(
         workers=workers,
         seconds={name: round(value, 3) for name, value in seconds.items()},
     )
-    return Audit(tables, environment, stale, gold.damaged)
+    return Audit(tables, environment, seconds, stale, gold.damaged)
 
 
-def _blocks(plan: Plan, engine: Engine, advance: Callable[[str], None]) -> list[_Block]:
-    """Every path's results on every problem, and the references they wait for."""
+def _blocks(
+    plan: Plan, engine: Engine, advance: Callable[[str], None], stopped: dict[tuple[str, str], str]
+) -> list[_Block]:
+    """Every path's results on every problem, and the references they wait for. `stopped`: paths that took too long."""
     blocks: list[_Block] = []
     for case, dtype, paths in plan.problems():
         advance(f"{case.name} {dtype}")
@@ -246,23 +243,28 @@ def _blocks(plan: Plan, engine: Engine, advance: Callable[[str], None]) -> list[
         before = None if case.native else engine.request(build(case, "float64"))
         wanted = {q: engine.request(problem, q) for q in {p.quantity for p in paths}}
         for device in plan.devices:
-            for path, result in _run_paths(problem, device.name, paths):
+            for path, result in _run_paths(problem, device.name, paths, stopped):
                 blocks.append(_Block(problem, device.name, path, result, wanted[path.quantity], exact, before))
     return blocks
 
 
-def _closer_looks(plan: Plan) -> dict[str, pd.DataFrame]:
-    """Elements, gradients and invariance, on a few cases: they need no more, and cost more a row."""
-    cases = {case.name: case for case in plan.cases}
-    paths = [p for p in plan.paths if p.kind == "kl" and p.reduction == "none" and p.target_kind == "logits"]
-    problems = [build(cases[n], dtype) for n in CLOSER if n in cases for dtype in plan.dtypes]
-    thread = [build(cases[n], dtype) for n in ("identical_n1000",) if n in cases for dtype in plan.dtypes]
+def _closer_looks(plan: Plan, problems: Mapping[tuple[str, str], Problem]) -> dict[str, pd.DataFrame]:
+    """Elements of all but wide cases; gradients, invariance and attribution on a few, which cost more a row."""
+    kl = [p for p in plan.paths if p.kind == "kl" and p.reduction == "none" and p.target_kind == "logits"]
+    # Every check of a compiled path would be another compilation: its eager form is compared with it instead.
+    paths = [p for p in kl if not p.compiles]
+    compiled = {"quick": [], "standard": [COMPARISON], "full": [p.name for p in paths]}[plan.profile]
+    closer, wide, thread = (
+        [problems[name, dtype] for name in names for dtype in plan.dtypes if (name, dtype) in problems]
+        for names in (CLOSER, (WIDE,), ("identical_n1000",))
+    )
+    narrow = [p for p in problems.values() if p.input.shape[1] <= NARROW]
     looks: dict[str, list[pd.DataFrame]] = {"elements": [], "gradients": [], "invariance": [], "attribution": []}
     for device in (d.name for d in plan.devices):
-        looks["elements"].append(measure_elements(problems, device))
-        looks["gradients"].append(measure_gradients(problems, paths, device))
-        looks["attribution"].append(measure_attribution([*problems, *thread], device))
-        looks["invariance"].append(measure_invariance(problems, paths, device))
+        looks["elements"].append(measure_elements(narrow, device))
+        looks["gradients"].append(measure_gradients(closer, paths, device))
+        looks["attribution"].append(measure_attribution([*closer, *thread], device))
+        looks["invariance"].append(measure_invariance([*closer, *wide], paths, device, compiled))
     return {name: pd.concat(parts, ignore_index=True) for name, parts in looks.items()}
 
 
@@ -271,10 +273,10 @@ def _streamed(plan: Plan, engine: Engine, advance: Callable[[str], None]) -> pd.
     assert plan.file is not None
     rows, classes = plan.file.input.shape
     step = max(1, ELEMENTS_AT_ONCE // classes)
-    parts = []
+    parts, stopped = [], {}
     for start in range(0, rows, step):
         cases = [plan.file.case(slice(start, start + step))]
-        part = _errors(_blocks(replace(plan, cases=cases), engine, advance))
+        part = _errors(_blocks(replace(plan, cases=cases), engine, advance, stopped))
         parts.append(part.assign(row=part["row"] + start, rows=rows))
     return typed(pd.concat(parts, ignore_index=True), "errors")
 
@@ -305,24 +307,29 @@ def run(
     return audit.tables["errors"]
 
 
-def _run_paths(problem: Problem, device: str, paths: Sequence[Path]) -> Iterator[tuple[Path, Result]]:
-    """Every path on the problem's tensors, carried to the device once."""
-
-    def carry() -> tuple[Tensor, Tensor]:
-        # A copy even on the CPU: the problem's own tensors must survive a path that writes into its inputs.
-        return problem.input.to(device, copy=True), problem.target.to(device, copy=True)
-
+def _run_paths(
+    problem: Problem, device: str, paths: Sequence[Path], stopped: dict[tuple[str, str], str]
+) -> Iterator[tuple[Path, Result]]:
+    """Every path on the problem's tensors, carried to the device once. One that was `stopped` is not run again."""
     try:
-        tensors = carry()
+        originals = problem.input.to(device), problem.target.to(device)
     except (TypeError, RuntimeError) as error:
         for path in paths:
             rows = len(problem.input) if path.reduction == "none" else 1
             yield path, Result(np.full(rows, np.nan), note=describe(error))
         return
+    # A copy even on the CPU: the problem's own tensors must survive a path that writes into its inputs.
+    tensors = [t.clone() for t in originals]
     for path in paths:
-        result = measure(path, *tensors)
+        if where := stopped.get((path.name, device)):
+            rows = len(problem.input) if path.reduction == "none" else 1
+            yield path, Result(np.full(rows, np.nan), note=f"not run: took more than {LIMIT_SECONDS:g} s on {where}")
+            continue
+        result = measure(path, *tensors, originals)
         if result.note:
-            tensors = carry()
+            tensors = [t.clone() for t in originals]
+        if result.too_slow:
+            stopped[path.name, device] = f"{problem.case.name} {problem.dtype}"
         yield path, result
 
 
@@ -331,8 +338,11 @@ def _errors(blocks: Sequence[_Block]) -> pd.DataFrame:
     # Logits near the largest number of a format overflow in scales and bounds, as they should.
     with np.errstate(over="ignore"):
         groups = groupby(blocks, key=lambda b: id(b.problem))
-        parts = [part for _, group in groups for part in _problem_rows(list(group))]
-    table = pd.concat(parts, ignore_index=True)
+        parts = [part for _, group in groups for part in _row_columns(list(group))]
+    shared = pd.DataFrame([_block_columns(block) for block in blocks])
+    table = shared.take(np.repeat(np.arange(len(blocks)), [len(part["row"]) for part in parts])).reset_index(drop=True)
+    for name in parts[0]:
+        table[name] = list(chain.from_iterable(part[name] for part in parts))
     table = pd.concat([table.drop(columns="result_class"), error_columns(table)], axis=1)
     table["within_bound"] = within_bound(table)
     table["input_error"] = [
@@ -341,25 +351,59 @@ def _errors(blocks: Sequence[_Block]) -> pd.DataFrame:
     return typed(table, "errors")
 
 
-def _problem_rows(blocks: Sequence[_Block]) -> Iterator[pd.DataFrame]:
-    """The rows of one problem's blocks; what is the same for all of them is computed once."""
+def _block_columns(block: _Block) -> dict[str, object]:
+    """What the rows of a block have in common."""
+    case, path = block.problem.case, block.path
+    rows, classes = block.problem.input.shape
+    return {
+        "case": case.name,
+        "path": path.name,
+        "reduction": path.reduction,
+        "dtype": block.problem.dtype,
+        "device": block.device,
+        "kind": path.kind,
+        "rows": rows,
+        "classes": classes,
+        "target_kind": case.target_kind,
+        "result_dtype": block.result.dtype,
+        "result_class": "not_computed" if block.result.note else "",
+        "note": block.result.note,
+    }
+
+
+def _row_columns(blocks: Sequence[_Block]) -> Iterator[dict[str, Sequence[object] | Rows]]:
+    """What differs from row to row, of one problem's blocks; what is the same for all blocks is computed once."""
     problem = blocks[0].problem
+    rows, classes = problem.input.shape
     scale = magnitude(*problem.numbers, problem.case.target_kind)
     exact = Exact.of(*problem.numbers, problem.case.target_kind)
     remaining = rest(exact, problem.dtype)
     bounds: dict[tuple[str, Rounding, str], Rows] = {}
     for block in blocks:
-        path = block.path
-        key = (path.kind, path.rounding, path.reduction)
+        path, reduction = block.path, block.path.reduction
+        key = (path.kind, path.rounding, reduction)
         if key not in bounds:
             bounds[key] = bound(path, exact, problem.dtype)
-        part = _rows(block, scale)
-        yield part.assign(bound=bounds[key], rest=remaining if path.reduction == "none" else np.nan)
+        sources = block.reference().sources
+        each = reduction == "none"
+        yield {
+            "row": range(rows) if each else [pd.NA],
+            "input_digest": problem.row_digests if each else [problem.case_digest],
+            "reference": _text(block.reference, reduction, classes),
+            "exact_kl": _text(block.exact, reduction, classes),
+            "before": _text(block.before, reduction, classes) if block.before else [""] * (rows if each else 1),
+            "reference_source": sources if each else [next(s for s in ("computed", "gold", "exact") if s in sources)],
+            "computed": block.result.computed,
+            "scale": scale if each else [scale.sum() / divisor(reduction, rows, classes)],
+            "bound": bounds[key],
+            "rest": remaining if each else [np.nan],
+        }
 
 
 def _with_reproducers(findings: pd.DataFrame, plan: Plan, problems: Mapping[tuple[str, str], Problem]) -> pd.DataFrame:
     """The findings with the smallest input that shows each."""
     paths = {(p.name, p.reduction, p.target_kind): p for p in plan.paths}
+    shrinker = Shrinker()
     found = []
     for finding in findings.to_dict("records"):
         name, dtype, row = str(finding["case"]), str(finding["dtype"]), finding["row"]
@@ -373,7 +417,7 @@ def _with_reproducers(findings: pd.DataFrame, plan: Plan, problems: Mapping[tupl
         path = paths[str(finding["path"]), str(finding["reduction"]), problem.case.target_kind]
         # A reduced result does not say which row it is of.
         tries = (
-            reproduce(path, input[[r]], target[[r]], str(finding["device"]), str(finding["symptom"]))
+            shrinker.reproduce(path, input[[r]], target[[r]], str(finding["device"]), str(finding["symptom"]))
             for r in range(len(input))
         )
         found.append(next((vars(r) for r in tries if r is not None), {}))
@@ -384,39 +428,6 @@ def _difference(exact: str, before: str) -> float:
     """exact - before, rounded once; not a number where either is infinite or there is nothing before."""
     a, b = Decimal(exact), Decimal(before or "nan")
     return float(_EXACT.subtract(a, b)) if a.is_finite() and b.is_finite() else float("nan")
-
-
-def _rows(block: _Block, scale: Rows) -> pd.DataFrame:
-    problem, path, result = block.problem, block.path, block.result
-    rows, classes = problem.input.shape
-    sources, digests = block.reference().sources, problem.row_digests
-    if path.reduction != "none":
-        sources, digests = [next(s for s in ("computed", "gold", "exact") if s in sources)], [problem.case_digest]
-        scale = np.array([scale.sum() / divisor(path.reduction, rows, classes)])
-    return pd.DataFrame(
-        {
-            "case": problem.case.name,
-            "row": pd.array(list(range(rows)) if path.reduction == "none" else [pd.NA], dtype="Int64"),
-            "path": path.name,
-            "reduction": path.reduction,
-            "dtype": problem.dtype,
-            "device": block.device,
-            "kind": path.kind,
-            "rows": rows,
-            "classes": classes,
-            "target_kind": problem.case.target_kind,
-            "input_digest": digests,
-            "reference": _text(block.reference, path.reduction, classes),
-            "exact_kl": _text(block.exact, path.reduction, classes),
-            "reference_source": sources,
-            "computed": result.computed,
-            "result_dtype": result.dtype,
-            "result_class": "not_computed" if result.note else "",
-            "note": result.note,
-            "scale": scale,
-            "before": _text(block.before, path.reduction, classes) if block.before else "",
-        }
-    )
 
 
 def _text(values: Wait, reduction: str, classes: int) -> list[str]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from audit.cases.digits import recorded
-from audit.measure import describe
+from audit.measure import TORCH, describe
 from audit.paths import functional, thread_era
 
 DRAWS = 2_000
@@ -234,7 +234,8 @@ def _row(quote: Quote, device: str) -> dict[str, object]:
         "reference": quote.reference,
     }
     try:
-        measured = quote.measure(device)
+        with TORCH:
+            measured = quote.measure(device)
     except (RuntimeError, TypeError, NotImplementedError) as error:
         return row | {"draws": 0, "reproduced": "no", "why": "not computed", "observed": describe(error)}
     if isinstance(measured, str):

@@ -20,7 +20,7 @@ from audit.reference.oracle import _context
 
 ROWS = 2
 PARTS = ("softmax", "shift", "log_softmax", "log", "product", "summation", "output")
-_BITS = 400
+_BITS = 200
 
 
 def measure_attribution(problems: Sequence[Problem], device: str) -> pd.DataFrame:
@@ -59,11 +59,12 @@ def _split(stages: list[list[float]], total: float, result: float) -> dict[str, 
         _, exact_l = _softmax(x)
         there = [i for i, v in enumerate(p) if v > 0]
         stored = {i: ctx.mpf(p[i]) for i in there}
+        logarithms = {i: ctx.log(v) for i, v in stored.items()}
         errors = sorted(ctx.mpf(l[i]) - exact_l[i] for i in range(len(x)))
         shift = errors[len(errors) // 2]
 
         def f(logs: Any) -> Any:
-            return ctx.fsum(stored[i] * (ctx.log(stored[i]) - logs[i]) for i in there)
+            return ctx.fsum(stored[i] * (logarithms[i] - logs[i]) for i in there)
 
         values = [
             ctx.fsum(a * (b - c) for a, b, c in zip(exact_p, exact_log_p, exact_l, strict=True)),

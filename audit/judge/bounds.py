@@ -7,7 +7,9 @@ but L = log p - log q, whose rounding is added to it.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import pandas as pd
@@ -18,13 +20,14 @@ from audit.paths import Path
 from audit.paths.rounding import Rounding
 
 Rows = NDArray[np.float64]
+Error = TypeVar("Error", bound=Callable[..., object])
 EXP, LOG = 4.0, 2.0  # roundoffs of a library's exp (2 ulp) and log (1 ulp): CUDA C++ Programming Guide; glibc manual
 # A bound of logits near the largest double overflows, as it should.
 _OVERFLOWS = np.errstate(over="ignore", invalid="ignore")
 _SLACK = 2.0**-48  # of this module's own arithmetic, relative to what it adds up
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Softmax:
     """A row's exact softmax: shifted logits a <= 0, log p, p, and the share w of the sum that is not the largest's."""
 
@@ -33,6 +36,7 @@ class Softmax:
     p: Rows
     log_sum: Rows
     w: Rows
+    errors: dict[object, Any] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, logits: Rows) -> Softmax:
@@ -94,11 +98,33 @@ def _gamma(steps: float, u: float) -> float:
     return steps * u / (1 - steps * u) if steps * u < 0.5 else float(math.expm1(min(2 * steps * u, 700.0)))
 
 
-def _steps(count: int, rounding: Rounding, compute: Format) -> float:
+@dataclass(frozen=True)
+class _Kernel:
+    """What the errors of softmax and log_softmax depend on; paths share it, and what is computed from it."""
+
+    storage: Format
+    compute: Format
+    cascade: bool
+    exp_slope: float
+
+
+def _kept(function: Error) -> Error:
+    """Computes an error of a Softmax once for each kernel; it is kept as long as the Softmax is."""
+
+    def once(s: Softmax, *args: object) -> object:
+        key = (function, *args)
+        if key not in s.errors:
+            s.errors[key] = function(s, *args)
+        return s.errors[key]
+
+    return cast(Error, once)
+
+
+def _steps(count: int, kernel: _Kernel) -> float:
     """How many roundings a term of a sum of exponentials meets."""
-    if not rounding.cascade:
+    if not kernel.cascade:
         return 4.0 * count  # an online normaliser: exp (2), product and sum at every step
-    return count / (2.0 if compute.precision > 24 else 4.0) + 5  # lanes of a register of 128 bits
+    return count / (2.0 if kernel.compute.precision > 24 else 4.0) + 5  # lanes of a register of 128 bits
 
 
 def _total_steps(count: int, rounding: Rounding) -> float:
@@ -108,11 +134,12 @@ def _total_steps(count: int, rounding: Rounding) -> float:
     return 4.0 * 2.0 ** max(4, math.ceil(math.log2(max(count, 2)) / 4)) + 8  # torch's cascade, four levels
 
 
-def _sum_error(s: Softmax, rounding: Rounding, compute: Format) -> Rows:
+@_kept
+def _sum_error(s: Softmax, kernel: _Kernel) -> Rows:
     """rho: the relative error of the sum of exponentials."""
-    u, count = compute.unit_roundoff, s.a.shape[1]
-    exponentials = _weighted(s.p, u * (EXP + (1 + rounding.exp_slope) * np.abs(s.a)), s.a < 0)
-    gamma = _gamma(_steps(count, rounding, compute), u)
+    u, count = kernel.compute.unit_roundoff, s.a.shape[1]
+    exponentials = _weighted(s.p, u * (EXP + (1 + kernel.exp_slope) * np.abs(s.a)), s.a < 0)
+    gamma = _gamma(_steps(count, kernel), u)
     # Sums of positive numbers that begin with the largest, 1, cannot lose more than the rest.
     return np.asarray(exponentials + np.minimum(gamma, s.w * (1 + gamma)))
 
@@ -121,29 +148,33 @@ def _weighted(p: Rows, error: Rows, there: NDArray[np.bool_]) -> Rows:
     return np.asarray(np.where(there & (p > 0), p * error, 0.0).sum(axis=1, keepdims=True))
 
 
-def _log_softmax_error(s: Softmax, rounding: Rounding, storage: Format, compute: Format) -> Rows:
+@_kept
+def _log_softmax_error(s: Softmax, kernel: _Kernel) -> Rows:
     """D: the absolute error of log_softmax."""
-    u = compute.unit_roundoff
-    rho = _sum_error(s, rounding, compute)
+    u, storage = kernel.compute.unit_roundoff, kernel.storage
+    rho = _sum_error(s, kernel)
     rho = -np.log1p(-np.minimum(rho, 0.9))
     size = np.abs(s.log_p)
     error = u * np.abs(s.a) + rho + LOG * u * s.log_sum + u * size
     return np.asarray(error + storage.unit_roundoff * (size + error) + storage.smallest_subnormal / 2)
 
 
-def _softmax_error(s: Softmax, rounding: Rounding, storage: Format, compute: Format) -> tuple[Rows, Rows]:
+@_kept
+def _softmax_error(s: Softmax, kernel: _Kernel) -> tuple[Rows, Rows]:
     """r: the relative error of softmax, without underflow, and what underflow adds to p r."""
-    u = compute.unit_roundoff
-    rho = _sum_error(s, rounding, compute)
-    exponential = u * (EXP + (1 + rounding.exp_slope) * np.abs(s.a))
+    u, storage = kernel.compute.unit_roundoff, kernel.storage
+    rho = _sum_error(s, kernel)
+    exponential = u * (EXP + (1 + kernel.exp_slope) * np.abs(s.a))
     relative = np.where(s.a < 0, exponential, 0.0) + rho + 2 * u + storage.unit_roundoff
-    tiny = 2.0**compute.minimum + storage.smallest_subnormal / 2
+    tiny = 2.0**kernel.compute.minimum + storage.smallest_subnormal / 2
     return np.expm1(np.minimum(relative, 1.0)), np.minimum(tiny, 2 * s.p)
 
 
-def _log_of_softmax_error(s: Softmax, rounding: Rounding, storage: Format, compute: Format) -> Rows:
+@_kept
+def _log_of_softmax_error(s: Softmax, kernel: _Kernel) -> Rows:
     """The absolute error of log(softmax), where the probability has not been flushed to 0."""
-    r, _ = _softmax_error(s, rounding, storage, compute)
+    r, _ = _softmax_error(s, kernel)
+    storage = kernel.storage
     least = storage.smallest_subnormal
     with np.errstate(divide="ignore", over="ignore"):
         above = np.log1p(r + np.minimum(least / 2 / np.maximum(s.p, least), 2.0))
@@ -152,19 +183,21 @@ def _log_of_softmax_error(s: Softmax, rounding: Rounding, storage: Format, compu
     # A probability below the smallest subnormal that is rounded up to it.
     up = np.maximum(math.log(least) - s.log_p, 0.0) * (s.p < least)
     error = np.maximum(np.maximum(above, below), up)
-    u = LOG * compute.unit_roundoff + storage.unit_roundoff
+    u = LOG * kernel.compute.unit_roundoff + storage.unit_roundoff
     return np.asarray(error + u * (np.abs(s.log_p) + error))
 
 
-def _input_error(exact: Exact, rounding: Rounding, storage: Format, compute: Format) -> Rows:
-    """D of the input's log-probabilities."""
-    plain = _log_softmax_error(exact.q, rounding, storage, compute)
-    if rounding.input == "log_softmax":
+@_kept
+def _input_error(q: Softmax, way: str, kernel: _Kernel) -> Rows:
+    """D of the input's log-probabilities, which come about in the `way` that a Rounding names."""
+    if way == "softmax":
+        return _log_of_softmax_error(q, kernel)
+    plain = _log_softmax_error(q, kernel)
+    if way == "log_softmax":
         return plain
-    if rounding.input == "softmax":
-        return _log_of_softmax_error(exact.q, rounding, storage, compute)
-    r, _ = _softmax_error(exact.q, rounding, storage, compute)
-    return np.asarray(np.maximum(plain, -np.log1p(-np.minimum(r, 0.9)) + storage.unit_roundoff * np.abs(exact.q.log_p)))
+    r, _ = _softmax_error(q, kernel)
+    stored = kernel.storage.unit_roundoff * np.abs(q.log_p)
+    return np.asarray(np.maximum(plain, -np.log1p(-np.minimum(r, 0.9)) + stored))
 
 
 @_OVERFLOWS
@@ -182,14 +215,15 @@ def kl_bound(exact: Exact, rounding: Rounding, dtype: str, reduction: str = "non
     there, p = exact.there, np.where(exact.there, exact.p, 0.0)
     log_p = np.where(there, np.abs(exact.log_p), 0.0)
     log_q = np.where(there, np.abs(exact.q.log_p), 0.0)
-    D = np.where(there, _input_error(exact, rounding, storage, compute), 0.0)
+    kernel = _Kernel(storage, compute, rounding.cascade, rounding.exp_slope)
+    D = np.where(there, _input_error(exact.q, rounding.input, kernel), 0.0)
     L = np.abs(exact.L) + _SLACK * (log_p + log_q)
     if exact.softmax is None:
         pr, P, Dp = np.zeros_like(p), p, np.zeros_like(p)
         perturbed = p * D
     else:
-        r, tiny = _softmax_error(exact.softmax, rounding, storage, compute)
-        Dp = _log_softmax_error(exact.softmax, rounding, storage, compute)
+        r, tiny = _softmax_error(exact.softmax, kernel)
+        Dp = _log_softmax_error(exact.softmax, kernel)
         if rounding.target == "log_softmax":
             r = np.expm1(np.minimum(Dp, 1.0)) + (EXP + 1) * uc + us
         elif rounding.target == "any":
@@ -234,8 +268,8 @@ def difference_bound(exact: Exact, rounding: Rounding, dtype: str) -> NDArray[np
     """The largest |sum of log(softmax(input)) - log_softmax(input)|, a row."""
     storage, compute, result = _units(rounding, dtype)
     there = exact.q.log_p > -np.inf
-    error = _log_of_softmax_error(exact.q, rounding, storage, compute)
-    error = error + _log_softmax_error(exact.q, rounding, storage, compute)
+    kernel = _Kernel(storage, compute, rounding.cascade, rounding.exp_slope)
+    error = _log_of_softmax_error(exact.q, kernel) + _log_softmax_error(exact.q, kernel)
     each = np.where(there, error * (1 + storage.unit_roundoff), 0.0)
     total = each.sum(axis=1) * (1 + _gamma(_total_steps(each.shape[1], rounding), compute.unit_roundoff))
     return np.asarray(total * (1 + result.unit_roundoff) + result.smallest_subnormal)

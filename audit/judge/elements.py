@@ -11,6 +11,7 @@ from torch import Tensor
 
 from audit.cases import Problem
 from audit.formats import FORMATS, Format
+from audit.measure import TORCH
 from audit.paths import Path
 from audit.reference.softmax import exact_softmax
 from audit.reference.values import Rows
@@ -80,9 +81,12 @@ def _gradients(problem: Problem, paths: Sequence[Path], device: str) -> Iterator
     exact = {"input": np.where(np.abs(L) < 1, p * np.expm1(-L), q - p), "target": p * (L - kl)}
     u = FORMATS[problem.dtype].unit_roundoff
     for path in paths:
+        if not path.takes(problem.case.name, problem.dtype, problem.case.target_kind):
+            continue
         x, y = (t[:ROWS].to(device, copy=True).requires_grad_() for t in (problem.input, problem.target))
         try:
-            grads = torch.autograd.grad(path.function(x, y).sum(), (x, y), allow_unused=True)
+            with TORCH:
+                grads = torch.autograd.grad(path.function(x, y).sum(), (x, y), allow_unused=True)
         except RuntimeError:
             continue
         for side, grad in zip(("input", "target"), grads, strict=True):

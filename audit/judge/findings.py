@@ -103,11 +103,11 @@ def find(errors: pd.DataFrame, acknowledgements: list[Acknowledgement]) -> tuple
     rows = pd.concat([errors[wrong != ""].assign(symptom=wrong[wrong != ""]), _one_signed(errors)])
     rows["acknowledged_by"] = ""
     stale = []
+    ran = errors.loc[errors["kind"].isin(GATED), [f for f in SCOPE if f != "symptom"]].drop_duplicates()
     for known in acknowledgements:
         covered = known.covers(rows)
         rows.loc[covered & (rows["acknowledged_by"] == ""), "acknowledged_by"] = known.name
-        ran = known.covers(errors.drop(columns="symptom", errors="ignore")) & errors["kind"].isin(GATED)
-        if ran.any() and not covered.any():
+        if known.covers(ran).any() and not covered.any():
             stale.append(known.name)
     reasons = {a.name: a.reason for a in acknowledgements}
     with np.errstate(divide="ignore", invalid="ignore"):

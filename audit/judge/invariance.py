@@ -2,56 +2,101 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pandas as pd
-import torch
+from torch import Tensor
 
-from audit.cases import Problem
+from audit.cases import Problem, Rows
 from audit.formats import FORMATS
 from audit.judge.bounds import Exact, bound
+from audit.measure import Result, measure
 from audit.paths import Path
-from audit.paths.execution import EXECUTIONS
+from audit.paths.execution import EXECUTIONS, NO_COMPILER, Execution
 
 
-def measure_invariance(problems: Sequence[Problem], paths: Sequence[Path], device: str) -> pd.DataFrame:
-    """The rows of invariance.csv: path x dtype x check on one device, over the problems' rows."""
-    rows = [row for problem in problems for path in paths for row in _checks(problem, path, device)]
-    table = pd.DataFrame(rows)
-    groups = table.groupby(["path", "dtype", "device", "check"], sort=False)
-    return groups.agg(
-        rows=("changed", "size"),
-        changed_share=("changed", "mean"),
-        largest_ulp=("ulp", "max"),
-        largest_of_bound=("of_bound", "max"),
-        non_finite=("lost", "sum"),
-    ).reset_index()
+def measure_invariance(
+    problems: Sequence[Problem], paths: Sequence[Path], device: str, compiled: Collection[str] = ()
+) -> pd.DataFrame:
+    """The rows of invariance.csv: path x dtype x check on one device, over the problems' rows.
+
+    `compiled` names the paths that are compared with their compiled form.
+    """
+    found: dict[tuple[str, str, str], list[list[Rows]]] = {}
+    for problem in problems:
+        for path, name, changes in _problem_checks(problem, paths, device, compiled):
+            found.setdefault((path, problem.dtype, name), []).append(changes)
+    rows = []
+    for (path, dtype, check), parts in found.items():
+        changed, ulp, of_bound, lost = (np.concatenate(column) for column in zip(*parts, strict=True))
+        finite = bool(np.isfinite(ulp).any())
+        rows.append(
+            {
+                "path": path,
+                "dtype": dtype,
+                "device": device,
+                "check": check,
+                "rows": changed.size,
+                "changed_share": changed.mean(),
+                "largest_ulp": np.nanmax(ulp) if finite else np.nan,
+                "largest_of_bound": np.nanmax(of_bound) if finite else np.nan,
+                "non_finite": int(lost.sum()),
+            }
+        )
+    return pd.DataFrame(rows)
 
 
-def _checks(problem: Problem, path: Path, device: str) -> Iterator[dict[str, object]]:
-    if problem.dtype not in path.dtypes:
-        return
+def _problem_checks(
+    problem: Problem, paths: Sequence[Path], device: str, compiled: Collection[str]
+) -> Iterator[tuple[str, str, list[Rows]]]:
+    """Path, check and what changed in each row."""
+    exact = Exact.of(*problem.numbers, problem.case.target_kind)
     x, y = problem.input.to(device), problem.target.to(device)
-    limit = bound(path, Exact.of(*problem.numbers, problem.case.target_kind), problem.dtype)
-    format = FORMATS[problem.dtype]
-    with torch.no_grad():
-        plain = path.function(x, y).double().cpu().numpy()
+    for path in paths:
+        if not path.takes(problem.case.name, problem.dtype, problem.case.target_kind):
+            continue
+        plain, limit = measure(path, x, y), bound(path, exact, problem.dtype)
         for name, check in EXECUTIONS.items():
-            other = check(path.function, x, y).double().cpu().numpy()
-            same = (plain == other) | (np.isnan(plain) & np.isnan(other))
-            with np.errstate(invalid="ignore", divide="ignore"):
-                size = np.abs(plain - other)
-                exponent = np.floor(np.log2(np.maximum(np.abs(plain), 2.0**format.minimum)))
-            for i in range(len(plain)):
-                finite = bool(np.isfinite(size[i]))
-                yield {
-                    "path": path.name,
-                    "dtype": problem.dtype,
-                    "device": device,
-                    "check": name,
-                    "changed": not same[i],
-                    "ulp": size[i] / format.ulp(int(exponent[i])) if finite else np.nan,
-                    "of_bound": size[i] / limit[i] if finite else np.nan,
-                    "lost": bool(np.isfinite(plain[i]) and not np.isfinite(other[i])),
-                }
+            if _applies(check, device) and (not check.costly or path.name in compiled):
+                before, after = _pair(path, check, plain, x, y)
+                if not before.note:
+                    yield path.name, name, _changes(before, after, limit)
+
+
+def _applies(check: Execution, device: str) -> bool:
+    if check.costly and NO_COMPILER:
+        return False
+    return check.where in ("", "cpu" if device == "cpu" else "accelerator")
+
+
+def _pair(path: Path, check: Execution, plain: Result, x: Tensor, y: Tensor) -> tuple[Result, Result]:
+    """What the path gives as it is, and under the check."""
+    if check.prepare is not None:
+        x = check.prepare(x)
+        plain = measure(path, x, y)
+    checked = replace(path, function=partial(check.run, path.function), compiles=check.costly)
+    return plain, measure(checked, x, y)
+
+
+def _changes(before: Result, after: Result, limit: Rows) -> list[Rows]:
+    """Of each row: whether it changed, by how many ulp, how much of the bound, and whether a number was lost.
+
+    A check that raises loses every row's number.
+    """
+    plain, other = before.computed, after.computed
+    format = FORMATS[before.dtype]
+    with np.errstate(invalid="ignore", over="ignore"):
+        size = np.abs(plain - other)
+        of_bound = np.where(size > 0, size / limit, size)
+    # frexp gives m 2^e with m in [1/2, 1).
+    exponent = np.frexp(np.maximum(np.abs(plain), 2.0**format.minimum))[1] - 1
+    finite = np.isfinite(size)
+    return [
+        ~((plain == other) | (np.isnan(plain) & np.isnan(other))),
+        np.where(finite, size / np.exp2(exponent - format.precision + 1.0), np.nan),
+        np.where(finite, of_bound, np.nan),
+        np.isfinite(plain) & ~np.isfinite(other),
+    ]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from decimal import Context, Decimal
-from functools import cache, partial
+from functools import cache, cached_property, lru_cache, partial
 from multiprocessing import get_context
 from types import TracebackType
 
@@ -29,6 +29,7 @@ def divisor(reduction: str, rows: int, classes: int) -> int:
     return {"none": 1, "sum": 1, "mean": rows * classes, "batchmean": rows}[reduction]
 
 
+@lru_cache(maxsize=2**16)
 def published(value: str | Decimal) -> str:
     """`value` to 50 significant digits."""
     return str(_PUBLISHED.plus(Decimal(value))).replace("Infinity", "inf").replace("NaN", "nan").replace("E", "e")
@@ -59,7 +60,7 @@ class References:
     values: list[str]
     gold: list[bool]
 
-    @property
+    @cached_property
     def sources(self) -> list[str]:
         """ "exact" for an exact 0, an infinity or a NaN, which are decided, else "gold" or "computed"."""
         decided = [not number.is_finite() or not number for number in map(Decimal, self.values)]
@@ -114,7 +115,7 @@ class Engine:
             answer = self._start(work, input[part], target[part])
             for place, row in enumerate(part):
                 self._known[keys[row]] = partial(_take, answer, place)
-        return lambda: References([self._known[key]() for key in keys], gold)
+        return cache(lambda: References([self._known[key]() for key in keys], gold))
 
     def _start(self, work: Work, input: Rows, target: Rows) -> Callable[[], list[str]]:
         if self._pool is not None:

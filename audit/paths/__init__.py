@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -32,7 +33,8 @@ class Path:
 
     `quantity` is that value's name: "kl", "zero" (every identity), or one of reference.quantities. `reduction` says
     how rows become one value, "none" where they do not. `cases`: globs of the only cases it runs on, none for all.
-    `rounding`: what its bound needs. `absent`: why it cannot run here, empty where it can.
+    `rounding`: what its bound needs. `compiles`: its first call on a shape takes seconds, which are counted apart.
+    `absent`: why it cannot run here, empty where it can.
     """
 
     name: str
@@ -45,7 +47,13 @@ class Path:
     quantity: str = "kl"
     cases: tuple[str, ...] = ()
     rounding: Rounding = UNDECLARED
+    compiles: bool = False
     absent: str = ""
+
+    def takes(self, case: str, dtype: str, target_kind: str) -> bool:
+        """Whether it runs on a case of this name, in this dtype, with this kind of target."""
+        meant = not self.cases or any(fnmatchcase(case, glob) for glob in self.cases)
+        return target_kind == self.target_kind and dtype in self.dtypes and meant
 
 
 _REGISTRY: dict[tuple[str, str, str], Path] = {}
@@ -73,6 +81,7 @@ def path(
     quantity: str = "kl",
     cases: Iterable[str] = (),
     rounding: Rounding = UNDECLARED,
+    compiles: bool = False,
     absent: str = "",
 ) -> Callable[[Function], Function]:
     """Decorator: registers a function under `name`; one name may stand once for each reduction and target kind.
@@ -106,6 +115,7 @@ def path(
             "zero" if kind == "identity" and quantity == "kl" else quantity,
             tuple(cases),
             rounding,
+            compiles,
             absent,
         )
         return function

@@ -1,9 +1,11 @@
-"""The same call, executed otherwise: alone, in another order, strided, on one thread, compiled."""
+"""The same call, executed otherwise: alone, in another order, strided, on one thread, compiled, on another device."""
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache, partial
 from shutil import which
 
@@ -26,14 +28,25 @@ def row_alone(f: Function, x: Tensor, y: Tensor) -> Tensor:
 
 
 def permuted(f: Function, x: Tensor, y: Tensor) -> Tensor:
-    return f(x.flip(-1), y.flip(-1))
+    order = torch.randperm(x.shape[-1], generator=torch.Generator().manual_seed(0)).to(x.device)
+    return f(x.index_select(-1, order), y.index_select(-1, order))
 
 
 def constant(f: Function, x: Tensor, y: Tensor) -> Tensor:
-    """Adds 1 to the rows whose logits all stay exact."""
-    shifted = x + 1
-    exact = ((shifted - 1) == x).all(-1)
-    return torch.where(exact, f(shifted, y), f(x, y))
+    """Adds a constant of its largest logit's size to each row of the input; exact on `coarse` logits."""
+    return f(x + _leading(x), y)
+
+
+def _leading(x: Tensor) -> Tensor:
+    """The power of two at or below each row's largest finite magnitude."""
+    size = torch.where(x.isfinite(), x.abs(), 0.0).amax(-1, keepdim=True).double()
+    return torch.exp2(torch.floor(torch.log2(size.clamp(min=torch.finfo(x.dtype).tiny)))).to(x.dtype)
+
+
+def coarse(x: Tensor) -> Tensor:
+    """Logits without the bits that `constant` would lose: multiples of 2 ulp of the row's largest."""
+    step = _leading(x).double() * 2 * torch.finfo(x.dtype).eps
+    return (torch.round(x.double() / step) * step).to(x.dtype)
 
 
 def padded(f: Function, x: Tensor, y: Tensor) -> Tensor:
@@ -53,14 +66,55 @@ def strided(f: Function, x: Tensor, y: Tensor) -> Tensor:
     return f(*(torch.stack((t, t), -1).select(-1, 0) for t in (x, y)))
 
 
-EXECUTIONS: dict[str, Callable[[Function, Tensor, Tensor], Tensor]] = {
-    "run to run": again,
-    "row alone": row_alone,
-    "classes reversed": permuted,
-    "constant added": constant,
-    "padded with -inf": padded,
-    "one thread": one_thread,
-    "strided": strided,
+def on_cpu(f: Function, x: Tensor, y: Tensor) -> Tensor:
+    return f(x.cpu(), y.cpu()).to(x.device)
+
+
+@cache
+def _compiled(f: Function) -> Function:
+    return torch.compile(f, dynamic=True, fullgraph=True)
+
+
+def compiled(f: Function, x: Tensor, y: Tensor) -> Tensor:
+    """The whole of f compiled, never a part that fell back to eager: what cannot be compiled raises.
+
+    Each dtype, batch of one, stride, number of threads and grad mode is a kernel of its own, which dynamo's limit for
+    a program's recompilations does not foresee.
+    """
+    import torch._dynamo.config as dynamo  # a second and a half, for those who compile
+
+    with dynamo.patch(recompile_limit=1_000):
+        return _compiled(f)(x, y)
+
+
+_COMPILER = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
+NO_COMPILER = "" if which(_COMPILER) else f"torch.compile needs a C++ compiler, and there is no {_COMPILER}"
+
+
+@dataclass(frozen=True)
+class Execution:
+    """Another way to run a path, which should change nothing.
+
+    `prepare` is done to the input's logits first, on both sides of the comparison. `where` is "cpu" or "accelerator"
+    for what means nothing elsewhere. `costly`: compiles, so that it is done for a few paths alone.
+    """
+
+    run: Callable[[Function, Tensor, Tensor], Tensor]
+    prepare: Callable[[Tensor], Tensor] | None = None
+    where: str = ""
+    costly: bool = False
+
+
+EXECUTIONS: dict[str, Execution] = {
+    "run to run": Execution(again),
+    "row alone": Execution(row_alone),
+    "classes permuted": Execution(permuted),
+    "constant added": Execution(constant, prepare=coarse),
+    "padded with -inf": Execution(padded),
+    "one thread": Execution(one_thread, where="cpu"),
+    "strided": Execution(strided),
+    "on the CPU": Execution(on_cpu, where="accelerator"),
+    "compiled": Execution(compiled, costly=True),
 }
 
 # Vectors may not line up with a row's beginning, so that only the form is promised, not the order of the sums.
@@ -73,18 +127,11 @@ for _name, _execution, _rounding, _summary in (
     path(_name, summary=f"the log_softmax path, {_summary}", rounding=_rounding)(partial(_execution, log_softmax))
 
 
-@cache
-def _compiled() -> Function:
-    function: Function = torch.compile(log_softmax, dynamic=True)
-    return function
-
-
-@path(
+path(
     "compiled",
+    summary="torch.compile of the log_softmax path",
     # A few shapes and no more: they show what fusing changes, and compiling takes seconds a dtype.
     cases=("random_scale10", "near_1e-02", "peaked_gap12", "zipf_n32000"),
-    absent="" if which(os.environ.get("CXX", "c++")) else "torch.compile needs a C++ compiler, and there is none",
-)
-def compiled(input: Tensor, target: Tensor) -> Tensor:
-    """torch.compile of the log_softmax path."""
-    return _compiled()(input, target)
+    compiles=True,
+    absent=NO_COMPILER,
+)(partial(compiled, log_softmax))

@@ -8,6 +8,8 @@ double where target > 0 and adds it to a float32 sum that is rounded at every st
 
 from __future__ import annotations
 
+from ctypes import c_float
+
 import torch
 from torch import Tensor
 
@@ -35,9 +37,19 @@ def log_softmax(logits: Tensor) -> Tensor:
 def kl_div(input: Tensor, target: Tensor) -> Tensor:
     p = softmax(target).double()
     terms = torch.where(p > 0, p * (torch.log(p) - log_softmax(input).double()), 0.0)
+    if len(terms) == 1:
+        # Twenty times as fast as tensors of one number.
+        return torch.tensor([_rounded_sum(terms[0].tolist())], device=terms.device)
     total = torch.zeros(len(terms), dtype=torch.float32, device=terms.device)
     for column in terms.unbind(1):
         total = (total.double() + column).float()
+    return total
+
+
+def _rounded_sum(terms: list[float]) -> float:
+    total = 0.0
+    for term in terms:
+        total = c_float(total + term).value
     return total
 
 

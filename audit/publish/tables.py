@@ -86,7 +86,6 @@ def summarise(errors: pd.DataFrame) -> pd.DataFrame:
     summary = groups.agg(
         n=("computed_share", "size"),
         scaled_error_median=("scaled_error", "median"),
-        scaled_error_p99=("scaled_error", lambda s: s.quantile(0.99)),
         scaled_error_max=("scaled_error", "max"),
         correct_bits_median=("correct_bits", "median"),
         negative_share=("negative", "mean"),
@@ -94,9 +93,10 @@ def summarise(errors: pd.DataFrame) -> pd.DataFrame:
         non_finite=("non_finite", "sum"),
         findings=("finding", "sum"),
     )
-    summary["computed_digest"] = [
-        _digest(group.sort_values("order")["computed"].to_numpy(np.float64)) for _, group in groups
-    ]
+    summary["scaled_error_p99"] = groups["scaled_error"].quantile(0.99)
+    group = groups.ngroup().to_numpy()
+    in_key_order = given["computed"].to_numpy(np.float64)[np.lexsort((given["order"], group))]
+    summary["computed_digest"] = [_digest(part) for part in np.split(in_key_order, np.bincount(group).cumsum()[:-1])]
     return typed(summary.reset_index(), "summary")
 
 
