@@ -119,7 +119,7 @@ def show_bench(bench: pd.DataFrame, console: Console) -> None:
     """A row a size and dtype: the Pareto-best paths, the fastest first."""
     for (device, direction), rows in bench[bench["pareto"]].groupby(["device", "direction"], sort=False):
         table = Table(
-            title=f"{direction} on {device}: the paths that no other beats in time and accuracy, with correct bits",
+            title=f"{direction} on {device}: the Pareto-best paths, time and correct bits",
             box=SIMPLE_HEAD,
             pad_edge=False,
         )
@@ -127,10 +127,8 @@ def show_bench(bench: pd.DataFrame, console: Console) -> None:
             table.add_column(name, no_wrap=True)
         table.add_column("fastest first")
         for (size, classes, dtype), group in rows.groupby(["rows", "classes", "dtype"], sort=False):
-            best = [
-                f"{p.path} {_duration(p.seconds)} {p.correct_bits:.0f}"
-                for p in group.sort_values("seconds").itertuples()
-            ]
+            by_time = group.sort_values("seconds").to_dict("records")
+            best = [f"{p['path']} {_duration(p['seconds'])} {p['correct_bits']:.0f}" for p in by_time]
             table.add_row(f"{size} x {classes:,}", str(dtype), ", ".join(best))
         console.print(table)
 

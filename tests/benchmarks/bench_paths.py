@@ -152,7 +152,7 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize(Point._fields, map(marked, points()))
+@pytest.mark.parametrize(Point._fields, [marked(point) for point in points()])
 def bench_path(benchmark, path: str, dtype: str, device: str, rows: int, classes: int, direction: str) -> None:
     exact, function, timer = problem(rows, classes, dtype), PATHS[path].function, TIMERS.get(device, perf_counter)
     x, y = (t.to(device, copy=True) for t in (exact.input, exact.target))

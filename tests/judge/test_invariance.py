@@ -126,5 +126,3 @@ def test_every_execution_runs_on_cuda_without_mixing_devices(name: str, path: st
                 pytest.skip(str(error))
             raise
         assert output.device.type == "cuda" and tuple(output.shape) == (4,)
-
-
