@@ -6,7 +6,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from audit.comparison import Report, read_report
+from audit.comparison import Report, machine_key, read_report
 from audit.errors import UsageError
 from audit.publish.bench import bench_file
 from audit.publish.folder import report_folder
@@ -34,7 +34,7 @@ def record(report: Path, reason: str, folder: Path = FOLDER) -> Path:
     current = read_report(report)
     if new := int((current.findings["status"] == "new").sum()):
         raise UsageError(f"{report} has {new} new findings: mend or acknowledge them first, then record the baseline")
-    home = folder / current.machine
+    home = folder / machine_key(current.environment)
     place = home / f"{1 + max((int(p.name) for p in _recorded(home)), default=0):04d}"
     with report_folder(place) as partial:
         for file in [*(report / name for name in FILES), *([bench_file(report)] if current.bench is not None else [])]:
@@ -45,7 +45,7 @@ def record(report: Path, reason: str, folder: Path = FOLDER) -> Path:
 
 def newest(current: Report, folder: Path = FOLDER) -> Baseline | None:
     """The newest baseline of the report's machine and profile; torch and other versions have no say."""
-    for place in _recorded(folder / current.machine)[::-1]:
+    for place in _recorded(folder / machine_key(current.environment))[::-1]:
         report = read_report(place)
         if report.environment.get("profile") == current.environment.get("profile"):
             reason = (place / REASON).read_text(encoding="utf-8").strip() if (place / REASON).exists() else "no reason"

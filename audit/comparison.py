@@ -14,6 +14,7 @@ import pandas as pd
 
 from audit.errors import UsageError
 from audit.publish.bench import bench_file, measured_with, read_bench
+from audit.publish.folder import MARK
 from audit.publish.schema import SCHEMA_VERSION
 from audit.publish.tables import read_table
 
@@ -58,23 +59,25 @@ class Report:
     bench: pd.DataFrame | None = None
     unmeasured: str = ""
 
-    @property
-    def machine(self) -> str:
-        """The hardware alone: the models of the audited devices and the CPU's capability, never a version."""
-        devices, torch = self.environment["devices"], self.environment["torch"]
-        assert isinstance(devices, list) and isinstance(torch, dict)
-        models = sorted({d["model"] for d in devices if d["status"] == "audited"})
-        return re.sub(r"[^a-z0-9]+", "-", "-".join([*models, torch["cpu_capability"]]).lower()).strip("-")
+
+def machine_key(environment: dict[str, object]) -> str:
+    """The hardware alone: the models of the audited devices and the CPU's capability, never a version."""
+    devices, torch = environment["devices"], environment["torch"]
+    assert isinstance(devices, list) and isinstance(torch, dict)
+    models = sorted({d["model"] for d in devices if d["status"] == "audited"})
+    return re.sub(r"[^a-z0-9]+", "-", "-".join([*models, torch["cpu_capability"]]).lower()).strip("-")
 
 
 def read_report(folder: Path) -> Report:
     """A report or baseline. Raises UsageError for a folder that is none, or one of another schema version."""
+    if not (folder / MARK).is_file():
+        raise UsageError(f"{folder} is no report of this audit: there is no {MARK} in it")
     try:
-        environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+        environment = json.loads((folder / MARK).read_text(encoding="utf-8"))
         version, torch = environment["schema_version"], environment["torch"]["version"]
-        Report(pd.DataFrame(), pd.DataFrame(), environment).machine  # noqa: B018
+        machine_key(environment)
     except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
-        raise UsageError(f"{folder}: not a report of this audit: environment.json: {error!r}") from None
+        raise UsageError(f"{folder / MARK}: not of a report of this audit: {error!r}") from None
     if version != SCHEMA_VERSION:
         raise UsageError(f"{folder}: its tables have schema version {version}, this audit reads {SCHEMA_VERSION}")
     summary, findings = (read_table(folder / f"{name}.csv", name) for name in ("summary", "findings"))
@@ -157,8 +160,8 @@ def _accuracy(pairs: pd.DataFrame) -> list[pd.DataFrame]:
         for worse, times in ((True, after / before.clip(lower=least)), (False, before / after.clip(lower=least))):
             allowed = widened.clip(lower=factor)
             found = times >= allowed
-            what = f"{column}: {'worse' if worse else 'better'}"
-            changes.append(_rows(moved[found], worse, what, column, times=times, allowed=allowed))
+            what = f"{column} {'worse' if worse else 'better'}"
+            changes.append(_rows(moved[found], worse, what, column, times=times[found], allowed=allowed[found]))
     finite = moved["non_finite_after"] - moved["non_finite_before"]
     negative = (moved["negative_share_after"] > 0) & (moved["negative_share_before"] == 0)
     bits = moved[["correct_bits_median_before", "correct_bits_median_after"]].max(axis=1)
@@ -198,7 +201,7 @@ def _throughout(pairs: pd.DataFrame, sigmas: float) -> pd.DataFrame:
         allowed = _widened(weight.tail(1), sigmas).clip(lower=MEDIAN).iloc[0]
         for worse, factor in ((True, middle), (False, 1 / middle)):
             if factor > allowed:
-                what = f"scaled error throughout: {'worse' if worse else 'better'}"
+                what = f"scaled error {'worse' if worse else 'better'} throughout"
                 where = " ".join([f"{len(times)} cases", *map(str, device)])
                 changes.append([worse, what, path, dtype, where, None, None, factor, allowed])
     return pd.DataFrame(changes, columns=COLUMNS)
@@ -217,7 +220,7 @@ def _vanished(gone: pd.DataFrame, new: pd.DataFrame, worse: bool) -> list[pd.Dat
 
 def _speed(baseline: Report, current: Report, same_machine: bool, repeat: Repeat | None) -> list[pd.DataFrame]:
     """Benchmarks whose ratio to the calibration changed, on hardware that is the same."""
-    if baseline.machine != current.machine:
+    if machine_key(baseline.environment) != machine_key(current.environment):
         return [_note("speed not compared", "the machines are unlike")]
     if baseline.bench is None or current.bench is None:
         return [_note("speed not compared", baseline.unmeasured or current.unmeasured)]
@@ -228,10 +231,11 @@ def _speed(baseline: Report, current: Report, same_machine: bool, repeat: Repeat
             break
         slower = _slower(_paired(baseline.bench, repeat(slower), SPEED_KEY)[0])
     what = f"slower, {REPEATS} times in a row" if repeat else "slower, not repeated"
-    faster = pairs[pairs["ratio_before"] > SLOWER * pairs["ratio_after"]]
+    faster = pairs.assign(times=pairs["ratio_before"] / pairs["ratio_after"])
+    faster = faster[faster["times"] > SLOWER]
     return [
         _rows(slower, repeat is not None, what, "seconds", times=slower["times"], allowed=SLOWER),
-        _rows(faster, False, "faster", "seconds", times=faster["ratio_before"] / faster["ratio_after"], allowed=SLOWER),
+        _rows(faster, False, "faster", "seconds", times=faster["times"], allowed=SLOWER),
         gone[["path", "dtype", "where"]].assign(worse=same_machine, what="benchmark vanished"),
     ]
 

@@ -15,10 +15,11 @@ from audit.errors import UsageError
 from audit.publish.bench import read_bench
 
 ROOT = Path(__file__).parents[1]
+STDERR = 2
 FOLDER = ROOT / "tests" / "benchmarks"
 
 
-def run_benchmarks(out: Path, only: Sequence[str] = ()) -> bool:
+def run_benchmarks(out: Path, only: Sequence[str] = (), stdout: int | None = None) -> bool:
     """Writes pytest-benchmark's JSON to `out`: of every benchmark, or of those that `only` names by their node ids.
 
     False where a benchmark failed; the others are written. Raises UsageError where they cannot be run.
@@ -34,7 +35,7 @@ def run_benchmarks(out: Path, only: Sequence[str] = ()) -> bool:
         command = [sys.executable, "-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider"]
         command += ["-o", "python_files=bench_*.py", "-o", "python_functions=bench_*"]
         command += ["--benchmark-quiet", f"--benchmark-json={made}", *(only or [str(FOLDER)])]
-        status = subprocess.run(command, cwd=ROOT, check=False).returncode
+        status = subprocess.run(command, cwd=ROOT, check=False, stdout=stdout).returncode
         if status > 1 or not made.exists():
             raise UsageError(f"the benchmarks could not be run: pytest ended with status {status}")
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -47,5 +48,5 @@ def measure_again(suspects: pd.DataFrame) -> pd.DataFrame:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "bench.json"
         names = suspects[["path", "dtype", "device", "rows", "classes", "direction"]].astype(str).agg("-".join, axis=1)
-        run_benchmarks(out, [f"{FOLDER / 'bench_paths.py'}::bench_path[{name}]" for name in names])
+        run_benchmarks(out, [f"{FOLDER / 'bench_paths.py'}::bench_path[{name}]" for name in names], STDERR)
         return read_bench(out)

@@ -80,6 +80,10 @@ def figure(bench: pd.DataFrame) -> Any:
             here = (bench["rows"] == rows) & (bench["classes"] == classes) & (bench["dtype"] == dtype)
             _panel(panels[row][column], bench[here].dropna(subset=["seconds", "correct_bits"]))
             panels[row][column].set_title(f"{dtype}, {rows:,} x {classes:,}", fontsize="small")
+    of = ", ".join(
+        f"{direction} on {device}" for direction, device in bench[["direction", "device"]].drop_duplicates().to_numpy()
+    )
+    drawn.suptitle(f"{of}: {len(bench)} benchmarks of bench.json; joined: the Pareto-best", fontsize="small")
     drawn.supxlabel("time of a call, median", fontsize="small")
     drawn.supylabel("correct bits, median over rows", fontsize="small")
     return drawn

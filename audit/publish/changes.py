@@ -30,9 +30,8 @@ def render(changes: pd.DataFrame, since: str, format: str) -> str:
     if format == "json":
         records = changes.astype(object).where(changes.notna(), None).to_dict("records")
         return json.dumps({"since": since, "worse": worse, "changes": records}, indent=2, ensure_ascii=False)
-    group = changes["what"].where(
-        ~changes["worse"], changes[["what", "path", "dtype"]].astype(str).agg(" ".join, axis=1)
-    )
+    names = changes[["worse", "what", "path", "dtype"]].itertuples(index=False)
+    group = pd.Series([name if name.worse else name.what for name in names], changes.index, dtype=object)
     shown = changes.assign(more=group.groupby(group).transform("size") - 1)[~group.duplicated()]
     cut = shown[shown["worse"]].iloc[SHOWN:]
     lines = [_line(row, format) for row in shown.drop(cut.index).to_dict("records")]
@@ -55,7 +54,8 @@ def _line(row: dict[Any, Any], format: str) -> str:
     if format == "markdown":
         cells = ["**worse**" if row["worse"] else "", row["what"], where, before, after, times]
         return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
-    text = f"{row['what']}: {where}" + f" {before} -> {after}" * bool(before or after) + f" ({times})" * bool(times)
+    arrow = f"{before} -> {after}" if before or after else ""
+    text = f"{row['what']}: " + " ".join(part for part in (where, arrow, f"({times})" if times else "") if part)
     if format == "github":
         # A workflow command ends at a line's end, and % begins an escape.
         return f"::{'error' if row['worse'] else 'notice'}::" + text.replace("%", "%25").replace("\n", "%0A")
