@@ -273,7 +273,8 @@ def _streamed(plan: Plan, engine: Engine, advance: Callable[[str], None]) -> pd.
     assert plan.file is not None
     rows, classes = plan.file.input.shape
     step = max(1, ELEMENTS_AT_ONCE // classes)
-    parts, stopped = [], {}
+    parts: list[pd.DataFrame] = []
+    stopped: dict[tuple[str, str], str] = {}
     for start in range(0, rows, step):
         cases = [plan.file.case(slice(start, start + step))]
         part = _errors(_blocks(replace(plan, cases=cases), engine, advance, stopped))
@@ -319,15 +320,15 @@ def _run_paths(
             yield path, Result(np.full(rows, np.nan), note=describe(error))
         return
     # A copy even on the CPU: the problem's own tensors must survive a path that writes into its inputs.
-    tensors = [t.clone() for t in originals]
+    x, y = (t.clone() for t in originals)
     for path in paths:
         if where := stopped.get((path.name, device)):
             rows = len(problem.input) if path.reduction == "none" else 1
             yield path, Result(np.full(rows, np.nan), note=f"not run: took more than {LIMIT_SECONDS:g} s on {where}")
             continue
-        result = measure(path, *tensors, originals)
+        result = measure(path, x, y, originals)
         if result.note:
-            tensors = [t.clone() for t in originals]
+            x, y = (t.clone() for t in originals)
         if result.too_slow:
             stopped[path.name, device] = f"{problem.case.name} {problem.dtype}"
         yield path, result

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from audit.reference.fixedpoint import BITS, Sum, Weight, exponential_sums
+from audit.reference.fixedpoint import Sum, Weights, exponential_sums
+from audit.reference.limbs import BITS
 from audit.reference.oracle import Ball, _context
 
 Floats = NDArray[np.float64]
@@ -44,8 +45,7 @@ def kl_row(input: Floats, target: Floats, digits: int) -> Ball | None:
         return None
     if len(x) == len(y) and (differences == differences[0]).all() and (errors is None or (errors == errors[0]).all()):
         return Ball(_context().zero, _context().zero)
-    needed = digits * math.log2(10) + math.log2(len(x)) + 6
-    limbs = math.ceil((needed + 3) / BITS)
+    limbs = math.ceil((digits * math.log2(10) + 8) / BITS)
     while limbs <= MOST_LIMBS:
         ball = _ball(x, y, differences, errors, limbs)
         if ball is None:
@@ -75,11 +75,15 @@ def _differences(y: Floats, x: Floats) -> tuple[Floats, Floats | None]:
 
 
 def _ball(x: Floats, y: Floats, differences: Floats, errors: Floats | None, limbs: int) -> Ball | None:
+    """The value on so many limbs; None where weights are too large for binary64's exponents."""
     bits = BITS * limbs
-    lost = Fraction(len(x), 2**bits)
-    top_x, (sum_x,) = exponential_sums(x[x >= x.max() - _reach(bits)], [None], limbs)
-    kept = y >= y.max() - _reach(bits)
+    reach = 0.6932 * (bits + math.log2(len(x)))
+    # Classes this far below the largest weigh less than 2^-bits together.
+    lost = Fraction(1, 2**bits)
     lost_difference = Fraction(0)
+    if x.min() < x.max() - reach:
+        x = x[x >= x.max() - reach]
+    kept = y >= y.max() - reach
     if not kept.all():
         # log2 of e^(y - max) |y - x|, rounded upwards.
         sizes = 1.4426 * (y[~kept] - y.max()) + np.log2(np.maximum(np.abs(differences[~kept]), 1e-300))
@@ -89,7 +93,9 @@ def _ball(x: Floats, y: Floats, differences: Floats, errors: Floats | None, limb
     exponent = max(math.frexp(float(np.abs(differences).max()))[1], -400) + 1
     if exponent > 500:
         return None
-    top_y, (sum_y, sum_d) = exponential_sums(y, [None, Weight(differences, errors, exponent)], limbs)
+    weights = Weights.differences(differences, errors, exponent, limbs + 1)
+    top_x, (sum_x,) = _sums(x, [], limbs)
+    top_y, (sum_y, sum_d) = _sums(y, [weights], limbs)
     factor = Fraction(2) ** exponent
     return _divergence(
         Sum(sum_d.value * factor, sum_d.radius * factor + lost_difference),
@@ -100,9 +106,41 @@ def _ball(x: Floats, y: Floats, differences: Floats, errors: Floats | None, limb
     )
 
 
-def _reach(bits: int) -> float:
-    """Classes this far below the largest weigh less than 2^-(bits + 1)."""
-    return 0.6932 * (bits + 2)
+def _sums(values: Floats, weights: list[Weights], limbs: int) -> tuple[Fraction, list[Sum]]:
+    """`exponential_sums` of ones and the weights, over the distinct values where those are few."""
+    group = _distinct(values)
+    if group is None:
+        return exponential_sums(values, [Weights.ones(len(values)), *weights], limbs)
+    counts = np.bincount(group)
+    present = np.flatnonzero(counts)
+    numbers = np.empty(len(counts))
+    numbers[group] = values
+    place = np.empty(len(counts), np.int64)
+    place[present] = np.arange(len(present))
+    counts, group = counts[present], place[group]
+    grouped = [w.grouped(group, counts) for w in weights]
+    return exponential_sums(numbers[present], [Weights.counts(counts), *grouped], limbs)
+
+
+def _distinct(values: Floats) -> NDArray[np.int64] | None:
+    """A number below 2^17 for each value, the same for the same; None unless the values have few significant bits.
+
+    Every row of float16 or bfloat16 has such numbers: sign, exponent and the bits of the mantissa that are used.
+    """
+    bits = values.view(np.int64)
+    unused = int(np.bitwise_or.reduce(bits)) | 1 << 52
+    shift = (unused & -unused).bit_length() - 1
+    if shift < 42:
+        return None
+    keys = (bits & 2**63 - 1) >> shift
+    smallest = int(np.where(keys == 0, 2**62, keys).min())
+    keys -= smallest - 1
+    np.maximum(keys, 0, out=keys)
+    span = int(keys.max()) + 1
+    if span > 2**16:
+        return None
+    keys[bits < 0] += span
+    return keys
 
 
 def _divergence(d: Sum, s_y: Sum, s_x: Sum, shift: Fraction, precision: int) -> Ball:
