@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 
 from audit.comparison import Report, machine_key, read_report
@@ -14,14 +13,6 @@ from audit.publish.folder import report_folder
 FOLDER = Path("reports/baselines")
 FILES = ("summary.csv", "findings.csv", "environment.json")
 REASON = "reason.txt"
-
-
-@dataclass(frozen=True)
-class Baseline:
-    """A report that was recorded, and in words which one it is."""
-
-    report: Report
-    since: str
 
 
 def record(report: Path, reason: str, folder: Path = FOLDER) -> Path:
@@ -43,13 +34,13 @@ def record(report: Path, reason: str, folder: Path = FOLDER) -> Path:
     return place
 
 
-def newest(current: Report, folder: Path = FOLDER) -> Baseline | None:
-    """The newest baseline of the report's machine and profile; torch and other versions have no say."""
+def newest(current: Report, folder: Path = FOLDER) -> tuple[Report, str] | None:
+    """The newest baseline of the report's machine and profile, and which it is; no version has a say."""
     for place in _recorded(folder / machine_key(current.environment))[::-1]:
         report = read_report(place)
         if report.environment.get("profile") == current.environment.get("profile"):
             reason = (place / REASON).read_text(encoding="utf-8").strip() if (place / REASON).exists() else "no reason"
-            return Baseline(report, f"{place} ({reason}; {str(report.environment.get('created'))[:10]})")
+            return (report, f"{place} ({reason}; {str(report.environment.get('created'))[:10]})")
     return None
 
 

@@ -38,7 +38,7 @@ app = typer.Typer(
     help="Audit the numerical accuracy of the KL divergence as PyTorch computes it.",
 )
 Out = Annotated[Path, typer.Option(help="Report folder, replaced as a whole when the run ends.")]
-LATEST, BENCH = Path("reports/latest"), Path("reports/bench.json")
+LATEST = Path("reports/latest")
 
 
 @app.command()
@@ -120,23 +120,6 @@ Baselines = Annotated[Path, typer.Option(help="Folder of the baselines.")]
 
 
 @app.command()
-def bench(
-    out: Annotated[Path, typer.Option(help="pytest-benchmark's JSON; table and plots go beside it.")] = BENCH,
-) -> None:
-    """Time every path, forward and backward, beside its accuracy (BENCH=full: more paths and sizes)."""
-    from audit.publish import terminal
-    from audit.publish.bench import read_bench, show_bench, write_bench
-    from audit.timing import run_benchmarks
-
-    complete = run_benchmarks(out)
-    table = read_bench(out)
-    show_bench(table, terminal.console())
-    typer.echo("written: " + ", ".join(map(str, [out, *write_bench(table, out)])))
-    if not complete:
-        raise typer.Exit(1)
-
-
-@app.command()
 def compare(baseline: Path, current: Path, format: Format = "text") -> None:
     """Compare two report folders; exit status 1 where the second is worse."""
     from audit.comparison import compare, read_report
@@ -159,16 +142,16 @@ def regress(report: Path = LATEST, baselines: Baselines = Path("reports/baseline
 
     check_format(format)
     current = read_report(report)
-    found = newest(current, baselines)
-    if found is None:
+    before = newest(current, baselines)
+    if before is None:
         new = int((current.findings["status"] == "new").sum())
         typer.echo(
             f"no baseline for this machine and profile: the bounds alone judged, {new} new findings; "
             'make baseline REASON="…" records one'
         )
     else:
-        changes = compare(found.report, current, same_machine=True, repeat=measure_again)
-        typer.echo(render(changes, found.since, format))
+        changes = compare(before[0], current, same_machine=True, repeat=measure_again)
+        typer.echo(render(changes, before[1], format))
         new = int(changes["worse"].sum())
     if new:
         raise typer.Exit(1)

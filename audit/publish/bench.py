@@ -9,16 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
 
 from audit.errors import UsageError
 from audit.publish.schema import typed
-from audit.publish.tables import write_csv
 
 NAME = "bench.json"
-POINT = ["direction", "device", "dtype", "rows", "classes"]
+KEY = ["path", "dtype", "device", "rows", "classes", "direction"]
 
 
 def bench_file(report: Path) -> Path:
@@ -55,7 +51,7 @@ def _readable(file: Path) -> Iterator[Any]:
 def pareto(bench: pd.DataFrame) -> pd.Series:
     """Which paths no other path of the same size, dtype, device and direction beats in both time and correct bits."""
     best: list[object] = []
-    for _, group in bench.groupby(POINT, sort=False):
+    for _, group in bench.groupby(KEY[1:], sort=False):
         bits = float("-inf")
         for index, row in group.sort_values(["seconds", "correct_bits"], ascending=[True, False]).iterrows():
             if row["correct_bits"] > bits:
@@ -107,35 +103,3 @@ def _panel(axes: Any, bench: pd.DataFrame) -> None:
             va="top",
         )  # fmt: skip
     axes.margins(x=0.3, y=0.15)
-
-
-def write_bench(bench: pd.DataFrame, file: Path) -> list[Path]:
-    """The table beside bench.json as CSV, and a plot for each device and direction; returns what was written."""
-    written = [file.with_suffix(".csv")]
-    write_csv(bench, written[0], "bench")
-    for (device, direction), rows in bench.groupby(["device", "direction"], sort=False):
-        written.append(file.with_name(f"{file.stem}-{str(device).replace(':', '')}-{direction}.svg"))
-        figure(rows).savefig(written[-1])
-    return written
-
-
-def show_bench(bench: pd.DataFrame, console: Console) -> None:
-    """A row a size and dtype: the Pareto-best paths, the fastest first."""
-    for (device, direction), rows in bench[bench["pareto"]].groupby(["device", "direction"], sort=False):
-        table = Table(
-            title=f"{direction} on {device}: the Pareto-best paths, time and correct bits",
-            box=SIMPLE_HEAD,
-            pad_edge=False,
-        )
-        for name in ("rows x classes", "dtype"):
-            table.add_column(name, no_wrap=True)
-        table.add_column("fastest first")
-        for (size, classes, dtype), group in rows.groupby(["rows", "classes", "dtype"], sort=False):
-            by_time = group.sort_values("seconds").to_dict("records")
-            best = [f"{p['path']} {_duration(p['seconds'])} {p['correct_bits']:.0f}" for p in by_time]
-            table.add_row(f"{size} x {classes:,}", str(dtype), ", ".join(best))
-        console.print(table)
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds * 1e3:.3g} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.3g} us"
