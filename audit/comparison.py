@@ -29,6 +29,9 @@ MEDIAN, TAIL, BITS = 1.5, 2.0, 1.0
 # are normal, the quotient of two such medians one of 1.65 / sqrt(n). The factor grows with it, so far that a report
 # all of whose results are rounded anew, with no loss, raises an alarm in one of a hundred comparisons.
 SPREAD, ALARMS = 1.65, 0.01
+# The median of few has more chance to have been small than a normal law gives it: the power of the factor that keeps
+# the promise, fitted to the medians of 1 to 64 normal errors. Where errors count as LEAST at least, it is not needed.
+SMALL, POWER = 5.0, 2.0
 LEAST = 0.25  # roundoffs: below that an error is no error, however it multiplies
 WIDEST = 32.0  # a sound result, though it stands alone, is within 8 roundoffs: 32 times the least
 # Where the median has 3 correct bits, a value is 5 standard deviations of its drift away from 0: no sign is chance.
@@ -151,14 +154,16 @@ def _accuracy(pairs: pd.DataFrame) -> list[pd.DataFrame]:
     if moved.empty:
         return []
     sigmas = NormalDist().inv_cdf(1 - ALARMS / (len(MEASURES) * len(moved)))
-    widened = _widened(moved[["n_before", "n_after"]].min(axis=1), sigmas)
+    n = moved[["n_before", "n_after"]].min(axis=1).astype("float64")
+    widened = np.exp(sigmas * SPREAD / np.sqrt(n))
     changes = [_throughout(pairs, sigmas)]
     for column, factor, least in MEASURES:
         before, after = (moved[f"{column}_{side}"].astype("float64") for side in ("before", "after"))
         if column == "correct_bits_median":
             before, after = (2.0 ** -bits.clip(lower=0) for bits in (before, after))
+        allowed = widened.clip(upper=WIDEST) if least else widened ** (1 + SMALL / n).clip(upper=POWER)
+        allowed = allowed.clip(lower=factor)
         for worse, times in ((True, after / before.clip(lower=least)), (False, before / after.clip(lower=least))):
-            allowed = widened.clip(lower=factor)
             found = times >= allowed
             what = f"{column} {'worse' if worse else 'better'}"
             changes.append(_rows(moved[found], worse, what, column, times=times[found], allowed=allowed[found]))
@@ -179,11 +184,6 @@ def _accuracy(pairs: pd.DataFrame) -> list[pd.DataFrame]:
     return changes
 
 
-def _widened(n: pd.Series, sigmas: float) -> pd.Series:
-    """By how much the median of n errors that are rounded anew may differ from what it was."""
-    return pd.Series(np.exp(sigmas * SPREAD / np.sqrt(n.astype("float64"))), n.index).clip(upper=WIDEST)
-
-
 def _throughout(pairs: pd.DataFrame, sigmas: float) -> pd.DataFrame:
     """Paths and dtypes whose errors changed by more than MEDIAN in the median over all cases, weighted by their rows.
 
@@ -198,7 +198,7 @@ def _throughout(pairs: pd.DataFrame, sigmas: float) -> pd.DataFrame:
         if times.empty:
             continue
         middle = times.iloc[int(weight.searchsorted(weight.iloc[-1] / 2))]
-        allowed = _widened(weight.tail(1), sigmas).clip(lower=MEDIAN).iloc[0]
+        allowed = max(MEDIAN, float(np.exp(sigmas * SPREAD / np.sqrt(weight.iloc[-1]))))
         for worse, factor in ((True, middle), (False, 1 / middle)):
             if factor > allowed:
                 what = f"scaled error {'worse' if worse else 'better'} throughout"

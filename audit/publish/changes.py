@@ -28,7 +28,11 @@ def render(changes: pd.DataFrame, since: str, format: str) -> str:
     worse = int(changes["worse"].sum())
     verdict = f"{worse} worse, {len(changes) - worse} other changes since {since}"
     if format == "json":
-        records = changes.astype(object).where(changes.notna(), None).to_dict("records")
+        # JSON has neither nan nor inf.
+        records = [
+            {name: None if pd.isna(v) else str(v) if v == float("inf") else v for name, v in row.items()}
+            for row in changes.to_dict("records")
+        ]
         return json.dumps({"since": since, "worse": worse, "changes": records}, indent=2, ensure_ascii=False)
     names = changes[["worse", "what", "path", "dtype"]].itertuples(index=False)
     group = pd.Series([name if name.worse else name.what for name in names], changes.index, dtype=object)

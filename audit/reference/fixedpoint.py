@@ -212,7 +212,9 @@ def _group_sums(
     mass = SLACK * (values[0] + stored * weights[0].total)
     radii = []
     for w in weights:
-        dropped = max((product(width, p.bound, w.bounds, w.first).dropped for p in plans if w.bounds), default=Fraction(0))
+        dropped = max(
+            (product(width, p.bound, w.bounds, w.first).dropped for p in plans if w.bounds), default=Fraction(0)
+        )
         radii.append(mass * (w.ratio * error + dropped / scale + SLACK * w.missing) + stored * w.total)
     return [Sum(value, radius) for value, radius in zip(values, radii, strict=True)]
 
