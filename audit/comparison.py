@@ -156,7 +156,9 @@ def _accuracy(pairs: pd.DataFrame) -> list[pd.DataFrame]:
     sigmas = NormalDist().inv_cdf(1 - ALARMS / (len(MEASURES) * len(moved)))
     n = moved[["n_before", "n_after"]].min(axis=1).astype("float64")
     widened = np.exp(sigmas * SPREAD / np.sqrt(n))
-    changes = [_throughout(pairs, sigmas)]
+    # An identity's terms are not weighted by p as the scale is: where it means 0, its bound alone judges its size.
+    sized = (pairs["kind_before"] == "kl") | pairs["correct_bits_median_before"].notna()
+    changes = [_throughout(pairs[sized], sigmas)]
     for column, factor, least in MEASURES:
         before, after = (moved[f"{column}_{side}"].astype("float64") for side in ("before", "after"))
         if column == "correct_bits_median":
@@ -164,7 +166,7 @@ def _accuracy(pairs: pd.DataFrame) -> list[pd.DataFrame]:
         allowed = widened.clip(upper=WIDEST) if least else widened ** (1 + SMALL / n).clip(upper=POWER)
         allowed = allowed.clip(lower=factor)
         for worse, times in ((True, after / before.clip(lower=least)), (False, before / after.clip(lower=least))):
-            found = times >= allowed
+            found = (times >= allowed) & sized[moved.index]
             what = f"{column} {'worse' if worse else 'better'}"
             changes.append(_rows(moved[found], worse, what, column, times=times[found], allowed=allowed[found]))
     finite = moved["non_finite_after"] - moved["non_finite_before"]
