@@ -4,7 +4,7 @@ pick = python=$$(sh .ci/interpreter.sh $(1))
 audit = "$$python" -m audit run --profile "$(PROFILE)"
 bench = mkdir -p reports && "$$python" -m pytest tests/benchmarks --benchmark-json=reports/bench.json
 
-.PHONY: help audit test test-slow bench regress baseline references check
+.PHONY: help audit test test-slow test-browser bench regress baseline references check
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1: \2/p' Makefile
 audit: ## audit every device found into reports/latest/ (PROFILE=quick|standard|full)
@@ -13,6 +13,8 @@ test: ## the whole test suite, with ruff and mypy where they are installed
 	@$(call pick,test) && sh .ci/check.sh "$$python" && "$$python" -m pytest
 test-slow: ## the tests that take minutes
 	@$(call pick,test) && "$$python" -m pytest -m slow
+test-browser: ## the report in Chromium, the tables in polars, DuckDB and R
+	@$(call pick,test) && sh .ci/browser.sh "$$python"
 # New findings, and benchmarks that fail, do not keep the comparison from being made.
 regress: ## audit and bench, then compare with this machine's baseline
 	@$(call pick,test) && { $(audit) || [ $$? -eq 1 ]; } && { $(bench) || [ $$? -eq 1 ]; } && "$$python" -m audit regress

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from importlib.util import module_from_spec, spec_from_file_location
@@ -91,6 +92,7 @@ def run(
     with terminal.progress(console, sum(1 for _ in plan.problems()) + 3) as advance:
         folder = references or pipeline.COMMITTED_GOLD
         audit = pipeline.execute(plan, workers or os.cpu_count() or 1, advance, acknowledgements or (), folder)
+    audit.environment["command"] = shlex.join(["python", "-m", "audit", *sys.argv[1:]])
     write_report(audit.tables, audit.environment, out)
     total = perf_counter() - start
     terminal.show(audit.tables, out, console)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Context, Decimal
@@ -23,9 +24,10 @@ from audit.errors import UsageError
 from audit.formats import FORMATS
 from audit.judge.attribution import measure_attribution
 from audit.judge.bounds import Exact, bound, rest, within_bound
-from audit.judge.elements import measure_elements, measure_gradients
+from audit.judge.elements import measure_elements
 from audit.judge.errors import error_columns
 from audit.judge.findings import COMMITTED, NEW, find, read_acknowledgements
+from audit.judge.gradients import measure_gradients
 from audit.judge.invariance import measure_invariance
 from audit.judge.references import Engine, References, divisor, published, reduced
 from audit.judge.scale import magnitude
@@ -47,13 +49,14 @@ if TYPE_CHECKING:
     Names = Iterable[str] | str | None
 
 Wait = Callable[[], References]
+Problems = Mapping[tuple[str, str], Problem]
 COMPARISON = "log_softmax"
 CLOSER = ("random_scale1", "random_scale10", "near_1e-04", "peaked_gap20", "offset_1e+04", "gap_88")
 WIDE = "zipf_n128256"  # of more than 32,768 classes: torch shares those among threads
 NARROW = 1_000  # classes that can be had exactly one by one
 MAIN = ("softmax_log", "log_softmax", "log_target", "kl_div_from_logits")
-# Of a user's file, in memory at a time: 8 MB in each binary64 array of the judgement.
-ELEMENTS_AT_ONCE = 2**20
+# Of a user's file, in memory at a time: 4 MB in each of the some fifty binary64 arrays of the judgement.
+ELEMENTS_AT_ONCE = 2**19
 COMMITTED_GOLD = FilePath(__file__).parents[1] / "references"
 _EXACT = Context(prec=2_000)
 
@@ -163,7 +166,7 @@ def plan_file(
     """
     if target_kind not in ("logits", "log_probs", "probs"):
         raise UsageError(f"target kind {target_kind!r} is not one of logits, log_probs, probs")
-    pair = Pair.read(file, "probs" if target_kind == "probs" else "logits")
+    pair = Pair.open(file, "probs" if target_kind == "probs" else "logits")
     chosen = plan("standard", [], paths if paths is not None else MAIN, dtypes or pair.dtype, devices)
     kept = [p for p in chosen.paths if p.reduction == "none" and p.target_kind == pair.target_kind]
     return replace(chosen, profile="file", cases=[pair.case(slice(0, 1))], paths=kept, whole=False, file=pair)
@@ -201,12 +204,11 @@ def execute(
         else:
             errors, problems, thread = _streamed(plan, engine, advance), {}, []
     advance("findings")
-    findings, stale = find(errors[errors["path"].isin(plan.own)] if plan.own else errors, acknowledged)
-    tables = {
-        "errors": errors,
-        "summary": summarise(errors),
-        "findings": typed(_with_reproducers(findings, plan, problems), "findings"),
-    }
+    tables = {"errors": errors, "summary": summarise(errors)}
+    if plan.whole or plan.own:
+        tables["gradients"] = _gradients(plan, problems, errors)
+    findings, stale = find(errors, acknowledged, tables.get("gradients"), plan.own)
+    tables["findings"] = typed(_with_reproducers(findings, plan, problems), "findings")
     if plan.whole:
         looks = _closer_looks(plan, problems)
         key = ["case", "row", "path", "dtype", "device"]
@@ -248,30 +250,39 @@ def _blocks(
     return blocks
 
 
-def _closer_looks(plan: Plan, problems: Mapping[tuple[str, str], Problem]) -> dict[str, pd.DataFrame]:
-    """Elements of all but wide cases; gradients, invariance and attribution on a few, which cost more a row."""
+def _gradients(plan: Plan, problems: Problems, errors: pd.DataFrame) -> pd.DataFrame:
+    """Of every path, or of the user's own, that computed all it was given, on a few cases."""
+    failed = set(errors.loc[errors["result_class"] == "not_computed", "path"])
+    paths = [p for p in plan.paths if not p.compiles and p.name not in failed and (not plan.own or p.name in plan.own)]
+    closer = _some(plan, problems, CLOSER)
+    parts = [measure_gradients(closer, paths, device.name) for device in plan.devices]
+    return typed(pd.concat(parts, ignore_index=True), "gradients")
+
+
+def _closer_looks(plan: Plan, problems: Problems) -> dict[str, pd.DataFrame]:
+    """Elements of all but wide cases; invariance and attribution on a few, which cost more a row."""
     kl = [p for p in plan.paths if p.kind == "kl" and p.reduction == "none" and p.target_kind == "logits"]
     # Every check of a compiled path would be another compilation: its eager form is compared with it instead.
     paths = [p for p in kl if not p.compiles]
     compiled = {"quick": [], "standard": [COMPARISON], "full": [p.name for p in paths]}[plan.profile]
-    closer, wide, thread = (
-        [problems[name, dtype] for name in names for dtype in plan.dtypes if (name, dtype) in problems]
-        for names in (CLOSER, (WIDE,), ("identical_n1000",))
-    )
+    closer, wide, thread = (_some(plan, problems, names) for names in (CLOSER, (WIDE,), ("identical_n1000",)))
     narrow = [p for p in problems.values() if p.input.shape[1] <= NARROW]
-    looks: dict[str, list[pd.DataFrame]] = {"elements": [], "gradients": [], "invariance": [], "attribution": []}
+    looks: dict[str, list[pd.DataFrame]] = {"elements": [], "invariance": [], "attribution": []}
     for device in (d.name for d in plan.devices):
         looks["elements"].append(measure_elements(narrow, device))
-        looks["gradients"].append(measure_gradients(closer, paths, device))
         looks["attribution"].append(measure_attribution([*closer, *thread], device))
         looks["invariance"].append(measure_invariance([*closer, *wide], paths, device, compiled))
     return {name: pd.concat(parts, ignore_index=True) for name, parts in looks.items()}
 
 
+def _some(plan: Plan, problems: Problems, names: Iterable[str]) -> list[Problem]:
+    return [problems[name, dtype] for name in names for dtype in plan.dtypes if (name, dtype) in problems]
+
+
 def _streamed(plan: Plan, engine: Engine, advance: Callable[[str], None]) -> pd.DataFrame:
     """The rows of errors.csv of a user's file, a block of its rows in memory at a time."""
     assert plan.file is not None
-    rows, classes = plan.file.input.shape
+    rows, classes = plan.file.shape
     step = max(1, ELEMENTS_AT_ONCE // classes)
     parts: list[pd.DataFrame] = []
     stopped: dict[tuple[str, str], str] = {}
@@ -304,6 +315,10 @@ def run(
     if out is not None:
         from audit.publish.report import write_report
 
+        given = {"profile": profile, "cases": cases, "paths": paths, "dtypes": dtypes, "devices": devices}
+        words = ", ".join(f"{name}={value!r}" for name, value in given.items() if value is not None)
+        call = re.sub(r"<function (\S+) at \w+>", r"\1", words)
+        audit.environment["command"] = f"audit.run({call}, out={str(out)!r})"
         write_report(audit.tables, audit.environment, FilePath(out))
     return audit.tables["errors"]
 
@@ -401,7 +416,7 @@ def _row_columns(blocks: Sequence[_Block]) -> Iterator[dict[str, Sequence[object
         }
 
 
-def _with_reproducers(findings: pd.DataFrame, plan: Plan, problems: Mapping[tuple[str, str], Problem]) -> pd.DataFrame:
+def _with_reproducers(findings: pd.DataFrame, plan: Plan, problems: Problems) -> pd.DataFrame:
     """The findings with the smallest input that shows each."""
     paths = {(p.name, p.reduction, p.target_kind): p for p in plan.paths}
     shrinker = Shrinker()

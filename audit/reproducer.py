@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import ast
 import base64
+import builtins
 import inspect
+import sys
 import textwrap
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
-from types import FunctionType
+from types import BuiltinFunctionType, FunctionType, ModuleType
 
 import numpy as np
 import pandas as pd
@@ -22,15 +24,18 @@ from audit.errors import UsageError
 from audit.judge.bounds import Exact, bound, within_bound
 from audit.judge.errors import error_columns
 from audit.judge.findings import symptoms
+from audit.judge.gradients import Truth
 from audit.judge.references import reduced
 from audit.measure import measure
 from audit.paths import Path
 from audit.reference.exact import row_references
+from audit.reference.quantities import quantity_references
 
 TRIALS = 80
 SECONDS = 3.0
 MAX_RUNS = 64
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+GIVEN = {"torch", "Tensor", "nn", "F", "partial"}  # what every script imports
 
 
 @dataclass(frozen=True)
@@ -55,8 +60,11 @@ class Shrinker:
         None where the row alone does not show it.
         """
 
+        side = symptom.partition("_gradient_")[0] if "_gradient_" in symptom else ""
+
         def shows(x: Tensor, y: Tensor) -> bool:
-            return _symptom(path, x, y, device) == symptom
+            found = _gradient_symptom(path, x, y, device, side) if side else _symptom(path, x, y, device)
+            return found == symptom
 
         known = self._known.setdefault((input.dtype, path.target_kind, symptom), [])
         smallest = next(((x, y) for x, y in known if x.shape[1] <= input.shape[1] and shows(x, y)), None)
@@ -66,7 +74,7 @@ class Shrinker:
             smallest = _shrunk(shows, input, target, path.target_kind)
             known.append(smallest)
         x, y = smallest
-        return Reproducer(x.shape[1], _hexadecimal(x), _hexadecimal(y), _script(path, x, y, device))
+        return Reproducer(x.shape[1], _hexadecimal(x), _hexadecimal(y), _script(path, x, y, device, side))
 
 
 def _shrunk(
@@ -115,7 +123,10 @@ def _symptom(path: Path, input: Tensor, target: Tensor, device: str) -> str:
         return "not_a_number" if np.isnan(computed) else "minus_infinity"
     exact = Exact.of(*numbers, path.target_kind)
     try:
-        references = ["0"] if path.kind == "identity" else row_references(*numbers, target_kind=path.target_kind)
+        if path.quantity == "kl":
+            references = row_references(*numbers, target_kind=path.target_kind)
+        else:
+            references = ["0"] if path.quantity == "zero" else quantity_references(path.quantity, *numbers)
     except UsageError:
         return ""
     row = pd.DataFrame(
@@ -132,6 +143,10 @@ def _symptom(path: Path, input: Tensor, target: Tensor, device: str) -> str:
     )
     row = pd.concat([row.drop(columns="result_class"), error_columns(row)], axis=1)
     return str(symptoms(row.assign(within_bound=within_bound(row))).iloc[0])
+
+
+def _gradient_symptom(path: Path, input: Tensor, target: Tensor, device: str, side: str) -> str:
+    return next((g.symptom for g in Truth(input, target).gradients(path, device) if g.side == side), "")
 
 
 def _hexadecimal(tensor: Tensor) -> str:
@@ -151,16 +166,20 @@ def _literal(tensor: Tensor) -> str:
     return f"packed({packed!r})"
 
 
-def _script(path: Path, input: Tensor, target: Tensor, device: str) -> str:
-    sources, call = _sources(path.function)
-    kind = "y = list(map(mp.mpf, target[0].double().tolist()))"
-    if path.target_kind == "logits":
-        kind = "y = softmax(target)"
-    exact = (
-        "0" if path.kind == "identity" else "mp.fsum(p * mp.log(p / q) if p else 0 for p, q in zip(y, softmax(input)))"
-    )
-    if path.reduction == "mean":
-        exact = f"({exact}) / input.numel()"
+def _script(path: Path, input: Tensor, target: Tensor, device: str, side: str) -> str:
+    call, sources = _sources(path.function)
+    exact = "mp.fsum(p * mp.log(p / q) if p else 0 for p, q in zip(y, x))"
+    if path.kind == "identity" and path.rounding.temperature == 1:
+        exact = "0"
+    degree = f" / {path.rounding.temperature}" if path.rounding.temperature != 1 else ""
+    scale = f" * {path.rounding.temperature ** (1 if side else 2)}" if degree else ""
+    scale += f" / {input.shape[1]}" if path.reduction == "mean" else ""
+    value = f'{call}(input.to("{device}"), target.to("{device}"))'
+    if side:
+        gradient = next(g for g in Truth(input, target).gradients(path, device) if g.side == side)
+        i = int(np.argmax(gradient.ratio))
+        value = f"torch.autograd.grad({value}.sum(), {side})[0][0, {i}]"
+        exact = f"x[{i}] - y[{i}]" if side == "input" else f"y[{i}] * (mp.log(y[{i}] / x[{i}]) - {exact})"
     return f"""\
 import base64, functools, zlib
 from functools import partial
@@ -183,8 +202,8 @@ def packed(text):
     return torch.frombuffer(data, dtype={input.dtype})[None]
 
 
-def softmax(logits):
-    weights = [mp.exp(mp.mpf(v)) for v in logits[0].double().tolist()]
+def distribution(logits):
+    weights = [mp.exp(mp.mpf(v)) for v in logits[0].tolist()]
     total = mp.fsum(weights)
     return [w / total for w in weights]
 
@@ -192,37 +211,66 @@ def softmax(logits):
 mp.prec = 2000
 input = {_literal(input)}
 target = {_literal(target)}
-{kind}
-print("computed", {call}(input.to("{device}"), target.to("{device}")).item())
-print("exact   ", mp.nstr({exact}, 17))
+x = distribution(input.double(){degree})
+y = {"target[0].double().tolist()" if path.target_kind == "probs" else f"distribution(target.double(){degree})"}
+y = list(map(mp.mpf, y))
+{f"{side}.requires_grad_()" if side else ""}
+print("computed", {value}.item())
+print("exact   ", mp.nstr(({exact}){scale}, 17))
 """
 
 
 def _sources(function: Callable[..., object]) -> tuple[str, str]:
-    """The source of a function and of the functions and numbers of its module that it uses, and how it is called."""
-    if isinstance(function, partial):
-        sources, name = _sources(function.func)
-        given = ", ".join(f"{key}={value!r}" for key, value in function.keywords.items())
-        return sources, f"partial({name}, {given})"
-    if not isinstance(function, FunctionType):
-        return f"# {function!r} has no source to show", "None"
+    """How a function is called, and its source after that of what it uses."""
     seen: dict[str, str] = {}
-    _collect(function, seen)
-    return "\n\n".join(seen.values()), function.__name__
+    return _written(function, "", seen), "\n\n".join(seen.values())
 
 
-def _collect(function: FunctionType, seen: dict[str, str]) -> None:
+def _written(value: object, name: str, seen: dict[str, str], module: str = "") -> str:
+    """A value as the script has it; what `name`, or a function's own, stands for is put into `seen`."""
+    if isinstance(value, partial):
+        given = [_written(v, "", seen) for v in (value.func, *value.args)]
+        given += [f"{key}={_written(v, '', seen)}" for key, v in value.keywords.items()]
+        return f"partial({', '.join(given)})"
+    if isinstance(value, (FunctionType, type)):
+        if value.__name__ not in seen:
+            _collect(value, seen)
+    elif isinstance(value, BuiltinFunctionType) and name:
+        seen[name] = f"from {value.__module__ or 'torch'} import {value.__name__} as {name}"
+    elif isinstance(value, ModuleType) and name:
+        seen[name] = f"import {value.__name__} as {name}"
+    elif isinstance(value, (int, float, str, tuple, dict)) and name:
+        seen[name] = f"{name} = {value!r}"
+    elif name:
+        seen[name] = f"from {module} import {name}"
+    return getattr(value, "__name__", repr(value))
+
+
+def _collect(used: FunctionType | type, seen: dict[str, str]) -> None:
+    """The source of a function or class, after that of what it uses; an import where it is torch's or has no source."""
     try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(function))).body[0]
-    except (OSError, SyntaxError):
+        tree = ast.parse(textwrap.dedent(inspect.getsource(used))).body[0]
+    except (OSError, TypeError, SyntaxError):
+        tree = None
+    if not isinstance(tree, (ast.FunctionDef, ast.ClassDef)) or used.__module__.startswith(("torch.", "builtins")):
+        seen[used.__name__] = f"from {used.__module__} import {used.__name__}"
         return
-    assert isinstance(tree, ast.FunctionDef)
     tree.decorator_list = []
-    names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
-    for name in sorted(names - {function.__name__} - set(seen)):
-        used = function.__globals__.get(name)
-        if isinstance(used, FunctionType) and used.__module__ == function.__module__:
-            _collect(used, seen)
-        elif isinstance(used, (int, float, str, tuple)):
-            seen[name] = f"{name} = {used!r}"
-    seen[function.__name__] = ast.unparse(tree)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef):
+            node.returns = None
+        elif isinstance(node, ast.arg):
+            node.annotation = None
+        elif isinstance(node, ast.AnnAssign):
+            node.annotation = ast.Name("object")
+    seen[used.__name__] = ""  # for one that calls itself
+    if isinstance(used, type):
+        known = vars(sys.modules[used.__module__])
+    else:
+        around = zip(used.__code__.co_freevars, used.__closure__ or (), strict=True)
+        known = used.__globals__ | {name: cell.cell_contents for name, cell in around}
+    names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)} - set(vars(builtins)) - GIVEN
+    for name in sorted(names & set(known) - set(seen)):
+        _written(known[name], name, seen, used.__module__)
+    del seen[used.__name__]
+    seen[used.__name__] = ast.unparse(tree)

@@ -17,6 +17,7 @@ import torch
 
 from audit.cases import Problem
 from audit.reference.oracle import _context
+from audit.reference.softmax import softmax
 
 ROWS = 2
 PARTS = ("softmax", "shift", "log_softmax", "log", "product", "summation", "output")
@@ -55,8 +56,8 @@ def _split(stages: list[list[float]], total: float, result: float) -> dict[str, 
     x, y, p, l, log_p, terms = stages
     ctx = _context()
     with ctx.workprec(_BITS):
-        exact_p, exact_log_p = _softmax(y)
-        _, exact_l = _softmax(x)
+        exact_p, exact_log_p = softmax(y)
+        _, exact_l = softmax(x)
         there = [i for i, v in enumerate(p) if v > 0]
         stored = {i: ctx.mpf(p[i]) for i in there}
         logarithms = {i: ctx.log(v) for i, v in stored.items()}
@@ -81,13 +82,3 @@ def _split(stages: list[list[float]], total: float, result: float) -> dict[str, 
         }
         mass = ctx.fsum(stored.values()) - ctx.fsum(ctx.exp(ctx.mpf(v)) for v in l)
         return {"drift": float(values[-1] - values[0]), **parts, "mass_difference": float(mass)}
-
-
-def _softmax(row: list[float]) -> tuple[list[Any], list[Any]]:
-    ctx = _context()
-    top = ctx.mpf(max(row))
-    shifted = [ctx.mpf(v) - top for v in row]
-    weights = [ctx.exp(a) for a in shifted]
-    total = ctx.fsum(weights)
-    log_total = ctx.log(total)
-    return [w / total for w in weights], [a - log_total for a in shifted]

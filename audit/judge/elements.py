@@ -1,4 +1,4 @@
-"""softmax, log_softmax and log(softmax), element by element, in ulp; and the gradients of every path."""
+"""softmax, log_softmax and log(softmax), element by element, in ulp."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from torch import Tensor
 
 from audit.cases import Problem
 from audit.formats import FORMATS, Format
-from audit.measure import TORCH
-from audit.paths import Path
 from audit.reference.softmax import exact_softmax
 from audit.reference.values import Rows
 
@@ -62,51 +60,3 @@ def _elements(problem: Problem, device: str) -> Iterator[dict[str, object]]:
             "worst_class": int(worst[1]),
             "worst_input": float(x[worst[0], worst[1]]).hex(),
         }
-
-
-def measure_gradients(problems: Sequence[Problem], paths: Sequence[Path], device: str) -> pd.DataFrame:
-    """The rows of gradients.csv: autograd's gradient of each path's sum over rows, against the exact one.
-
-    With respect to the input it is q - p, to the target p (log(p / q) - KL).
-    """
-    return pd.DataFrame([row for problem in problems for row in _gradients(problem, paths, device)])
-
-
-def _gradients(problem: Problem, paths: Sequence[Path], device: str) -> Iterator[dict[str, object]]:
-    (q, _), (log_q, log_q_low) = exact_softmax(problem.input[:ROWS].double().numpy())
-    (p, _), (log_p, log_p_low) = exact_softmax(problem.target[:ROWS].double().numpy())
-    L = (log_p - log_q) + (log_p_low - log_q_low)
-    kl = (p * L).sum(axis=1, keepdims=True)
-    # q - p without cancellation.
-    exact = {"input": np.where(np.abs(L) < 1, p * np.expm1(-L), q - p), "target": p * (L - kl)}
-    u = FORMATS[problem.dtype].unit_roundoff
-    for path in paths:
-        if not path.takes(problem.case.name, problem.dtype, problem.case.target_kind):
-            continue
-        x, y = (t[:ROWS].to(device, copy=True).requires_grad_() for t in (problem.input, problem.target))
-        try:
-            with TORCH:
-                grads = torch.autograd.grad(path.function(x, y).sum(), (x, y), allow_unused=True)
-        except RuntimeError:
-            continue
-        for side, grad in zip(("input", "target"), grads, strict=True):
-            if grad is None:
-                continue
-            computed = grad.double().cpu().numpy()
-            with np.errstate(invalid="ignore"):
-                error = np.abs(computed - exact[side])
-            finite = np.isfinite(error)
-            size = np.abs(exact[side]).max()
-            worst = float(error[finite].max()) if finite.any() else np.nan
-            yield {
-                "case": problem.case.name,
-                "path": path.name,
-                "dtype": problem.dtype,
-                "device": device,
-                "side": side,
-                "elements": error.size,
-                "worst_in_u": worst / u,
-                "worst_relative": worst / size if size else np.nan,
-                "not_a_number": int(np.isnan(computed).sum()),
-                "infinite": int(np.isinf(computed).sum()),
-            }

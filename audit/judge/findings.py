@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from configparser import ConfigParser
 from configparser import Error as ParserError
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ GATED = ("kl", "identity")
 NEW = "new"
 SCOPE = ("path", "case", "dtype", "device", "symptom")
 GROUP = ["path", "dtype", "device", "symptom", "acknowledged_by"]
+_KEY = ["path", "case", "dtype", "device"]
 # The chance that as many drifts of a sound implementation have one sign by accident: below 2^(1 - 60).
 ONE_SIGNED = 60
 COMMITTED = Path(__file__).parents[1] / "acknowledgements.ini"
@@ -29,6 +31,10 @@ class Acknowledgement:
     name: str
     scope: dict[str, tuple[str, ...]]
     reason: str
+
+    @property
+    def of_gradients(self) -> bool:
+        return any("gradient" in glob for glob in self.scope.get("symptom", ()))
 
     def covers(self, rows: pd.DataFrame) -> pd.Series:
         """Which rows of a table with the scope's columns are in the scope, of those columns the table has."""
@@ -93,21 +99,49 @@ def _one_signed(errors: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([g.assign(symptom="one_signed") for g in suspects]) if suspects else noisy.iloc[:0]
 
 
-def find(errors: pd.DataFrame, acknowledgements: list[Acknowledgement]) -> tuple[pd.DataFrame, list[str]]:
+def _as_errors(gradients: pd.DataFrame) -> pd.DataFrame:
+    """Rows of gradients.csv with the columns that a finding is made of."""
+    error = (gradients["computed"] - gradients["reference"]).abs()
+    return gradients.assign(abs_error=error, reference=gradients["reference"].map(repr), note="")
+
+
+def _uncomputed(errors: pd.DataFrame, own: Collection[str]) -> pd.DataFrame:
+    """What a kernel of the user's own gave no number for though another path did: the device is not what it lacks."""
+    missing = errors["result_class"] == "not_computed"
+    by_all = missing.groupby([errors["case"], errors["dtype"], errors["device"]]).transform("all")
+    return errors[missing & ~by_all & errors["path"].isin(own)].assign(symptom="not_computed")
+
+
+def find(
+    errors: pd.DataFrame,
+    acknowledgements: list[Acknowledgement],
+    gradients: pd.DataFrame | None = None,
+    own: Collection[str] = (),
+) -> tuple[pd.DataFrame, list[str]]:
     """The findings, a row a group, and the acknowledgements that no longer meet one though their scope ran.
 
-    The rows have the columns of findings.csv but for the reproducer, and `example`, the index in `errors` of the
-    result with the fewest classes, the furthest beyond its bound of those.
+    `gradients` has the rows of gradients.csv. Where there are paths of the user's `own`, they alone are judged, and
+    what they did not compute is a finding too. The rows have the columns of findings.csv but for the reproducer; their
+    example is the result with the fewest classes, the furthest beyond its bound of those.
     """
-    wrong = symptoms(errors)
-    rows = pd.concat([errors[wrong != ""].assign(symptom=wrong[wrong != ""]), _one_signed(errors)])
-    rows["acknowledged_by"] = ""
+    slopes = errors.iloc[:0].assign(symptom="") if gradients is None else _as_errors(gradients)
+    uncomputed = _uncomputed(errors, own)
+    if own:
+        errors, slopes = (table[table["path"].isin(own)] for table in (errors, slopes))
+    gated = errors["kind"].isin(GATED)
+    errors = errors.assign(symptom=symptoms(errors))
+    # A gradient is judged where the value is right: one defect is not to be two findings.
+    wrong = pd.MultiIndex.from_frame(pd.concat([errors[errors["symptom"] != ""], uncomputed])[_KEY])
+    slopes = slopes[~pd.MultiIndex.from_frame(slopes[_KEY]).isin(wrong)]
+    rows = pd.concat([errors, slopes, _one_signed(errors), uncomputed], ignore_index=True)
+    rows = rows[rows["symptom"] != ""].assign(acknowledged_by="")
     stale = []
-    ran = errors.loc[errors["kind"].isin(GATED), [f for f in SCOPE if f != "symptom"]].drop_duplicates()
+    scope = [field for field in SCOPE if field != "symptom"]
+    ran = {True: slopes[scope].drop_duplicates(), False: errors.loc[gated, scope].drop_duplicates()}
     for known in acknowledgements:
         covered = known.covers(rows)
         rows.loc[covered & (rows["acknowledged_by"] == ""), "acknowledged_by"] = known.name
-        if known.covers(ran).any() and not covered.any():
+        if known.covers(ran[known.of_gradients]).any() and not covered.any():
             stale.append(known.name)
     reasons = {a.name: a.reason for a in acknowledgements}
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -130,7 +164,7 @@ def find(errors: pd.DataFrame, acknowledgements: list[Acknowledgement]) -> tuple
                 "reference": example["reference"],
                 "computed": example["computed"],
                 "bound": example["bound"],
-                "example": example.name,
+                "note": example["note"],
             }
         )
     table = pd.DataFrame(findings, columns=[*GROUP, *(_FIELDS)])
@@ -139,5 +173,5 @@ def find(errors: pd.DataFrame, acknowledgements: list[Acknowledgement]) -> tuple
 
 _FIELDS = [
     "status", "reason", "results", "cases", "reductions", "worst_ratio", "case", "row", "reduction", "reference",
-    "computed", "bound", "example",
+    "computed", "bound", "note",
 ]  # fmt: skip

@@ -9,6 +9,7 @@ from decimal import Context, Decimal
 from functools import cache, cached_property, lru_cache, partial
 from multiprocessing import get_context
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 
@@ -120,7 +121,15 @@ class Engine:
     def _start(self, work: Work, input: Rows, target: Rows) -> Callable[[], list[str]]:
         if self._pool is not None:
             return self._pool.submit(work, input, target).result
-        return cache(partial(work, input, target))
+        pending: list[Any] = [partial(work, input, target)]
+
+        def answer() -> list[str]:
+            # Done once, and the rows let go.
+            if callable(pending[0]):
+                pending[0] = pending[0]()
+            return pending[0]  # type: ignore[no-any-return]
+
+        return answer
 
 
 def _take(answer: Callable[[], list[str]], place: int) -> str:

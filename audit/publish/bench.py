@@ -76,22 +76,19 @@ def figure(bench: pd.DataFrame) -> Any:
             here = (bench["rows"] == rows) & (bench["classes"] == classes) & (bench["dtype"] == dtype)
             _panel(panels[row][column], bench[here].dropna(subset=["seconds", "correct_bits"]))
             panels[row][column].set_title(f"{dtype}, {rows:,} x {classes:,}", fontsize="small")
-    of = ", ".join(
-        f"{direction} on {device}" for direction, device in bench[["direction", "device"]].drop_duplicates().to_numpy()
-    )
-    drawn.suptitle(f"{of}: {len(bench)} benchmarks of bench.json; joined: the Pareto-best", fontsize="small")
     drawn.supxlabel("time of a call, median", fontsize="small")
     drawn.supylabel("correct bits, median over rows", fontsize="small")
     return drawn
 
 
 def _panel(axes: Any, bench: pd.DataFrame) -> None:
-    from matplotlib.ticker import EngFormatter, NullFormatter
+    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
     best = bench[bench["pareto"]].sort_values("seconds")
     others = bench[~bench["pareto"]]
     axes.set_xscale("log")
-    axes.xaxis.set_major_formatter(EngFormatter("s", sep=" "))
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+    axes.xaxis.set_major_formatter(EngFormatter(unit="s"))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.grid(alpha=0.3)
     axes.tick_params(labelsize="x-small", which="both")

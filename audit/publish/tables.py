@@ -25,7 +25,8 @@ def write_csv(frame: pd.DataFrame, file: Path, name: str) -> None:
     check(frame, name)
     text = pd.DataFrame({c.name: _as_text(frame[c.name], c.dtype, c.name) for c in SCHEMAS[name]})
     if "note" in text and "computed" in text:
-        text.loc[frame["result_class"] == "not_computed", "computed"] = ""
+        kept = frame["result_class" if "result_class" in frame else "symptom"]
+        text.loc[kept == "not_computed", "computed"] = ""
     text.to_csv(file, index=False, lineterminator="\n", encoding="utf-8")
 
 

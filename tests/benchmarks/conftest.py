@@ -33,7 +33,9 @@ def pytest_terminal_summary(terminalreporter, exitstatus, config) -> None:
     for (device, direction), rows in bench.groupby(["device", "direction"], sort=False):
         show(rows[rows["pareto"]], f"{direction} on {device}: the Pareto-best paths, time and correct bits")
         written.append(file.with_name(f"{file.stem}-{device.replace(':', '')}-{direction}.svg"))
-        figure(rows).savefig(written[-1])
+        drawn = figure(rows)
+        drawn.suptitle(f"{direction} on {device}: {len(rows)} benchmarks of {file.name}; named: the Pareto-best")
+        drawn.savefig(written[-1])
     print("written: " + ", ".join(map(str, written)))
 
 
@@ -43,8 +45,9 @@ def show(best: pd.DataFrame, title: str) -> None:
     for name in ("rows x classes", "dtype"):
         table.add_column(name, no_wrap=True)
     table.add_column("fastest first")
-    for (rows, classes, dtype), group in best.sort_values("seconds").groupby(["rows", "classes", "dtype"], sort=False):
-        paths = [f"{p.path} {duration(p.seconds)} {p.correct_bits:.0f}" for p in group.itertuples()]
+    for (rows, classes, dtype), group in best.groupby(["rows", "classes", "dtype"], sort=False):
+        points = group.sort_values("seconds").itertuples()
+        paths = [f"{p.path} {duration(p.seconds)} {p.correct_bits:.0f}" for p in points]
         table.add_row(f"{rows} x {classes:,}", dtype, ", ".join(paths))
     console().print(table)
 

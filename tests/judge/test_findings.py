@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import audit
-from audit.judge.findings import COMMITTED, Acknowledgement, read_acknowledgements, stanza
+from audit.judge.findings import COMMITTED, Acknowledgement, find, read_acknowledgements, stanza
 from audit.pipeline import Audit, execute, plan
 
 CASES = ["identical_n1000", "random_*", "near_*", "zeros_in_target", "one_hot"]
@@ -128,3 +128,33 @@ def test_the_process_fails_with_one_and_prints_the_stanza(tmp_path: Path) -> Non
     assert answer.returncode == 1, answer.stderr
     assert "FINDING twice float32 cpu: beyond_bound" in answer.stdout
     assert "[twice-float32-beyond_bound]" in answer.stdout
+
+
+def raises(input: Tensor, target: Tensor) -> Tensor:
+    raise NotImplementedError("no such kernel")
+
+
+def of_another_shape(input: Tensor, target: Tensor) -> Tensor:
+    return torch.log_softmax(input, -1)
+
+
+def writes_into_its_input(input: Tensor, target: Tensor) -> Tensor:
+    return input.mul_(0).sum(-1)
+
+
+def test_what_a_users_kernel_does_not_compute_is_a_finding(tmp_path: Path) -> None:
+    found = run(raises, cases=["random_scale1"], dtypes=["float32"]).new_findings
+    assert found[["path", "symptom", "note"]].values.tolist() == [
+        ["raises", "not_computed", "NotImplementedError: no such kernel"]
+    ]
+    for kernel in (of_another_shape, writes_into_its_input):
+        assert set(run(kernel, cases=["random_scale1"], dtypes=["float32"]).new_findings["symptom"]) == {"not_computed"}
+
+
+def test_what_no_path_computes_is_the_devices_limit_and_no_finding() -> None:
+    errors = run(raises, cases=["random_scale1"], dtypes=["float32", "float64"]).tables["errors"]
+    lacking = errors["dtype"] == "float64"
+    errors = errors.assign(result_class=errors["result_class"].mask(lacking, "not_computed"))
+    found, _ = find(errors, [], own=["raises"])
+    assert found["dtype"].tolist() == ["float32"]
+    assert find(errors, [])[0].empty, "nor is what a path of the audit's own cannot do on a device"

@@ -1,0 +1,233 @@
+"""Autograd's gradients against the exact ones, their bounds (docs/bounds.md), and the gap at which they break."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from audit.cases import Problem
+from audit.formats import FORMATS
+from audit.judge.bounds import (
+    EXP,
+    OVERFLOWS,
+    Exact,
+    Kernel,
+    Rows,
+    gamma,
+    input_error,
+    log_of_softmax_error,
+    log_softmax_error,
+    softmax_error,
+    steps,
+)
+from audit.judge.references import divisor
+from audit.measure import TORCH
+from audit.paths import Path
+from audit.paths.rounding import Rounding
+from audit.reference.softmax import exact_gradients
+
+ROWS = 2
+SIDES = ("input", "target")
+# Every half up to 130 and around 745, where float32 and float64 run out of exponents, and a few between and beyond.
+GAPS = np.concatenate([np.arange(0.5, 130, 0.5), np.arange(136, 700, 8), np.arange(700, 760, 0.5), [1e3, 1e4, 3e4]])
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """One side's gradient of a path's sum over rows, rows x classes: computed, exact, and the bound of the error."""
+
+    side: str
+    computed: Rows
+    exact: Rows
+    bound: Rows
+
+    @cached_property
+    def ratio(self) -> Rows:
+        """|computed - exact| / bound, infinite where nothing finite was computed."""
+        with np.errstate(invalid="ignore"):
+            error = np.abs(self.computed - self.exact)
+        return np.where(np.isfinite(self.computed), error / self.bound, np.inf)
+
+    @property
+    def symptom(self) -> str:
+        """What is wrong with it, "" where nothing is; a finding of values has other names."""
+        if not np.isfinite(self.computed).all():
+            return f"{self.side}_gradient_not_finite"
+        return f"{self.side}_gradient_beyond_bound" if (self.ratio > 1).any() else ""
+
+
+@OVERFLOWS
+def gradient_bounds(exact: Exact, rounding: Rounding, dtype: str) -> tuple[Rows, Rows]:
+    """The largest errors of autograd's gradients of a row's divergence, by input and by target logits.
+
+    `exact` is of two sides of logits. The gradients are q - p and p (L - KL), each element's bound is its own.
+    """
+    if (degree := rounding.temperature) != 1:
+        tempered = gradient_bounds(exact.tempered(degree), replace(rounding, temperature=1.0), dtype)
+        return degree * tempered[0], degree * tempered[1]
+    assert exact.softmax is not None
+    kernel = Kernel.of(rounding, dtype)
+    storage, compute = kernel.storage, kernel.compute
+    us, uc, lost = storage.unit_roundoff, compute.unit_roundoff, storage.smallest_subnormal
+    p, q, classes = exact.p, exact.q.p, exact.p.shape[1]
+    growth = gamma(steps(classes, kernel), uc)
+
+    D = input_error(exact.q, rounding.input, kernel)
+    eq = np.expm1(np.minimum(D, 1.0)) + (EXP + rounding.exp_slope * np.abs(exact.q.log_p)) * uc
+    rq, tiny_q = softmax_error(exact.q, kernel)
+    eq = {"softmax": rq, "log_softmax": eq}.get(rounding.input, np.maximum(eq, rq))
+    qe = q * eq + tiny_q
+
+    r, tiny = softmax_error(exact.softmax, kernel)
+    Dp = log_softmax_error(exact.softmax, kernel)
+    if rounding.target == "softmax":
+        log_error = log_of_softmax_error(exact.softmax, kernel)
+    else:
+        log_error = Dp
+        exponential = (EXP + 1 + rounding.exp_slope * np.abs(exact.log_p)) * uc + us
+        r = np.maximum(r, np.expm1(np.minimum(Dp, 1.0)) + exponential)
+    pe = p * r + tiny
+    P = p + pe
+
+    def total(terms: Rows) -> Rows:
+        return np.asarray(terms.sum(axis=1, keepdims=True))
+
+    # By input: -p^ + exp(l^) sum p^.
+    mass = total(pe) + (growth + 2 * uc + us) * total(P) + classes * lost
+    if rounding.masses:
+        mass = mass + total(qe) + growth * total(q + qe)
+    by_input = pe + qe + (q + qe) * mass + (3 * uc + 2 * us) * (P + q + qe)
+
+    # By target: p^ (g - sum p^ g), with g = log p^ + 1 - l^.
+    there = np.isfinite(exact.log_p) & np.isfinite(exact.q.log_p)
+    log_p, log_q = (np.where(there, np.abs(log), 0.0) for log in (exact.log_p, exact.q.log_p))
+    L = np.where(there, exact.L, 0.0)
+    kl = total(p * L)
+    size = log_p + log_q + 1
+    slope, mean = (size, total(p * size)) if rounding.separate else (np.abs(L + 1), np.abs(kl + 1))
+    slopes = log_error + D + 3 * us * (size + log_error + D) + 2 * uc
+    mean_error = total(pe * slope + P * slopes + (growth + 2 * uc + 2 * us) * P * (slope + slopes)) + classes * lost
+    moved = pe * (np.abs(L - kl) if rounding.target == "softmax" else slope + mean)
+    by_target = moved + P * (slopes + mean_error) + (3 * uc + 2 * us) * P * (slope + mean + slopes + mean_error)
+
+    u, smallest = FORMATS[dtype].unit_roundoff, FORMATS[dtype].smallest_subnormal
+    bounds = []
+    for error, size in ((by_input, np.abs(q - p)), (by_target, p * np.abs(L - kl))):
+        if not rounding.cascade:
+            # The maximum that was subtracted, of the row or of a part, has a gradient of 0: of the others' errors.
+            error = error + total(error) + growth * total(size)
+        bounds.append(error * (1 + u) + (u + 2.0**-50) * size + 3 * (smallest + lost))
+    return bounds[0], bounds[1]
+
+
+class Truth:
+    """Rows of logits (on the CPU), their exact gradients, and the bounds of those, each computed once."""
+
+    def __init__(self, input: Tensor, target: Tensor) -> None:
+        self.input, self.target = input, target
+        self.numbers = input.double().numpy(), target.double().numpy()
+        self.dtype = str(input.dtype).removeprefix("torch.")
+        self.exact = cache(lambda degree: exact_gradients(*(side / degree for side in self.numbers)))
+        self.bounds = cache(lambda rounding: gradient_bounds(Exact.of(*self.numbers, "logits"), rounding, self.dtype))
+
+    def gradients(self, path: Path, device: str) -> list[Gradient]:
+        """What autograd gives, for each side that has a gradient; of a reduced path, times its divisor.
+
+        Raises what the path raises.
+        """
+        rows, classes = self.input.shape
+        scale, degree = divisor(path.reduction, rows, classes), path.rounding.temperature
+        found = _autograd(path, self.input, self.target, device)
+        given = []
+        for side, grad, exact, bound in zip(SIDES, found, self.exact(degree), self.bounds(path.rounding), strict=True):
+            if grad is not None:
+                if scale != 1:  # the quotient is rounded where it goes in and where it comes out, and may be subnormal
+                    format = FORMATS[self.dtype]
+                    bound = bound + 2 * format.unit_roundoff * (bound + np.abs(exact))
+                    bound = bound + 3 * scale * classes * format.smallest_subnormal
+                given.append(Gradient(side, grad * scale, degree * exact, bound))
+        return given
+
+
+def _autograd(path: Path, input: Tensor, target: Tensor, device: str) -> list[Rows | None]:
+    x, y = (t.to(device, copy=True).requires_grad_() for t in (input, target))
+    with TORCH, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = torch.autograd.grad(path.function(x, y).sum(), (x, y), allow_unused=True)
+    return [None if grad is None else grad.double().cpu().numpy() for grad in found]
+
+
+def breaking_gaps(path: Path, dtype: str, device: str) -> list[float]:
+    """Of two classes, one leading by a gap on one side: the first of GAPS where that side's gradient is not finite.
+
+    NaN where every one is. One for each side.
+    """
+    gaps = torch.tensor(GAPS).to(getattr(torch, dtype))
+    leading, level = torch.stack([gaps, 0 * gaps], 1), torch.zeros(len(gaps), 2, dtype=gaps.dtype)
+    found = []
+    for place, pair in enumerate(((leading, level), (level, leading))):
+        grad = _autograd(path, *pair, device)[place]
+        broken = np.zeros(len(gaps), bool) if grad is None else ~np.isfinite(grad).all(1)
+        found.append(float(gaps[int(np.argmax(broken))]) if broken.any() else np.nan)
+    return found
+
+
+def takes_gradients(path: Path, problem: Problem) -> bool:
+    """Whether a path means to compute the divergence of this problem's logits, at its temperature or at 1."""
+    taken = path.takes(problem.case.name, problem.dtype, problem.case.target_kind)
+    return taken and path.target_kind == "logits" and (path.kind == "kl" or path.rounding.temperature != 1)
+
+
+def measure_gradients(problems: Sequence[Problem], paths: Sequence[Path], device: str) -> pd.DataFrame:
+    """The rows of gradients.csv: autograd's gradient of each path, on the problems' first rows, for each side.
+
+    A path that autograd cannot differentiate has none.
+    """
+
+    @cache
+    def gaps(path: Path, dtype: str) -> dict[str, float]:
+        # A path of a few cases is not meant for this one: it compiles for each shape, or takes a temperature.
+        return {} if path.cases else dict(zip(SIDES, breaking_gaps(path, dtype, device), strict=True))
+
+    rows = []
+    for problem in problems:
+        truth = Truth(problem.input[:ROWS], problem.target[:ROWS])
+        for path in (p for p in paths if takes_gradients(p, problem)):
+            try:
+                for gradient in truth.gradients(path, device):
+                    key = {"case": problem.case.name, "path": path.name, "reduction": path.reduction}
+                    key |= {"dtype": problem.dtype, "device": device, "side": gradient.side}
+                    gap = gaps(path, problem.dtype).get(gradient.side, np.nan)
+                    rows.append(key | _measured(gradient, problem.dtype) | {"breaks_at_gap": gap})
+            except Exception:
+                continue
+    return pd.DataFrame(rows)
+
+
+def _measured(gradient: Gradient, dtype: str) -> dict[str, object]:
+    computed, exact, finite = gradient.computed, gradient.exact, np.isfinite(gradient.computed)
+    errors, size = np.abs(computed - exact)[finite], np.abs(exact).max()
+    worst = np.unravel_index(int(np.argmax(gradient.ratio)), computed.shape)
+    return {
+        "classes": computed.shape[1],
+        "elements": computed.size,
+        "worst_in_u": errors.max() / FORMATS[dtype].unit_roundoff if errors.size else np.nan,
+        "worst_relative": errors.max() / size if errors.size and size else np.nan,
+        "worst_of_bound": gradient.ratio[finite].max() if errors.size else np.nan,
+        "within_bound": not gradient.symptom,
+        "symptom": gradient.symptom,
+        "not_a_number": int(np.isnan(computed).sum()),
+        "infinite": int(np.isinf(computed).sum()),
+        "row": int(worst[0]),
+        "class": int(worst[1]),
+        "reference": exact[worst],
+        "computed": computed[worst],
+        "bound": gradient.bound[worst],
+    }

@@ -1,0 +1,220 @@
+"""Gradients: the exact ones are exact, the bounds hold for sound kernels, and what is wrong is found."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path as File
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from mpmath import mp
+from torch import Tensor, log_softmax, softmax
+
+from audit.formats import FORMATS
+from audit.judge.findings import COMMITTED, find, read_acknowledgements
+from audit.judge.gradients import GAPS, Truth, breaking_gaps
+from audit.paths import Path, registered
+from audit.pipeline import Audit, execute, plan
+from audit.reference.softmax import exact_gradients
+from tests.battery.sound import SOUND
+from tests.judge.test_bounds import problems
+
+PATHS = {(p.name, p.reduction): p for p in registered() if p.target_kind == "logits"}
+# Every declaration once; what runs the same kernel in another batch, or compiles for seconds, adds nothing here.
+TORCHS = [
+    PATHS[name, "none"]
+    for name in (
+        "log_softmax", "softmax_log", "log_target", "softmax_dtype", "upcast", "cross_entropy_minus_entropy",
+        "soft_cross_entropy", "generalised", "distillation", "first_dim", "strided", "kl_div_from_logits", "thread_era",
+    )
+] + [PATHS["kl_div_loss", "mean"]]  # fmt: skip
+
+
+@pytest.mark.parametrize("closeness", [1.0, 1e-9, 0.0])
+def test_the_exact_gradients_are_the_derivatives_of_the_divergence(closeness: float) -> None:
+    """By differences of KL itself at 150 digits, which has no formula in common with them."""
+    x, noise = np.random.default_rng(7).normal(size=(2, 1, 5))
+    y = x + closeness * noise
+
+    def kl(x: list, y: list) -> object:
+        log_q, log_p = ([v - mp.log(mp.fsum(map(mp.exp, side))) for v in side] for side in (x, y))
+        return mp.fsum(mp.exp(a) * (a - b) for a, b in zip(log_p, log_q, strict=True))
+
+    with mp.workdps(150):
+        for side, exact in enumerate(exact_gradients(x, y)):
+            for i in range(5):
+                ends = []
+                for step in (mp.mpf(10) ** -60, -(mp.mpf(10) ** -60)):
+                    moved = [[mp.mpf(v) for v in t[0].tolist()] for t in (x, y)]
+                    moved[side][i] += step
+                    ends.append(kl(*moved))
+                slope = (ends[0] - ends[1]) / (2 * mp.mpf(10) ** -60)
+                assert exact[0, i] == pytest.approx(float(slope), rel=1e-15, abs=1e-55)
+
+
+def trial(paths: list[Path], sizes: list[int], seed: int) -> pd.DataFrame:
+    """A row a path, side and problem: the largest error over its bound, and what is not finite."""
+    rows = []
+    for family, dtype, x, y in problems(sizes, seed):
+        truth = Truth(x[:2], y[:2])
+        for path in (p for p in paths if dtype in p.dtypes):
+            for gradient in truth.gradients(path, "cpu"):
+                key = {"path": path.name, "family": family, "dtype": dtype, "side": gradient.side}
+                finite = np.isfinite(gradient.computed)
+                worst = gradient.ratio[finite].max(initial=0)
+                rows.append(key | {"elements": finite.size, "lost": (~finite).sum(), "worst": worst})
+    return pd.DataFrame(rows)
+
+
+def broken(table: pd.DataFrame) -> pd.DataFrame:
+    """What is beyond its bound or not finite, but for the limit that is acknowledged: a probability that underflows."""
+    deep = table["family"].isin(["wide", "underflow"])
+    shallow = table["family"].isin(["one_hot", "both_one_hot", "rising", "nearer"])
+    underflow = deep | (shallow & (table["dtype"] == "float16"))
+    forward_only = table["path"].isin(["reciprocal"]) | table["path"].isin([p.name for p in TORCHS])
+    kept = ~table["path"].isin(["log_target", "kl_div_from_logits"])
+    return table[(table["worst"] > 1) | ((table["lost"] > 0) & ~(underflow & forward_only & kept))]
+
+
+def test_no_sound_kernels_gradient_is_beyond_its_bound() -> None:
+    table = trial([*TORCHS, *(Path(f.__name__, f, "") for f in SOUND)], [40], seed=1)
+    assert table["elements"].sum() > 100_000
+    assert broken(table).empty, broken(table).groupby(["path", "family", "dtype", "side"])["worst"].max().to_string()
+
+
+@pytest.mark.slow
+def test_no_sound_kernels_gradient_is_beyond_its_bound_in_many_trials() -> None:
+    paths = [*TORCHS, *(Path(f.__name__, f, "") for f in SOUND)]
+    table = pd.concat([trial(paths, [3, 81, 300], seed) for seed in range(2, 5)], ignore_index=True)
+    worst = table[table["lost"] == 0].groupby(["path", "dtype", "side"])["worst"].max()
+    print(f"\n{table['elements'].sum():,} elements; largest error / bound:")
+    print(worst.unstack("dtype").round(3).to_string())
+    assert broken(table).empty, broken(table).groupby(["path", "family", "dtype", "side"])["worst"].max().to_string()
+
+
+class Backward(torch.autograd.Function):
+    """The right value with a gradient of one's own: `rule` gives both sides' from p, q and L = log(p / q)."""
+
+    @staticmethod
+    def forward(ctx, x, y, rule):
+        ctx.rule = rule
+        ctx.save_for_backward(x, y)
+        return (softmax(y, -1) * (log_softmax(y, -1) - log_softmax(x, -1))).sum(-1)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, y = ctx.saved_tensors
+        L = log_softmax(y, -1) - log_softmax(x, -1)
+        by_input, by_target = ctx.rule(softmax(y, -1), softmax(x, -1), L)
+        return grad[:, None] * by_input, grad[:, None] * by_target, None
+
+
+def mean(p: Tensor, L: Tensor) -> Tensor:
+    return (p * L).sum(-1, keepdim=True)
+
+
+def last_dropped(t: Tensor) -> Tensor:
+    return torch.cat([t[:, :-1], 0 * t[:, -1:]], -1)
+
+
+RULES = {
+    "right": lambda p, q, L: (q - p, p * (L - mean(p, L))),
+    "sign": lambda p, q, L: (p - q, p * (L - mean(p, L))),
+    "of_the_other_side": lambda p, q, L: (p * (L - mean(p, L)), q - p),
+    "twice": lambda p, q, L: (2 * (q - p), 2 * p * (L - mean(p, L))),
+    "target_not_centred": lambda p, q, L: (q - p, p * L),
+    "target_centred_with_q": lambda p, q, L: (q - p, p * (L - mean(q, L))),
+    "normaliser_detached": lambda p, q, L: (-p, p * (L - mean(p, L))),
+    "last_class_dropped": lambda p, q, L: (last_dropped(q - p), last_dropped(p * (L - mean(p, L)))),
+    "mean_over_classes": lambda p, q, L: ((q - p) / p.shape[1], p * (L - mean(p, L)) / p.shape[1]),
+    "eps_in_ratio": lambda p, q, L: (q - p * q / (q + 1e-3), p * (L - mean(p, L))),
+    "half_precision": lambda p, q, L: ((q - p).bfloat16().to(p), (p * (L - mean(p, L))).bfloat16().to(p)),
+    "of_the_first_row": lambda p, q, L: ((q - p)[:1].expand_as(p), (p * (L - mean(p, L)))[:1].expand_as(p)),
+    "zero": lambda p, q, L: (0 * p, 0 * p),
+    "nan_at_equal": lambda p, q, L: (torch.where(L.abs() < 1e-3, torch.nan, q - p), p * (L - mean(p, L))),
+}
+
+
+def apply(x: Tensor, y: Tensor, *, rule) -> Tensor:
+    return Backward.apply(x, y, rule)
+
+
+@pytest.fixture(scope="module")
+def judged() -> Audit:
+    own = []
+    for name, rule in RULES.items():
+        function = partial(apply, rule=rule)
+        function.__name__ = name
+        own.append(function)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("audit.pipeline.Shrinker.reproduce", lambda *_: None)
+        cases = ["random_scale1", "near_1e-04", "peaked_gap20"]
+        return execute(plan("quick", cases, own, ["bfloat16", "float32"], "cpu"))
+
+
+def test_every_planted_gradient_is_found_and_the_right_one_is_not(judged: Audit) -> None:
+    findings = judged.new_findings
+    found = set(findings["path"])
+    print(f"\nwrong gradients found: {len(found)} of {len(RULES) - 1}")
+    assert found == set(RULES) - {"right"}
+    assert findings["symptom"].str.contains("_gradient_").all(), "the values themselves are right"
+    assert set(findings.loc[findings["path"] == "target_not_centred", "symptom"]) == {"target_gradient_beyond_bound"}
+
+
+def test_a_bound_of_gradients_ten_times_looser_would_miss_some(judged: Audit) -> None:
+    table = judged.tables["gradients"]
+    loose = table.assign(symptom=table["symptom"].where((table["worst_of_bound"] > 10) | (table["symptom"] == ""), ""))
+    found = (find(judged.tables["errors"], [], t, list(RULES))[0] for t in (table, loose))
+    now, then = (set(zip(f["path"], f["dtype"], f["symptom"], strict=True)) for f in found)
+    assert then < now
+
+
+def test_a_gradient_that_is_known_is_acknowledged_and_stays_a_finding() -> None:
+    audit = execute(plan("quick", paths=["log_softmax"], devices="cpu"))
+    assert "gradients" not in audit.tables, "a part of the audit's own paths is looked at for its values"
+    known = {a.name: a for a in read_acknowledgements(COMMITTED)}["gradient-of-underflowed-target"]
+    row = {"path": "log_softmax", "case": "gap_88", "dtype": "float16", "device": "cpu", "reduction": "none"}
+    row |= {"symptom": "target_gradient_not_finite", "row": 0, "classes": 32, "computed": math.nan, "bound": 1e-3}
+    findings, stale = find(audit.tables["errors"], [known], pd.DataFrame([row | {"reference": 0.5}]))
+    assert findings.set_index("symptom").loc["target_gradient_not_finite", "acknowledged_by"] == known.name
+    assert stale == []
+    _, stale = find(audit.tables["errors"], [known], pd.DataFrame([row | {"reference": 0.5, "symptom": ""}]))
+    assert stale == [known.name]
+
+
+def test_a_wrong_gradient_is_shrunk_and_its_script_shows_it(tmp_path: File) -> None:
+    def doubled(x: Tensor, y: Tensor) -> Tensor:
+        value = (softmax(y, -1) * (log_softmax(y, -1) - log_softmax(x, -1))).sum(-1)
+        return 2 * value - value.detach()
+
+    finding = execute(plan("quick", ["random_scale1"], [doubled], "float32", "cpu")).new_findings.iloc[0]
+    assert finding["classes"] == 2
+    file = tmp_path / "reproduce.py"
+    file.write_text(finding["script"])
+    answer = subprocess.run([sys.executable, file], capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    assert answer.returncode == 0, answer.stderr
+    computed, exact = (float(line.split()[1]) for line in answer.stdout.splitlines())
+    assert computed == pytest.approx(2 * exact, rel=1e-4)
+
+
+@pytest.mark.parametrize("dtype", FORMATS)
+def test_the_gap_at_which_a_gradient_breaks_is_where_its_quotient_overflows(dtype: str) -> None:
+    """softmax().log() forms p / q = e^gap / 2 for two classes; log_target and the remedy form no quotient."""
+    overflow = math.log(2) * (FORMATS[dtype].maximum + 2)
+    first = min(gap for gap in GAPS if gap > overflow)
+    assert breaking_gaps(PATHS["softmax_log", "none"], dtype, "cpu")[0] == first
+    for name in ("log_target", "kl_div_from_logits"):
+        assert np.isnan(breaking_gaps(PATHS[name, "none"], dtype, "cpu")).all()
+
+
+def test_a_kernel_without_a_gradient_has_no_row_and_no_finding() -> None:
+    def detached(x: Tensor, y: Tensor) -> Tensor:
+        return (softmax(y, -1) * (log_softmax(y, -1) - log_softmax(x, -1))).sum(-1).detach()
+
+    audit = execute(plan("quick", ["random_scale1"], [detached], "float32", "cpu"))
+    assert audit.tables["gradients"].empty and audit.new_findings.empty
