@@ -206,7 +206,7 @@ def execute(
     advance("findings")
     tables = {"errors": errors, "summary": summarise(errors)}
     if plan.whole or plan.own:
-        tables["gradients"] = _gradients(plan, problems)
+        tables["gradients"] = _gradients(plan, problems, errors)
     findings, stale = find(errors, acknowledged, tables.get("gradients"), plan.own)
     tables["findings"] = typed(_with_reproducers(findings, plan, problems), "findings")
     if plan.whole:
@@ -249,9 +249,10 @@ def _blocks(
     return blocks
 
 
-def _gradients(plan: Plan, problems: Problems) -> pd.DataFrame:
-    """Of every path, or of the user's own, on a few cases."""
-    paths = [p for p in plan.paths if not p.compiles and (not plan.own or p.name in plan.own)]
+def _gradients(plan: Plan, problems: Problems, errors: pd.DataFrame) -> pd.DataFrame:
+    """Of every path, or of the user's own, that computed all it was given, on a few cases."""
+    failed = set(errors.loc[errors["result_class"] == "not_computed", "path"])
+    paths = [p for p in plan.paths if not p.compiles and p.name not in failed and (not plan.own or p.name in plan.own)]
     closer = _some(plan, problems, CLOSER)
     parts = [measure_gradients(closer, paths, device.name) for device in plan.devices]
     return typed(pd.concat(parts, ignore_index=True), "gradients")

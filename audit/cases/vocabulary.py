@@ -38,6 +38,22 @@ def wide(classes: int, _: Format) -> tuple[Rows, Rows]:
     return input, input + 0.25 * normal(f"wide {classes}", 1, classes)
 
 
+def apart(classes: int, _: Format) -> tuple[Rows, Rows]:
+    """The target's leader is the last class, the input's the first: nearly all of the divergence is one term, the last."""
+    input, target = normal(f"apart {classes} input", 1, classes), normal(f"apart {classes} target", 1, classes)
+    input[0, 0], target[0, -1] = 20.0, 20.0
+    return input, target
+
+
+for _classes, _profile in ((128_256, "standard"), (262_144, "full")):
+    register(
+        Case(
+            f"apart_n{_classes}",
+            f"led by the last class in the target, by the first in the input, {_classes:,} classes",
+            partial(apart, _classes),
+            _profile,
+        )
+    )
 for _classes in SIZES:
     _profile = "full" if _classes in (50_257, 151_936, 262_144) else "standard"
     for _name, _make, _text in (

@@ -141,7 +141,8 @@ def sum_error(s: Softmax, kernel: Kernel) -> Rows:
     exponentials = _weighted(s.p, u * (EXP + (1 + kernel.exp_slope) * np.abs(s.a)), s.a < 0)
     growth = gamma(steps(count, kernel), u)
     # Sums of positive numbers that begin with the largest, 1, cannot lose more than the rest.
-    return np.asarray(exponentials + np.minimum(growth, s.w * (1 + growth)))
+    lost = np.minimum(growth * (1 + exponentials), (s.w + exponentials) * (1 + growth))
+    return np.asarray(exponentials + lost)
 
 
 def _weighted(p: Rows, error: Rows, there: NDArray[np.bool_]) -> Rows:
@@ -155,7 +156,8 @@ def log_softmax_error(s: Softmax, kernel: Kernel) -> Rows:
     rho = sum_error(s, kernel)
     rho = -np.log1p(-np.minimum(rho, 0.9))
     size = np.abs(s.log_p)
-    error = u * np.abs(s.a) + rho + LOG * u * s.log_sum + u * size
+    error = u * np.abs(s.a) + rho + LOG * u * (s.log_sum + rho)
+    error = error + u * (size + error)
     return np.asarray(error + storage.unit_roundoff * (size + error) + storage.smallest_subnormal / 2)
 
 
@@ -163,7 +165,7 @@ def log_softmax_error(s: Softmax, kernel: Kernel) -> Rows:
 def softmax_error(s: Softmax, kernel: Kernel) -> tuple[Rows, Rows]:
     """r: the relative error of softmax, without underflow, and what underflow adds to p r."""
     u, storage = kernel.compute.unit_roundoff, kernel.storage
-    rho = sum_error(s, kernel)
+    rho = -np.log1p(-np.minimum(sum_error(s, kernel), 0.9))
     exponential = u * (EXP + (1 + kernel.exp_slope) * np.abs(s.a))
     relative = np.where(s.a < 0, exponential, 0.0) + rho + 2 * u + storage.unit_roundoff
     tiny = 2.0**kernel.compute.minimum + storage.smallest_subnormal / 2
@@ -237,8 +239,8 @@ def kl_bound(exact: Exact, rounding: Rounding, dtype: str, reduction: str = "non
         ratio = np.minimum(pr / np.where(p > 0, p, 1.0), 3.0)
         perturbed = pr * slope + pr * ratio + P * (D + np.where(there, Dp, 0.0))
     # log P differs from log p by at most twice the relative error of P.
-    log_P = log_p + 2 * np.minimum(pr / np.where(p > 0, p, 1.0), 1.0)
-    difference = L + D + Dp
+    moved = 2 * np.minimum(pr / np.where(p > 0, p, 1.0), 1.0)
+    log_P, difference = log_p + moved, L + D + Dp + moved
     terms = P * ((3 * uc + us) * log_P + us * (log_q + D) + 2 * us * difference)
     size = P * (log_P + log_q + D) if rounding.separate else P * difference
     if rounding.masses:

@@ -206,7 +206,7 @@ def measure_gradients(problems: Sequence[Problem], paths: Sequence[Path], device
                     key |= {"dtype": problem.dtype, "device": device, "side": gradient.side}
                     gap = gaps(path, problem.dtype).get(gradient.side, np.nan)
                     rows.append(key | _measured(gradient, problem.dtype) | {"breaks_at_gap": gap})
-            except RuntimeError:
+            except Exception:
                 continue
     return pd.DataFrame(rows)
 

@@ -12,13 +12,13 @@ from audit.reference.limbs import BITS, HALF, Floats, aligned
 from audit.reference.oracle import _context
 
 COARSE, FINE = 12, 26
-PAGE = 2**16
+PAGE_BITS = 16
 SPAN = 2 ** (FINE - COARSE - 1)
 
 
 @dataclass(frozen=True)
 class Tables:
-    """T1[i] = e^(-i/2^12), 0 <= i < PAGE, a row each; T2[l + SPAN] = e^(l/2^26), |l| <= SPAN, a column each.
+    """T1[i] = e^(-i/2^12), 0 <= i < 2^16, a row each; T2[l + SPAN] = e^(l/2^26), |l| <= SPAN, a column each.
 
     Both have limbs 1 ... width, none beyond HALF, and err by less than 0.51 of the last unit.
     """
@@ -29,7 +29,7 @@ class Tables:
 
 @lru_cache(maxsize=4)
 def tables(width: int) -> Tables:
-    coarse = _exponentials([-256 * i for i in range(PAGE // 256)], [-i for i in range(256)], COARSE, width)
+    coarse = _exponentials([-256 * i for i in range(2 ** (PAGE_BITS - 8))], [-i for i in range(256)], COARSE, width)
     fine = _exponentials([128 * i - SPAN for i in range(2 * SPAN // 128 + 1)], list(range(128)), FINE, width)
     return Tables(coarse, np.ascontiguousarray(fine[: 2 * SPAN + 1].T))
 
@@ -65,4 +65,4 @@ def page_factor(page: int, width: int) -> Fraction:
     """e^(-16 page), rounded below unit(width + 2)."""
     ctx, bits = _context(), BITS * (width + 3)
     with ctx.workprec(bits):
-        return Fraction(int(ctx.nint(ctx.ldexp(ctx.exp(-page * (PAGE >> COARSE)), bits))), 2**bits)
+        return Fraction(int(ctx.nint(ctx.ldexp(ctx.exp(-page * 2 ** (PAGE_BITS - COARSE)), bits))), 2**bits)

@@ -76,4 +76,6 @@ def check_kind(rows: Rows, kind: str, name: str, first: int = 0) -> None:
     if kind == "logits":
         empty = (rows == -np.inf).all(axis=1)
         if empty.any():
-            raise UsageError(f"{name}: row {int(np.argmax(empty)) + first} is -inf in every column, which is no distribution")
+            raise UsageError(
+                f"{name}: row {int(np.argmax(empty)) + first} is -inf in every column, which is no distribution"
+            )

@@ -220,6 +220,48 @@ def one_ninth_of_logits(input: Tensor, target: Tensor) -> Tensor:
     return plain((wide(input) / 1.01).to(input.dtype), (wide(target) / 1.01).to(input.dtype))
 
 
+def first_class_dropped(input: Tensor, target: Tensor) -> Tensor:
+    """An ignore_index of 0."""
+    return terms(input, target)[:, 1:].sum(-1).to(input.dtype)
+
+
+def maximum_of_the_other_side(input: Tensor, target: Tensor) -> Tensor:
+    top = wide(input).amax(-1, keepdim=True)
+    log_p, log_q = ((wide(t) - top) - (wide(t) - top).exp().sum(-1, keepdim=True).log() for t in (target, input))
+    return masked(log_p, log_q).sum(-1).to(input.dtype)
+
+
+def online_without_rescaling(input: Tensor, target: Tensor) -> Tensor:
+    """The running maximum moves on, and the sum so far stays as it was."""
+
+    def log_softmax(t: Tensor) -> Tensor:
+        top, total = torch.full_like(wide(t)[:, :1], -torch.inf), 0.0
+        for chunk in wide(t).split(max(1, t.shape[1] // 8), -1):
+            top = torch.maximum(top, chunk.amax(-1, keepdim=True))
+            total = total + (chunk - top).exp().sum(-1, keepdim=True)
+        return (wide(t) - top) - total.log()
+
+    return masked(log_softmax(target), log_softmax(input)).sum(-1).to(input.dtype)
+
+
+def clamped_shifts(input: Tensor, target: Tensor) -> Tensor:
+    """Against underflow, no logit may be more than 50 below the largest."""
+    log_p, log_q = (log_softmax((wide(t) - wide(t).amax(-1, keepdim=True)).clamp(min=-50)) for t in (target, input))
+    return masked(log_p, log_q).sum(-1).to(input.dtype)
+
+
+def half_logits(input: Tensor, target: Tensor) -> Tensor:
+    return plain(input.half().to(wide(input).dtype), target.half().to(wide(input).dtype)).to(input.dtype)
+
+
+def terms_of_ten_bits(input: Tensor, target: Tensor) -> Tensor:
+    """A sum by tensor cores in TF32: terms of 11 significant bits, added in single."""
+    each = terms(input, target).float()
+    carried = each * 8193
+    cut = carried - (carried - each)
+    return torch.where(cut.isfinite(), cut, each).sum(-1).to(input.dtype)
+
+
 DEFECTS = [
     no_max_subtraction, max_over_wrong_axis, max_of_first_block, eps_1e8_in_log, eps_1e5_in_log, clamp_1e10_in_log,
     clamp_1e6_in_log, eps_in_normaliser, tail_block_dropped, last_class_dropped, tail_left_out_of_normaliser,
@@ -227,5 +269,7 @@ DEFECTS = [
     bfloat16_accumulation, half_terms, double_computed_in_single, single_normaliser_in_double, truncated_exp,
     arguments_swapped, mean_over_classes, mean_over_rows, in_bits, negative_terms_dropped, absolute_terms,
     absolute_value, skips_small_probabilities, skips_small_inputs, stale_rows, first_row_everywhere, always_zero,
-    nan_at_zero_probability, reverse_normalisation, unnormalised_target, entropy_left_out, one_ninth_of_logits,
+    first_class_dropped, maximum_of_the_other_side, online_without_rescaling, clamped_shifts, half_logits,
+    terms_of_ten_bits, nan_at_zero_probability, reverse_normalisation, unnormalised_target, entropy_left_out,
+    one_ninth_of_logits,
 ]  # fmt: skip

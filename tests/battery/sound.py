@@ -119,8 +119,9 @@ def reciprocal(input: Tensor, target: Tensor) -> Tensor:
     """Probabilities by a multiplication with 1 / sum."""
     a = _shifted(target).exp()
     p = a * (1 / a.sum(-1, keepdim=True))
-    terms = torch.where(p > 0, p * (p.log() - log_softmax(input)), 0.0)
-    return terms.sum(-1).to(input.dtype)
+    # The logarithm is taken of 1 where p = 0, since a NaN that `where` leaves out would stand in the gradient.
+    terms = p * (torch.where(p > 0, p, 1.0).log() - log_softmax(input))
+    return torch.where(p > 0, terms, 0.0).sum(-1).to(input.dtype)
 
 
 def entropies_apart(input: Tensor, target: Tensor) -> Tensor:
@@ -130,7 +131,23 @@ def entropies_apart(input: Tensor, target: Tensor) -> Tensor:
     return (entropy - torch.where(p > 0, p * log_q, 0.0).sum(-1)).to(input.dtype)
 
 
+def flush(t: Tensor) -> Tensor:
+    """Subnormal numbers are 0, as in a CUDA kernel that was compiled with -ftz=true."""
+    return t - torch.where(t.abs() < torch.finfo(t.dtype).tiny, t, 0.0).detach()
+
+
+def flushed(input: Tensor, target: Tensor) -> Tensor:
+    def log_softmax(t: Tensor) -> Tensor:
+        shifted = flush(flush(wide(t)) - flush(wide(t)).amax(-1, keepdim=True))
+        return flush(shifted - flush(flush(shifted.exp()).sum(-1, keepdim=True).log()))
+
+    log_p, log_q = log_softmax(target), log_softmax(input)
+    p = flush(log_p.exp())
+    terms = torch.where(p > 0, flush(p * flush(log_p - log_q)), 0.0)
+    return flush(flush(terms.sum(-1)).to(input.dtype))
+
+
 SOUND = [
     plain, permuted, reversed_classes, sequential, online, blocked, compensated, in_double, base_two, ratio_of_sums,
-    reciprocal, entropies_apart,
+    reciprocal, entropies_apart, flushed,
 ]  # fmt: skip

@@ -5,30 +5,37 @@ The battery guards the audit: a bound that is loosened, or a case that is droppe
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
+
 import pandas as pd
 import pytest
 import torch
 from torch import Tensor
 
+from audit.formats import FORMATS
 from audit.judge.bounds import within_bound
 from audit.judge.findings import find
-from audit.pipeline import execute, plan
+from audit.pipeline import Audit, execute, plan
 from tests.battery.defects import DEFECTS
 from tests.battery.sound import SOUND, log_softmax, masked
 
-# What each defect's effect exceeds the rounding of, where that is not every dtype. An error of 2^-11 or less in the
-# logarithms is what halves may have; the sign of the rounding says nothing where few results are drowned in it.
-ONLY = {
-    "double_computed_in_single": {"float64"},  # for the others it is the same operation
-    "single_normaliser_in_double": {"float64"},
-    "truncated_exp": {"float32", "float64"},
-    "half_exp": {"float32", "float64"},
-    "eps_in_normaliser": {"float32", "float64"},
-    "skips_small_probabilities": {"float32", "float64"},
-    "index_overflow_past_65535": {"float64"},  # an undeclared order of 128,256 classes may lose as much in single
-    "stops_at_32000": {"float64"},
-    "absolute_value": {"float32"},
+HALVES = {"float16", "bfloat16"}
+# In which dtypes a defect cannot be told from rounding; docs/bounds.md has the arguments. In every other it is found.
+UNTOLD = {
+    "double_computed_in_single": HALVES | {"float32"},  # the same operation
+    "single_normaliser_in_double": HALVES | {"float32"},
+    "truncated_exp": HALVES,
+    "half_exp": HALVES,
+    "eps_in_normaliser": HALVES,
+    "skips_small_probabilities": HALVES,
+    "half_logits": {"float16"},
+    "half_terms": {"float16"},
+    "bfloat16_log": {"bfloat16"},
+    "bfloat16_accumulation": {"bfloat16"},
+    "terms_of_ten_bits": HALVES,
+    "absolute_value": HALVES | {"float64"},  # by sign statistics, which want 60 results drowned in rounding
 }
+EXPECTED = {(f.__name__, dtype) for f in DEFECTS for dtype in set(FORMATS) - UNTOLD.get(f.__name__, set())}
 RACE = 1 / 50
 
 
@@ -41,33 +48,39 @@ def drops_a_block_now_and_then(input: Tensor, target: Tensor) -> Tensor:
 
 
 @pytest.fixture(scope="module")
-def errors() -> pd.DataFrame:
+def audit() -> Audit:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("audit.pipeline.reproduce", lambda *_: None)
-        return execute(plan("standard", paths=[*SOUND, *DEFECTS, drops_a_block_now_and_then], devices="cpu")).tables[
-            "errors"
-        ]
+        patch.setattr("audit.pipeline.Shrinker.reproduce", lambda *_: None)
+        return execute(plan("standard", paths=[*SOUND, *DEFECTS, drops_a_block_now_and_then], devices="cpu"))
 
 
-def flagged(errors: pd.DataFrame) -> dict[str, set[str]]:
-    """The dtypes in which each path has a finding."""
-    findings, _ = find(errors[errors["path"] != "log_softmax"], [])
-    return {str(path): set(group["dtype"]) for path, group in findings.groupby("path")}
+@pytest.fixture(scope="module")
+def errors(audit: Audit) -> pd.DataFrame:
+    table = audit.tables["errors"]
+    return table[table["path"] != "log_softmax"]
 
 
-def test_every_defect_is_found_and_no_sound_kernel_is_flagged(errors: pd.DataFrame) -> None:
-    found = flagged(errors)
-    defects, sound = {f.__name__ for f in DEFECTS}, {f.__name__ for f in SOUND}
-    for what, names in (("defects found", defects), ("sound kernels flagged", sound)):
-        print(f"\n{what}: {len(names & set(found))} of {len(names)}")
-    assert len(defects) >= 30 and len(sound) >= 10
-    assert not sound & set(found), {name: found[name] for name in sound & set(found)}
-    assert defects <= set(found), defects - set(found)
+def flagged(errors: pd.DataFrame) -> set[tuple[str, str]]:
+    """The paths and dtypes with a finding."""
+    findings, _ = find(errors, [])
+    return set(zip(findings["path"], findings["dtype"], strict=True))
 
 
-@pytest.mark.parametrize("name", ONLY)
-def test_a_subtle_defect_is_found_in_the_dtype_where_it_shows(errors: pd.DataFrame, name: str) -> None:
-    assert ONLY[name] <= flagged(errors[errors["path"] == name]).get(name, set())
+def test_every_defect_is_found_wherever_it_can_be_told_from_rounding(errors: pd.DataFrame) -> None:
+    found, defects = flagged(errors), {f.__name__ for f in DEFECTS}
+    names = {path for path, _ in found} & defects
+    print(f"\ndefects found: {len(names)} of {len(defects)}; with a dtype: {len(EXPECTED & found)} of {len(EXPECTED)}")
+    assert len(defects) >= 30
+    assert not EXPECTED - found
+    assert names == defects
+
+
+def test_no_sound_kernel_is_flagged_neither_for_a_value_nor_for_a_gradient(audit: Audit) -> None:
+    sound, found = {f.__name__ for f in SOUND}, set(audit.tables["findings"]["path"])
+    print(f"\nsound kernels flagged: {len(sound & found)} of {len(sound)}")
+    assert len(sound) >= 10
+    assert set(audit.tables["gradients"]["path"]) >= sound
+    assert not sound & found
 
 
 def test_a_race_is_found_in_any_dtype(errors: pd.DataFrame) -> None:
@@ -75,23 +88,26 @@ def test_a_race_is_found_in_any_dtype(errors: pd.DataFrame) -> None:
     of_tail = errors[errors["path"] == "last_class_dropped"]
     rows = (~of_tail["within_bound"].astype(bool)).groupby(of_tail["dtype"]).sum().sum()
     assert 1 - (1 - RACE) ** rows > 0.9999
-    assert "drops_a_block_now_and_then" in flagged(errors)
+    assert "drops_a_block_now_and_then" in {path for path, _ in flagged(errors)}
 
 
-def test_a_bound_ten_times_looser_would_miss_defects(errors: pd.DataFrame) -> None:
-    loose = errors.assign(bound=10 * errors["bound"], rest=float("nan"))
+@pytest.mark.parametrize("factor", [2, 4, 10])
+def test_a_looser_bound_would_miss_defects(errors: pd.DataFrame, factor: int) -> None:
+    loose = errors.assign(bound=factor * errors["bound"], rest=float("nan"))
     loose["within_bound"] = within_bound(loose)
-    now, then = flagged(errors), flagged(loose)
-    lost = {(path, dtype) for path, dtypes in now.items() for dtype in dtypes - then.get(path, set())}
-    assert lost
+    assert EXPECTED - flagged(loose)
 
 
 @pytest.mark.parametrize(
     ("cases", "defect"),
-    [("*128256", "index_overflow_past_65535"), ("*_n*", "stops_at_32000"), ("[nif]*", "absolute_value")],
+    [
+        ("apart_n128256", "index_overflow_past_65535"),
+        ("flat_n128256", "half_normaliser"),
+        ("near_*", "absolute_value"),
+        ("digits_epochs", "skips_small_probabilities"),
+        ("largest", "half_terms"),
+    ],
 )
-def test_dropping_a_family_of_cases_would_miss_a_defect(errors: pd.DataFrame, cases: str, defect: str) -> None:
-    from fnmatch import fnmatchcase
-
+def test_dropping_a_case_would_miss_a_defect(errors: pd.DataFrame, cases: str, defect: str) -> None:
     rest = errors[~errors["case"].map(lambda case: fnmatchcase(case, cases))]
-    assert defect not in flagged(rest)
+    assert defect in {path for path, _ in EXPECTED - flagged(rest)}

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from decimal import Decimal
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from audit.formats import FORMATS
-from audit.judge.bounds import Exact, bound, within_bound
+from audit.judge.bounds import Exact, bound, kl_bound, within_bound
 from audit.judge.errors import error_columns
+from audit.judge.references import reduced
 from audit.paths import Path, registered
+from audit.paths.rounding import Rounding, torch_rounding
 from audit.reference.exact import row_references
-from tests.battery.sound import SOUND
+from tests.battery.sound import SOUND, masked
 
 ROWS = 8
 FAMILIES = {
@@ -48,9 +52,15 @@ def trial(paths: list[Path], sizes: list[int], seed: int) -> pd.DataFrame:
     parts = []
     for family, dtype, x, y in problems(sizes, seed):
         numbers = x.double().numpy(), y.double().numpy()
-        references, exact = row_references(*numbers, "logits"), Exact.of(*numbers, "logits")
+        exact, rows = Exact.of(*numbers, "logits"), {"kl": row_references(*numbers, "logits")}
+        if any(path.quantity == "distillation" for path in paths):
+            tempered = row_references(*(side / 4 for side in numbers), "logits")
+            rows["distillation"] = [str(16 * Decimal(text)) for text in tempered]
         for path in (p for p in paths if dtype in p.dtypes):
-            computed = path.function(x, y).double().numpy()
+            computed = path.function(x, y)
+            references = rows[path.quantity]
+            if path.reduction != "none":
+                references = [reduced(references, path.reduction, x.shape[1])]
             parts.append(
                 pd.DataFrame(
                     {
@@ -58,8 +68,8 @@ def trial(paths: list[Path], sizes: list[int], seed: int) -> pd.DataFrame:
                         "family": family,
                         "dtype": dtype,
                         "classes": x.shape[1],
-                        "computed": computed,
-                        "result_dtype": dtype,
+                        "computed": computed.double().reshape(-1).numpy(),
+                        "result_dtype": str(computed.dtype).removeprefix("torch."),
                         "result_class": "finite",
                         "reference": references,
                         "scale": 1.0,
@@ -73,21 +83,37 @@ def trial(paths: list[Path], sizes: list[int], seed: int) -> pd.DataFrame:
     return table.assign(kept=within_bound(table).astype(bool))
 
 
+# Categorical rounds an unshifted log-sum-exp: a limit of that path, which is acknowledged.
+TORCHS = [
+    p
+    for p in registered()
+    if p.target_kind == "logits"
+    and p.quantity in ("kl", "distillation")
+    and p.kind in ("kl", "identity")
+    and not p.compiles
+    and not p.absent
+    and p.name != "categorical"
+]
+# Of those, the ones that share torch's CPU log_softmax of halves, which rounds its sum of exponentials to the half.
+HALF_SUM = ("log_softmax", "kl_div_loss", "row_alone", "one_thread", "strided", "distillation", "generalised",
+            "cross_entropy_minus_entropy", "soft_cross_entropy")  # fmt: skip
+
+
 def sound_paths() -> list[Path]:
-    torchs = [p for p in registered() if p.name in ("log_target", "softmax_log", "log_softmax", "thread_era")]
-    return [Path(f.__name__, f, "") for f in SOUND] + [p for p in torchs if p.target_kind == "logits"]
+    return [Path(f.__name__, f, "") for f in SOUND] + TORCHS
 
 
 def violations(table: pd.DataFrame) -> pd.DataFrame:
     """Rows beyond their bound, but for the two limits of torch that are acknowledged."""
     broken = table[~table["kept"]]
-    underflow = (broken["path"] == "softmax_log") & (broken["result_class"] != "finite")
-    half_sum = broken["dtype"].isin(["float16", "bfloat16"]) & (broken["path"] == "log_softmax")
+    of_softmax = broken["path"].str.startswith(("softmax_log", "scipy_"))
+    underflow = of_softmax & (broken["result_class"] != "finite")
+    half_sum = broken["dtype"].isin(["float16", "bfloat16"]) & broken["path"].isin(HALF_SUM)
     return broken[~underflow & ~half_sum]
 
 
 def test_no_sound_kernel_is_beyond_its_bound() -> None:
-    table = trial(sound_paths(), [2, 10, 300], seed=1)
+    table = trial(sound_paths(), [2, 300], seed=1)
     assert len(table) > 15_000
     broken = violations(table)
     assert broken.empty, broken.groupby(["path", "family", "dtype"]).size().to_string()
@@ -95,16 +121,92 @@ def test_no_sound_kernel_is_beyond_its_bound() -> None:
 
 @pytest.mark.slow
 def test_no_sound_kernel_is_beyond_its_bound_in_100_000_trials() -> None:
-    tables = [
-        trial(sound_paths(), sizes, seed) for seed, sizes in enumerate([[2, 3, 10, 81]] * 4 + [[1_000, 5_000]] * 2)
-    ]
-    table = pd.concat(tables, ignore_index=True)
+    sizes = [[2, 3, 10, 81]] * 3 + [[1_000, 5_000], [32_000]]
+    table = pd.concat([trial(sound_paths(), each, seed) for seed, each in enumerate(sizes)], ignore_index=True)
     ratio = (table["bound"] / table["abs_error"]).replace(np.inf, np.nan)
-    print(f"\n{len(table):,} results; bound / error, quantiles:")
-    print(ratio.groupby([table["path"], table["dtype"]]).quantile([0.0, 0.01, 0.5]).unstack().round(1).to_string())
+    kinds = table["path"].isin([p.name for p in TORCHS]).map({True: "torch's paths", False: "undeclared kernels"})
+    quantiles = ratio.groupby([kinds, table["dtype"]]).quantile([0.0, 0.01, 0.5, 0.99]).unstack()
+    print(f"\n{len(table):,} results; bound / error, quantiles:\n{quantiles.round(1).to_string()}")
     assert len(table) > 100_000
     broken = violations(table)
     assert broken.empty, broken.groupby(["path", "family", "dtype"]).size().to_string()
+
+
+def one_by_one(input: Tensor, target: Tensor) -> Tensor:
+    """An online softmax that rescales at every class, and sums that run from the first class to the last."""
+
+    def log_softmax(t: Tensor) -> Tensor:
+        top = torch.full_like(t[:, :1], -torch.inf)
+        total = torch.zeros_like(top)
+        for column in t.split(1, -1):
+            new = torch.maximum(top, column)
+            total = total * (top - new).exp() + (column - new).exp()
+            top = new
+        return (t - top) - total.log()
+
+    return masked(log_softmax(target), log_softmax(input)).cumsum(-1)[:, -1]
+
+
+def test_an_online_softmax_over_a_progression_keeps_the_undeclared_bound() -> None:
+    """What broke a bound of n/16 + 5 roundings: the errors of the rescalings have one sign."""
+    rows = [torch.linspace(start, stop, 4_000) for start, stop in ((0, 4_000), (-40, 0), (0, 1), (0, 0.01), (5, 0))]
+    x, y = torch.stack(rows), torch.stack(rows[1:] + rows[:1])
+    numbers = x.double().numpy(), y.double().numpy()
+    exact = np.array([float(v) for v in row_references(*numbers, "logits")])
+    error = np.abs(one_by_one(x, y).double().numpy() - exact)
+    assert (error <= bound(Path("own", one_by_one, ""), Exact.of(*numbers, "logits"), "float32")).all()
+
+
+def adversary(x: NDArray, y: NDArray, u: float, harm: int, slope: float, steps: float, terms: float, separate: bool):
+    """KL with every rounding as large as it may be, and of the sign that does most harm: in binary64, for float32.
+
+    `steps` and `terms` are the additions that a term meets in the two sums, `harm` the sign of the drift sought.
+    """
+
+    def exponentials(t: NDArray, signs: NDArray) -> tuple[NDArray, NDArray]:
+        a = t - t.max(1, keepdims=True)
+        rounded = a * (1 - signs * u)
+        return rounded, np.where(a < 0, np.exp(rounded) * (1 + signs * u * (4 + slope * np.abs(a))), 1.0)
+
+    def total(w: NDArray, sign: int) -> NDArray:
+        rest = w.sum(1, keepdims=True) - 1
+        growth = np.expm1(steps * np.log1p(u))
+        return 1 + rest + sign * np.minimum(growth * (1 + rest), rest)
+
+    exact_q, exact_p = (np.exp(t - t.max(1, keepdims=True)) for t in (x, y))
+    L = np.log(exact_p / exact_p.sum(1, keepdims=True)) - np.log(exact_q / exact_q.sum(1, keepdims=True))
+    kl = (exact_p * L).sum(1, keepdims=True) / exact_p.sum(1, keepdims=True)
+    signs = harm * np.sign(L - kl)
+    _, w = exponentials(y, signs)
+    p = w / total(w, -harm) * (1 + 3 * u * signs)
+    a, v = exponentials(x, np.full_like(x, harm))
+    S = total(v, harm)
+    log_q = (a - np.log(S) * (1 + harm * 2 * u)) * (1 + harm * 2 * u)
+    each = p * (np.log(p) - log_q)
+    size = p * (np.abs(np.log(p)) + np.abs(log_q)) if separate else np.abs(each)
+    each = each + harm * u * (2 * p * np.abs(np.log(p)) + 2 * np.abs(each))
+    return each.sum(1) + harm * np.expm1(terms * np.log1p(u)) * size.sum(1)
+
+
+@pytest.mark.parametrize("family", [f for f in FAMILIES if f not in ("underflow", "wide", "rising")])
+def test_the_bound_is_reached_by_the_worst_that_its_assumptions_allow_and_not_passed(family: str) -> None:
+    """So no smaller bound would do, and none that is looser passes here."""
+    u, reached = FORMATS["float32"].unit_roundoff, {}
+    for classes in (2, 10, 300):
+        x, y = np.random.default_rng(classes).standard_normal((2, 4, classes))
+        x, y = (np.float64(np.float32(t)) for t in FAMILIES[family](x, y))
+        exact = Exact.of(x, y, "logits")
+        kl = np.array([float(v) for v in row_references(x, y, "logits")])
+        for name, rounding, slope, steps, terms in (
+            ("torch's", torch_rounding(), 0.0, classes / 4 + 5, 4 * 2**4 + 8),
+            ("any", Rounding("softmax", "log_softmax"), 3.0, 4 * classes, classes),
+        ):
+            limit = kl_bound(exact, rounding, "float32")
+            for harm in (1, -1):
+                error = np.abs(adversary(x, y, u, harm, slope, steps, terms, name == "any") - kl)
+                assert (error <= limit).all(), (name, classes, harm)
+                reached[name] = max(reached.get(name, 0), (error / limit).max())
+    assert min(reached.values()) > 0.8, reached
 
 
 @pytest.mark.parametrize("dtype", FORMATS)
