@@ -129,9 +129,9 @@ def _npz(file: Path) -> dict[str, Source]:
 def _npy(file: Path, archive: zipfile.ZipFile, name: str) -> Source:
     """A member of an .npz, compressed or not, read forward. One in Fortran's or foreign byte order is held whole."""
     member = archive.open(f"{name}.npy")
-    version = np.lib.format.read_magic(member)
+    version = np.lib.format.read_magic(member)  # type: ignore[no-untyped-call]
     header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, fortran, dtype = header(member)
+    shape, fortran, dtype = header(member)  # type: ignore[no-untyped-call]
     if dtype.name in FORMATS and (fortran or not dtype.isnative):
         with np.load(file, allow_pickle=False) as arrays:
             return _held(torch.from_numpy(arrays[name].astype(dtype.newbyteorder("="), order="C")))

@@ -61,7 +61,7 @@ def draw(tables: Tables) -> dict[str, Plot]:
     for name, (table, function) in _PLOTS.items():
         rows = tables.get(table, pd.DataFrame({"device": []}))
         rows = rows if table == "thread" else rows[rows["device"] == device]
-        with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):  # the same numbers give the same file
+        with matplotlib.rc_context(STYLE | {"svg.hashsalt": name}):  # the same numbers give the same file
             if len(rows) and (plot := function(rows)) is not None:
                 plots[name] = plot
     return plots
