@@ -26,8 +26,8 @@ def agrees(input: Rows, target: Rows, target_kind: str, value: str, digits: int)
         return len({Fraction(y) - Fraction(x) for x, y in zip(input[finite], target[finite], strict=True)}) == 1
     if not Decimal(value).is_finite() or not HAS_ARB:
         ball = kl_sum(input[None], target[None], "logits", target_kind, digits + 20)
-        again = "inf" if ball.value == _context().inf else str(_context().nstr(ball.value, digits + 20))
-        return is_rounded(Decimal(value), Decimal(again), digits)
+        again = Decimal(str(_context().nstr(ball.value, digits + 20)).replace("+", ""))
+        return is_rounded(Decimal(value), again, digits)
     precision = 400
     while True:
         low, high = _arb(input, target, target_kind, precision)

@@ -43,16 +43,27 @@ def quantity_references(name: str, input: Rows, target: Rows, digits: int = 60) 
     tolerance = ctx.mpf(10) ** -(digits + GUARD_DIGITS)
     previous: list[Any] | None = None
     while precision <= MAX_PRECISION:
+        current = evaluate(name, input, target, precision)
         with ctx.workprec(precision):
-            x, y = ([[ctx.mpf(v) for v in row] for row in side.tolist()] for side in (input, target))
-            current = QUANTITIES[name](x, y)
             if previous is not None and all(
                 ctx.isnan(new) or abs(new - old) <= max(abs(new), tolerance) * tolerance
                 for new, old in zip(current, previous, strict=True)
             ):
-                return ["0" if abs(v) <= tolerance**2 else str(ctx.nstr(v, digits)) for v in current]
+                return [as_text(v, digits) for v in current]
         previous, precision = current, precision * 3 // 2
     raise UsageError(f"{name}: {digits} digits are not settled at {MAX_PRECISION} bits")
+
+
+def as_text(number: Any, digits: int) -> str:
+    ctx = _context()
+    return "0" if abs(number) <= ctx.mpf(10) ** (-2 * digits) else str(ctx.nstr(number, digits))
+
+
+def evaluate(name: str, input: Rows, target: Rows, precision: int) -> list[Any]:
+    """The quantity a row at so many bits."""
+    ctx = _context()
+    with ctx.workprec(precision):
+        return QUANTITIES[name](*([[ctx.mpf(v) for v in row] for row in side.tolist()] for side in (input, target)))
 
 
 def _log_softmax(logits: list[Any]) -> list[Any]:
