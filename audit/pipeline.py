@@ -37,6 +37,7 @@ from audit.paths import registered as registered_paths
 from audit.paths.rounding import Rounding
 from audit.publish.schema import SCHEMA_VERSION, typed
 from audit.publish.tables import summarise
+from audit.reference.cache import Cache, default_file
 from audit.reference.gold import read_gold
 from audit.reproducer import Shrinker
 from audit.selection import choose
@@ -208,7 +209,7 @@ def execute(
     seconds: dict[str, float] = {}
     start, spent = perf_counter(), (TORCH.seconds, COMPILING.seconds)
     gold = read_gold(references)
-    with Engine(workers, gold.values) as engine:
+    with Engine(workers, gold.values, Cache(default_file()) if plan.file is not None else None) as engine:
         if plan.file is None:
             blocks = _blocks(plan, engine, advance, {})
             seconds["paths"] = perf_counter() - start
