@@ -35,7 +35,7 @@ from audit.measure import COMPILING, TOO_SLOW, TORCH, Result, describe, measure
 from audit.paths import Path, own_path
 from audit.paths import registered as registered_paths
 from audit.paths.rounding import Rounding
-from audit.publish.schema import typed
+from audit.publish.schema import SCHEMA_VERSION, typed
 from audit.publish.tables import summarise
 from audit.reference.gold import read_gold
 from audit.reproducer import Shrinker
@@ -242,6 +242,7 @@ def execute(
     environment = describe_environment(
         plan.devices,
         devices_module.found(),
+        schema_version=SCHEMA_VERSION,
         profile=plan.profile,
         cases=len(plan.cases),
         paths=sorted({p.name for p in plan.paths}),
