@@ -166,11 +166,10 @@ def _plan(
     known = registered_paths()
     own = [own_path(p) for p in given or () if callable(p)]
     if file is not None:
-        kinds = {"input_kind": file.input_kind, "target_kind": file.target_kind}
-        own = [p if p in known else replace(p, **kinds) for p in own]
+        own = [p if p in known else replace(p, input_kind=file.input_kind, target_kind=file.target_kind) for p in own]
     wanted: list[str] | None = None if given is None else [p for p in given if isinstance(p, str)]
     if own:
-        wanted = [*(wanted or []), COMPARISON if file is None or kinds["input_kind"] == "logits" else GIVEN]
+        wanted = [*(wanted or []), COMPARISON if file is None or file.input_kind == "logits" else GIVEN]
     standard = [p for p in known if not p.absent]
     for missing in (p for p in known if p.absent and p.name in (wanted or ())):
         raise UsageError(f"path {missing.name!r} cannot run here: {missing.absent}")
@@ -440,7 +439,7 @@ def _with_reproducers(findings: pd.DataFrame, plan: Plan, problems: Problems) ->
     """The findings with the smallest input that shows each."""
     paths = {(p.name, p.reduction, p.target_kind): p for p in plan.paths}
     shrinker = Shrinker()
-    found = []
+    found: list[dict[str, object]] = []
     for finding in findings.to_dict("records"):
         name, dtype, row = str(finding["case"]), str(finding["dtype"]), finding["row"]
         rows = slice(None) if row is pd.NA else slice(int(row), int(row) + 1)
