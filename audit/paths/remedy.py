@@ -142,9 +142,10 @@ class _KL(torch.autograd.Function):
             # The gradient is to be differentiated again: it is written so that autograd can.
             log_q, log_p = (log_softmax(t.to(ctx.compute), -1) for t in (input, target))
             p, L = log_p.exp(), log_p - log_q
-            by_target = p * (L - (p * L).sum(-1, keepdim=True))
-            return ((log_q.exp() - p) * scale).to(input.dtype), (by_target * scale).to(input.dtype)
-        by_input = by_target = None
+            centred = L - (p * L).sum(-1, keepdim=True)
+            return ((log_q.exp() - p) * scale).to(input.dtype), (p * centred * scale).to(input.dtype)
+        by_input: Tensor | None = None
+        by_target: Tensor | None = None
         if ctx.needs_input_grad[0] and ctx.far:
             by_input = ((q - p) * scale).to(input.dtype)
         elif ctx.needs_input_grad[0]:
