@@ -270,7 +270,7 @@ def _closer_looks(plan: Plan, problems: Mapping[tuple[str, str], Problem]) -> di
     looks: dict[str, list[pd.DataFrame]] = {"elements": [], "invariance": [], "attribution": []}
     for device in (d.name for d in plan.devices):
         looks["elements"].append(measure_elements(narrow, device))
-        looks["attribution"].append(measure_attribution([*closer, *thread], device))
+        looks["attribution"] += [measure_attribution(closer, device), measure_attribution(thread, device, 8)]
         looks["invariance"].append(measure_invariance([*closer, *wide], paths, device, compiled))
     return {name: pd.concat(parts, ignore_index=True) for name, parts in looks.items()}
 
