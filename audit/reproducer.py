@@ -34,8 +34,8 @@ from audit.reference.quantities import quantity_references
 TRIALS = 80
 SECONDS = 3.0
 MAX_RUNS = 64
-GIVEN = {"torch", "Tensor", "nn", "F", "partial"}  # what every script imports
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+GIVEN = {"torch", "Tensor", "nn", "F", "partial"}  # what every script imports
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from audit.paths import functional, thread_era
 
 DRAWS = 2_000
 CENTRAL = (2.5, 97.5)
+BINS = 40
 Draws = NDArray[np.float64]
 
 
@@ -254,11 +255,18 @@ def _row(quote: Quote, device: str) -> dict[str, object]:
         "median_magnitude": float(np.median(np.abs(measured))),
         "negative_share": float((measured < 0).mean()),
         "zero_share": float((measured == 0).mean()),
+        "histogram": _histogram(measured),
         "percentile": _percentile(quote.value, measured),
         "reproduced": reproduced,
         "why": why,
         "observed": f"{measured.min():.4g} to {measured.max():.4g}",
     }
+
+
+def _histogram(draws: Draws) -> str:
+    if draws.min() == draws.max():
+        return ""
+    return " ".join(map(str, np.histogram(draws, BINS)[0]))
 
 
 def _percentile(value: float | None, draws: Draws) -> float:

@@ -34,10 +34,13 @@ def test_a_run_writes_the_tables_and_names_interpreter_torch_and_devices(report)
     assert answer.stdout.splitlines()[0].startswith(sys.executable + ", torch ")
     assert "\x1b" not in answer.stdout
     names = {"errors.csv", "summary.csv", "thread.csv", "findings.csv", "environment.json", "report.md", "report.html"}
-    names |= {"closeness.svg", "classes.svg", "elements.csv", "gradients.csv", "invariance.csv", "attribution.csv"}
+    names |= {f"{plot}.svg" for plot in ("thread", "training", "closeness", "last_bit", "attribution")}
+    names |= {"elements.csv", "gradients.csv", "invariance.csv", "attribution.csv"}
     assert {f.name for f in folder.iterdir()} == names
     assert all(str(Path("reports/latest") / name) in answer.stdout for name in names)
-    assert json.loads((folder / "environment.json").read_text())["schema_version"] == 1
+    environment = json.loads((folder / "environment.json").read_text())
+    assert environment["schema_version"] == 1
+    assert environment["command"] == f"python -m audit {' '.join(CPU)}"
 
 
 def test_the_rows_have_unique_keys_and_devices_that_computed_them(report) -> None:
@@ -78,10 +81,11 @@ def test_wrong_usage_is_one_line_and_status_2(tmp_path: Path, arguments: tuple[s
     assert not (tmp_path / "reports").exists()
 
 
-def test_a_kernel_of_ones_own_runs_beside_log_softmax(tmp_path: Path) -> None:
+def test_a_kernel_of_ones_own_that_raises_is_a_finding_beside_log_softmax(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("def my_kl(x, y):\n    raise RuntimeError('not today')\n")
     answer = kl_audit(*CPU, "--case", "two_classes", "--path-file", "mine.py:my_kl", cwd=tmp_path)
-    assert answer.returncode == 0, answer.stderr
+    assert answer.returncode == 1, answer.stderr
+    assert "symptom = not_computed" in answer.stdout
     errors = audit.read_errors(tmp_path / "reports" / "latest")
     assert set(errors["path"]) == {"my_kl", "log_softmax"}
     mine = errors[errors["path"] == "my_kl"]

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from audit import thread
-from audit.thread import CENTRAL, DRAWS, QUOTES, measure_thread
+from audit.thread import BINS, CENTRAL, DRAWS, QUOTES, measure_thread
 
 MESSAGES = {"KLDivLoss(DATA1, DATA2)", "LogSoftmax(preds)"}
 
@@ -44,6 +44,14 @@ def test_quantiles_are_ordered_and_the_percentile_is_that_of_the_magnitude(rows:
     assert (columns[:, :-1] <= columns[:, 1:]).all()
     inside = measured["percentile"].between(*CENTRAL)
     assert (measured.loc[inside, "reproduced"] == "yes").all()
+
+
+def test_a_histogram_counts_every_draw_between_minimum_and_maximum(rows: pd.DataFrame) -> None:
+    spread = rows[rows["minimum"] < rows["maximum"]]
+    counts = spread["histogram"].str.split().map(lambda words: [int(word) for word in words])
+    assert (counts.map(len) == BINS).all() and (counts.map(sum) == DRAWS).all()
+    assert counts.map(lambda c: c[0] > 0 and c[-1] > 0).all()
+    assert (rows.loc[rows["minimum"] == rows["maximum"], "histogram"] == "").all()
 
 
 def test_softmax_output_gives_a_loss_between_minus_a_tenth_and_0(rows: pd.DataFrame) -> None:

@@ -23,7 +23,7 @@ Rows = NDArray[np.float64]
 Error = TypeVar("Error", bound=Callable[..., object])
 EXP, LOG = 4.0, 2.0  # roundoffs of a library's exp (2 ulp) and log (1 ulp): CUDA C++ Programming Guide; glibc manual
 # A bound of logits near the largest double overflows, as it should.
-_OVERFLOWS = np.errstate(over="ignore", invalid="ignore")
+OVERFLOWS = np.errstate(over="ignore", invalid="ignore")
 _SLACK = 2.0**-48  # of this module's own arithmetic, relative to what it adds up
 
 
@@ -49,12 +49,21 @@ class Softmax:
         log_p = a - log_sum
         return cls(a, log_p, np.exp(log_p), log_sum, rest / (1 + rest))
 
+    @classmethod
+    def given(cls, values: Rows, kind: str) -> Softmax:
+        """Probabilities or log-probabilities that nobody need compute, whatever they sum to."""
+        with np.errstate(divide="ignore"):
+            log_p = np.log(values) if kind == "probs" else values
+        p = values if kind == "probs" else np.exp(values)
+        return cls(log_p, log_p, p, np.zeros((len(p), 1)), np.zeros((len(p), 1)))
+
 
 @dataclass(frozen=True)
 class Exact:
     """What a bound is made of, for a problem's rows: target p and log p, the input's softmax, L = log p - log q.
 
-    `softmax` is the target's where it is given as logits. Classes where p = 0, or q = 0, are masked by `there`.
+    `softmax` is the target's where it is given as logits; `logarithmic`: it is given as log-probabilities. Classes
+    where p = 0, or q = 0, are masked by `there`.
     """
 
     p: Rows
@@ -63,20 +72,21 @@ class Exact:
     q: Softmax
     L: Rows
     there: NDArray[np.bool_]
+    logarithmic: bool = False
 
     @classmethod
-    def of(cls, input: Rows, target: Rows, target_kind: str) -> Exact:
-        q = Softmax.of(input)
+    def of(cls, input: Rows, target: Rows, target_kind: str, input_kind: str = "logits") -> Exact:
+        q = Softmax.of(input) if input_kind == "logits" else Softmax.given(input, input_kind)
         if target_kind == "logits":
             softmax = Softmax.of(target)
             p, log_p = softmax.p, softmax.log_p
         else:
             softmax = None
-            with np.errstate(divide="ignore"):
-                p, log_p = target, np.log(target)
+            given = Softmax.given(target, target_kind)
+            p, log_p = given.p, given.log_p
         there = (p > 0) & (q.log_p > -np.inf)
         L = np.where(there, np.where(there, log_p, 0.0) - np.where(there, q.log_p, 0.0), 0.0)
-        return cls(p, log_p, softmax, q, L, there)
+        return cls(p, log_p, softmax, q, L, there, target_kind == "log_probs")
 
     def tempered(self, temperature: float) -> Exact:
         """The same of the logits over `temperature`, both sides being logits."""
@@ -86,26 +96,26 @@ class Exact:
         return Exact(softmax.p, softmax.log_p, softmax, q, L, self.there)
 
 
-def _units(rounding: Rounding, dtype: str) -> tuple[Format, Format, Format]:
-    storage = FORMATS[rounding.storage or dtype]
-    halves = storage.precision < FORMATS["float32"].precision
-    compute = FORMATS[rounding.compute or ("float32" if halves else storage.name)]
-    return storage, compute, FORMATS[rounding.result or storage.name]
-
-
-def _gamma(steps: float, u: float) -> float:
-    """The relative error of `steps` roundings (Higham, lemma 3.1), which is no less than nothing at all."""
-    return steps * u / (1 - steps * u) if steps * u < 0.5 else float(math.expm1(min(2 * steps * u, 700.0)))
-
-
 @dataclass(frozen=True)
-class _Kernel:
+class Kernel:
     """What the errors of softmax and log_softmax depend on; paths share it, and what is computed from it."""
 
     storage: Format
     compute: Format
     cascade: bool
     exp_slope: float
+
+    @classmethod
+    def of(cls, rounding: Rounding, dtype: str) -> Kernel:
+        storage = FORMATS[rounding.storage or dtype]
+        halves = storage.precision < FORMATS["float32"].precision
+        compute = FORMATS[rounding.compute or ("float32" if halves else storage.name)]
+        return cls(storage, compute, rounding.cascade, rounding.exp_slope)
+
+
+def gamma(steps: float, u: float) -> float:
+    """The relative error of `steps` roundings (Higham, lemma 3.1), which is no less than nothing at all."""
+    return steps * u / (1 - steps * u) if steps * u < 0.5 else float(math.expm1(min(2 * steps * u, 700.0)))
 
 
 def _kept(function: Error) -> Error:
@@ -120,7 +130,7 @@ def _kept(function: Error) -> Error:
     return cast(Error, once)
 
 
-def _steps(count: int, kernel: _Kernel) -> float:
+def steps(count: int, kernel: Kernel) -> float:
     """How many roundings a term of a sum of exponentials meets."""
     if not kernel.cascade:
         return 4.0 * count  # an online normaliser: exp (2), product and sum at every step
@@ -135,13 +145,13 @@ def _total_steps(count: int, rounding: Rounding) -> float:
 
 
 @_kept
-def _sum_error(s: Softmax, kernel: _Kernel) -> Rows:
+def sum_error(s: Softmax, kernel: Kernel) -> Rows:
     """rho: the relative error of the sum of exponentials."""
     u, count = kernel.compute.unit_roundoff, s.a.shape[1]
     exponentials = _weighted(s.p, u * (EXP + (1 + kernel.exp_slope) * np.abs(s.a)), s.a < 0)
-    gamma = _gamma(_steps(count, kernel), u)
+    growth = gamma(steps(count, kernel), u)
     # Sums of positive numbers that begin with the largest, 1, cannot lose more than the rest.
-    lost = np.minimum(gamma * (1 + exponentials), (s.w + exponentials) * (1 + gamma))
+    lost = np.minimum(growth * (1 + exponentials), (s.w + exponentials) * (1 + growth))
     return np.asarray(exponentials + lost)
 
 
@@ -150,10 +160,10 @@ def _weighted(p: Rows, error: Rows, there: NDArray[np.bool_]) -> Rows:
 
 
 @_kept
-def _log_softmax_error(s: Softmax, kernel: _Kernel) -> Rows:
+def log_softmax_error(s: Softmax, kernel: Kernel) -> Rows:
     """D: the absolute error of log_softmax."""
     u, storage = kernel.compute.unit_roundoff, kernel.storage
-    rho = _sum_error(s, kernel)
+    rho = sum_error(s, kernel)
     rho = -np.log1p(-np.minimum(rho, 0.9))
     size = np.abs(s.log_p)
     error = u * np.abs(s.a) + rho + LOG * u * (s.log_sum + rho)
@@ -162,10 +172,10 @@ def _log_softmax_error(s: Softmax, kernel: _Kernel) -> Rows:
 
 
 @_kept
-def _softmax_error(s: Softmax, kernel: _Kernel) -> tuple[Rows, Rows]:
+def softmax_error(s: Softmax, kernel: Kernel) -> tuple[Rows, Rows]:
     """r: the relative error of softmax, without underflow, and what underflow adds to p r."""
     u, storage = kernel.compute.unit_roundoff, kernel.storage
-    rho = -np.log1p(-np.minimum(_sum_error(s, kernel), 0.9))
+    rho = -np.log1p(-np.minimum(sum_error(s, kernel), 0.9))
     exponential = u * (EXP + (1 + kernel.exp_slope) * np.abs(s.a))
     relative = np.where(s.a < 0, exponential, 0.0) + rho + 2 * u + storage.unit_roundoff
     tiny = 2.0**kernel.compute.minimum + storage.smallest_subnormal / 2
@@ -173,9 +183,9 @@ def _softmax_error(s: Softmax, kernel: _Kernel) -> tuple[Rows, Rows]:
 
 
 @_kept
-def _log_of_softmax_error(s: Softmax, kernel: _Kernel) -> Rows:
+def log_of_softmax_error(s: Softmax, kernel: Kernel) -> Rows:
     """The absolute error of log(softmax), where the probability has not been flushed to 0."""
-    r, _ = _softmax_error(s, kernel)
+    r, _ = softmax_error(s, kernel)
     storage = kernel.storage
     least = storage.smallest_subnormal
     with np.errstate(divide="ignore", over="ignore"):
@@ -190,19 +200,22 @@ def _log_of_softmax_error(s: Softmax, kernel: _Kernel) -> Rows:
 
 
 @_kept
-def _input_error(q: Softmax, way: str, kernel: _Kernel) -> Rows:
+def input_error(q: Softmax, way: str, kernel: Kernel) -> Rows:
     """D of the input's log-probabilities, which come about in the `way` that a Rounding names."""
     if way == "softmax":
-        return _log_of_softmax_error(q, kernel)
-    plain = _log_softmax_error(q, kernel)
+        return log_of_softmax_error(q, kernel)
+    if way in ("log_probs", "probs"):
+        u = LOG * kernel.compute.unit_roundoff + kernel.storage.unit_roundoff
+        return np.asarray(u * np.abs(q.log_p) * (way == "probs"))
+    plain = log_softmax_error(q, kernel)
     if way == "log_softmax":
         return plain
-    r, _ = _softmax_error(q, kernel)
+    r, _ = softmax_error(q, kernel)
     stored = kernel.storage.unit_roundoff * np.abs(q.log_p)
     return np.asarray(np.maximum(plain, -np.log1p(-np.minimum(r, 0.9)) + stored))
 
 
-@_OVERFLOWS
+@OVERFLOWS
 def kl_bound(exact: Exact, rounding: Rounding, dtype: str, reduction: str = "none") -> NDArray[np.float64]:
     """The largest |computed - KL| of a sound implementation, in nats: one a row, or one in all for a reduction."""
     if rounding.temperature != 1:
@@ -211,21 +224,24 @@ def kl_bound(exact: Exact, rounding: Rounding, dtype: str, reduction: str = "non
         logits = exact.tempered(rounding.temperature)
         moved = 4 * lost * (logits.p * (1 + np.abs(logits.L))).sum(axis=1)
         return np.asarray(rounding.temperature**2 * (kl_bound(logits, plain, dtype, reduction) + moved))
-    storage, compute, result = _units(rounding, dtype)
+    kernel = Kernel.of(rounding, dtype)
+    storage, compute, result = kernel.storage, kernel.compute, FORMATS[rounding.result or kernel.storage.name]
     us, uc = storage.unit_roundoff, compute.unit_roundoff
     rows, classes = exact.p.shape
     there, p = exact.there, np.where(exact.there, exact.p, 0.0)
     log_p = np.where(there, np.abs(exact.log_p), 0.0)
     log_q = np.where(there, np.abs(exact.q.log_p), 0.0)
-    kernel = _Kernel(storage, compute, rounding.cascade, rounding.exp_slope)
-    D = np.where(there, _input_error(exact.q, rounding.input, kernel), 0.0)
+    D = np.where(there, input_error(exact.q, rounding.input, kernel), 0.0)
     L = np.abs(exact.L) + _SLACK * (log_p + log_q)
     if exact.softmax is None:
-        pr, P, Dp = np.zeros_like(p), p, np.zeros_like(p)
-        perturbed = p * D
+        # Given log-probabilities have their exponentials rounded; given probabilities are what they are.
+        r = (EXP + rounding.exp_slope * log_p) * uc + us if exact.logarithmic else np.zeros_like(p)
+        pr, Dp = np.where(there, p * r + storage.smallest_subnormal * exact.logarithmic, 0.0), np.zeros_like(p)
+        P = p + pr
+        perturbed = pr * (L + 1 + np.minimum(r, 3.0)) + P * D
     else:
-        r, tiny = _softmax_error(exact.softmax, kernel)
-        Dp = _log_softmax_error(exact.softmax, kernel)
+        r, tiny = softmax_error(exact.softmax, kernel)
+        Dp = log_softmax_error(exact.softmax, kernel)
         if rounding.target == "log_softmax":
             r = np.expm1(np.minimum(Dp, 1.0)) + (EXP + 1) * uc + us
         elif rounding.target == "any":
@@ -250,9 +266,9 @@ def kl_bound(exact: Exact, rounding: Rounding, dtype: str, reduction: str = "non
     terms = np.where(there, terms + 3 * storage.smallest_subnormal, 0.0)
     size = np.where(p > 0, size + terms, 0.0)
     count = classes if reduction == "none" else rows * classes
-    gamma = _gamma(_total_steps(count, rounding), uc)
+    growth = gamma(_total_steps(count, rounding), uc)
     divisor = 1
-    row = (np.where(p > 0, perturbed, 0.0) + np.where(p > 0, terms, 0.0) + gamma * size).sum(axis=1)
+    row = (np.where(p > 0, perturbed, 0.0) + np.where(p > 0, terms, 0.0) + growth * size).sum(axis=1)
     if rounding.exp_slope:
         # A kernel that may count in bits overflows where numbers larger by log2(e) do.
         highest = np.where(p > 0, difference + log_p + log_q, 0.0).max(axis=1) * math.log2(math.e)
@@ -265,15 +281,15 @@ def kl_bound(exact: Exact, rounding: Rounding, dtype: str, reduction: str = "non
     return np.asarray((row + rounded) * (1 + _SLACK * classes) / divisor + result.smallest_subnormal)
 
 
-@_OVERFLOWS
+@OVERFLOWS
 def difference_bound(exact: Exact, rounding: Rounding, dtype: str) -> NDArray[np.float64]:
     """The largest |sum of log(softmax(input)) - log_softmax(input)|, a row."""
-    storage, compute, result = _units(rounding, dtype)
+    kernel = Kernel.of(rounding, dtype)
+    storage, compute, result = kernel.storage, kernel.compute, FORMATS[rounding.result or kernel.storage.name]
     there = exact.q.log_p > -np.inf
-    kernel = _Kernel(storage, compute, rounding.cascade, rounding.exp_slope)
-    error = _log_of_softmax_error(exact.q, kernel) + _log_softmax_error(exact.q, kernel)
+    error = log_of_softmax_error(exact.q, kernel) + log_softmax_error(exact.q, kernel)
     each = np.where(there, error * (1 + storage.unit_roundoff), 0.0)
-    total = each.sum(axis=1) * (1 + _gamma(_total_steps(each.shape[1], rounding), compute.unit_roundoff))
+    total = each.sum(axis=1) * (1 + gamma(_total_steps(each.shape[1], rounding), compute.unit_roundoff))
     return np.asarray(total * (1 + result.unit_roundoff) + result.smallest_subnormal)
 
 
@@ -286,7 +302,7 @@ def bound(path: Path, exact: Exact, dtype: str) -> NDArray[np.float64]:
     return np.full(len(exact.p) if path.reduction == "none" else 1, np.nan)
 
 
-@_OVERFLOWS
+@OVERFLOWS
 def rest(exact: Exact, dtype: str) -> NDArray[np.float64]:
     """Of rows where p > 0 stands over q = 0: the sum of the other terms, or NaN where such a p is no underflow."""
     unmatched = (exact.p > 0) & (exact.q.log_p == -np.inf)

@@ -128,6 +128,7 @@ def find(
     uncomputed = _uncomputed(errors, own)
     if own:
         errors, slopes = (table[table["path"].isin(own)] for table in (errors, slopes))
+    gated = errors["kind"].isin(GATED)
     errors = errors.assign(symptom=symptoms(errors))
     # A gradient is judged where the value is right: one defect is not to be two findings.
     wrong = pd.MultiIndex.from_frame(pd.concat([errors[errors["symptom"] != ""], uncomputed])[_KEY])
@@ -135,14 +136,12 @@ def find(
     rows = pd.concat([errors, slopes, _one_signed(errors), uncomputed], ignore_index=True)
     rows = rows[rows["symptom"] != ""].assign(acknowledged_by="")
     stale = []
-    ran, differentiated = (
-        table[[f for f in SCOPE if f != "symptom"]].drop_duplicates()
-        for table in (errors[errors["kind"].isin(GATED)], slopes)
-    )
+    scope = [field for field in SCOPE if field != "symptom"]
+    ran = {True: slopes[scope].drop_duplicates(), False: errors.loc[gated, scope].drop_duplicates()}
     for known in acknowledgements:
         covered = known.covers(rows)
         rows.loc[covered & (rows["acknowledged_by"] == ""), "acknowledged_by"] = known.name
-        if known.covers(differentiated if known.of_gradients else ran).any() and not covered.any():
+        if known.covers(ran[known.of_gradients]).any() and not covered.any():
             stale.append(known.name)
     reasons = {a.name: a.reason for a in acknowledgements}
     with np.errstate(divide="ignore", invalid="ignore"):

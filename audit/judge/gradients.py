@@ -15,18 +15,17 @@ from torch import Tensor
 from audit.cases import Problem
 from audit.formats import FORMATS
 from audit.judge.bounds import (
-    _OVERFLOWS,
     EXP,
+    OVERFLOWS,
     Exact,
+    Kernel,
     Rows,
-    _gamma,
-    _input_error,
-    _Kernel,
-    _log_of_softmax_error,
-    _log_softmax_error,
-    _softmax_error,
-    _steps,
-    _units,
+    gamma,
+    input_error,
+    log_of_softmax_error,
+    log_softmax_error,
+    softmax_error,
+    steps,
 )
 from audit.judge.references import divisor
 from audit.measure import TORCH
@@ -64,7 +63,7 @@ class Gradient:
         return f"{self.side}_gradient_beyond_bound" if (self.ratio > 1).any() else ""
 
 
-@_OVERFLOWS
+@OVERFLOWS
 def gradient_bounds(exact: Exact, rounding: Rounding, dtype: str) -> tuple[Rows, Rows]:
     """The largest errors of autograd's gradients of a row's divergence, by input and by target logits.
 
@@ -74,22 +73,22 @@ def gradient_bounds(exact: Exact, rounding: Rounding, dtype: str) -> tuple[Rows,
         tempered = gradient_bounds(exact.tempered(degree), replace(rounding, temperature=1.0), dtype)
         return degree * tempered[0], degree * tempered[1]
     assert exact.softmax is not None
-    storage, compute, _ = _units(rounding, dtype)
+    kernel = Kernel.of(rounding, dtype)
+    storage, compute = kernel.storage, kernel.compute
     us, uc, lost = storage.unit_roundoff, compute.unit_roundoff, storage.smallest_subnormal
     p, q, classes = exact.p, exact.q.p, exact.p.shape[1]
-    kernel = _Kernel(storage, compute, rounding.cascade, rounding.exp_slope)
-    gamma = _gamma(_steps(classes, kernel), uc)
+    growth = gamma(steps(classes, kernel), uc)
 
-    D = _input_error(exact.q, rounding.input, kernel)
+    D = input_error(exact.q, rounding.input, kernel)
     eq = np.expm1(np.minimum(D, 1.0)) + (EXP + rounding.exp_slope * np.abs(exact.q.log_p)) * uc
-    rq, tiny_q = _softmax_error(exact.q, kernel)
+    rq, tiny_q = softmax_error(exact.q, kernel)
     eq = {"softmax": rq, "log_softmax": eq}.get(rounding.input, np.maximum(eq, rq))
     qe = q * eq + tiny_q
 
-    r, tiny = _softmax_error(exact.softmax, kernel)
-    Dp = _log_softmax_error(exact.softmax, kernel)
+    r, tiny = softmax_error(exact.softmax, kernel)
+    Dp = log_softmax_error(exact.softmax, kernel)
     if rounding.target == "softmax":
-        log_error = _log_of_softmax_error(exact.softmax, kernel)
+        log_error = log_of_softmax_error(exact.softmax, kernel)
     else:
         log_error = Dp
         exponential = (EXP + 1 + rounding.exp_slope * np.abs(exact.log_p)) * uc + us
@@ -101,9 +100,9 @@ def gradient_bounds(exact: Exact, rounding: Rounding, dtype: str) -> tuple[Rows,
         return np.asarray(terms.sum(axis=1, keepdims=True))
 
     # By input: -p^ + exp(l^) sum p^.
-    mass = total(pe) + (gamma + 2 * uc + us) * total(P) + classes * lost
+    mass = total(pe) + (growth + 2 * uc + us) * total(P) + classes * lost
     if rounding.masses:
-        mass = mass + total(qe) + gamma * total(q + qe)
+        mass = mass + total(qe) + growth * total(q + qe)
     by_input = pe + qe + (q + qe) * mass + (3 * uc + 2 * us) * (P + q + qe)
 
     # By target: p^ (g - sum p^ g), with g = log p^ + 1 - l^.
@@ -114,7 +113,7 @@ def gradient_bounds(exact: Exact, rounding: Rounding, dtype: str) -> tuple[Rows,
     size = log_p + log_q + 1
     slope, mean = (size, total(p * size)) if rounding.separate else (np.abs(L + 1), np.abs(kl + 1))
     slopes = log_error + D + 3 * us * (size + log_error + D) + 2 * uc
-    mean_error = total(pe * slope + P * slopes + (gamma + 2 * uc + 2 * us) * P * (slope + slopes)) + classes * lost
+    mean_error = total(pe * slope + P * slopes + (growth + 2 * uc + 2 * us) * P * (slope + slopes)) + classes * lost
     moved = pe * (np.abs(L - kl) if rounding.target == "softmax" else slope + mean)
     by_target = moved + P * (slopes + mean_error) + (3 * uc + 2 * us) * P * (slope + mean + slopes + mean_error)
 
@@ -123,7 +122,7 @@ def gradient_bounds(exact: Exact, rounding: Rounding, dtype: str) -> tuple[Rows,
     for error, size in ((by_input, np.abs(q - p)), (by_target, p * np.abs(L - kl))):
         if not rounding.cascade:
             # The maximum that was subtracted, of the row or of a part, has a gradient of 0: of the others' errors.
-            error = error + total(error) + gamma * total(size)
+            error = error + total(error) + growth * total(size)
         bounds.append(error * (1 + u) + (u + 2.0**-50) * size + 3 * (smallest + lost))
     return bounds[0], bounds[1]
 
@@ -159,7 +158,7 @@ class Truth:
 
 def _autograd(path: Path, input: Tensor, target: Tensor, device: str) -> list[Rows | None]:
     x, y = (t.to(device, copy=True).requires_grad_() for t in (input, target))
-    with warnings.catch_warnings(), TORCH:
+    with TORCH, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         found = torch.autograd.grad(path.function(x, y).sum(), (x, y), allow_unused=True)
     return [None if grad is None else grad.double().cpu().numpy() for grad in found]
@@ -182,9 +181,10 @@ def breaking_gaps(path: Path, dtype: str, device: str) -> list[float]:
 
 def takes_gradients(path: Path, problem: Problem) -> bool:
     """Whether a path means to compute the divergence of this problem's logits, at its temperature or at 1."""
+    taken = path.takes(problem.case.name, problem.dtype, *problem.case.kinds)
     return (
-        path.takes(problem.case.name, problem.dtype, problem.case.target_kind)
-        and path.target_kind == "logits"
+        taken
+        and path.input_kind == path.target_kind == "logits"
         and (path.kind == "kl" or path.rounding.temperature != 1)
     )
 

@@ -12,39 +12,47 @@ Tables = Mapping[str, pd.DataFrame]
 
 def sentences(tables: Tables) -> list[str]:
     """Does log_softmax drift less than softmax then log; is anything wrong; does the thread's 1e-11 reproduce."""
-    return [s for s in (_softmax_or_log(tables), _wrong(tables), _thread(tables)) if s]
+    return [s for s in (_stable_or_not(tables), _wrong(tables), _thread(tables)) if s]
 
 
-def _softmax_or_log(tables: Tables) -> str:
+def command(environment: Mapping[str, object]) -> str:
+    """What was typed to get this report."""
+    return str(environment.get("command", ""))
+
+
+def _stable_or_not(tables: Tables) -> str:
+    """log_softmax against softmax then log; where that did not run, against the first path there is."""
     errors = tables["errors"]
+    errors = errors[errors["reduction"].eq("none") & errors["kind"].eq("kl")]
+    paths = list(errors["path"].unique())
+    other = "softmax_log" if "softmax_log" in paths else next((p for p in paths if p != "log_softmax"), "")
     parts = []
-    for device, rows in errors[errors["reduction"] == "none"].groupby("device", sort=False):
-        wide = rows[rows["path"].isin(["softmax_log", "log_softmax"])]
-        error = wide.pivot_table(index=["case", "row", "dtype"], columns="path", values="scaled_error", aggfunc="first")
-        if {"softmax_log", "log_softmax"} <= set(error):
-            lost = wide[(wide["path"] == "softmax_log") & ~wide["result_class"].isin(["finite"])]
-            both = error.dropna()
-            ratio = both["softmax_log"].median() / both["log_softmax"].median()
-            less = "less" if ratio > 1.05 else "more" if ratio < 0.95 else "as much"
-            than = "as" if less == "as much" else "than"
+    for device, rows in errors[errors["path"].isin([other, "log_softmax"])].groupby("device", sort=False):
+        error = rows.pivot_table(index=["case", "row", "dtype"], columns="path", values="scaled_error", aggfunc="first")
+        if {other, "log_softmax"} <= set(error):
+            both = error.dropna().median()
+            ratio = both["log_softmax"] / max(both[other], 1e-300)
+            much = "less than" if ratio < 0.95 else "more than" if ratio > 1.05 else "as much as"
+            name = "softmax then log" if other == "softmax_log" else other
+            lost = rows.loc[rows["result_class"] != "finite", "path"].value_counts()
             parts.append(
-                f"On {device}, where both are finite, log_softmax drifts {less} {than} softmax then log: its median "
-                f"scaled error is {both['log_softmax'].median():.2g} against {both['softmax_log'].median():.2g} "
-                f"({len(both):,} pairs); softmax then log gives no finite value in {len(lost):,} more."
+                f"on {device} log_softmax drifts {much} {name} where both are finite (median scaled error "
+                f"{both['log_softmax']:.2g} u against {both[other]:.2g} u, {len(error.dropna()):,} pairs), and gives "
+                f"no finite value in {lost.get('log_softmax', 0):,} results against {lost.get(other, 0):,}"
             )
-    return " ".join(parts)
+    return _sentence("; ".join(parts))
 
 
 def _wrong(tables: Tables) -> str:
     findings = tables["findings"]
-    new = findings[findings["status"] == "new"]
-    known = findings[findings["status"] != "new"]
-    bounds = f"{int(known['results'].sum()):,} results are beyond their bound for {known['acknowledged_by'].nunique()} "
-    known_text = f"{bounds}understood reasons." if len(known) else "Every gated result keeps its bound."
-    if new.empty:
-        return f"Nothing new is wrong. {known_text}"
-    names = ", ".join(sorted({f"{f.path} {f.dtype} {f.symptom}" for f in new.itertuples()})[:5])
-    return f"{len(new)} new findings: {names}. {known_text}"
+    new, known = findings[findings["status"] == "new"], findings[findings["status"] != "new"]
+    names = [f"{f.path} {f.dtype} {f.symptom}" for f in new.itertuples()]
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    first = f"{len(new)} new findings ({', '.join(names[:5])}{more})" if names else "nothing new is wrong"
+    if len(known):
+        reasons = known["acknowledged_by"].nunique()
+        first += f"; {known['results'].sum():,} results miss their bound for {reasons} known reasons"
+    return _sentence(first)
 
 
 def _thread(tables: Tables) -> str:
@@ -53,13 +61,18 @@ def _thread(tables: Tables) -> str:
     thread = tables["thread"]
     quotes = thread[thread["subject"] == "KLDivLoss, equal logits"]
     parts = []
-    for implementation, rows in quotes.groupby("implementation", sort=False):
-        name = "today's torch" if implementation == "today" else "the kernels of 2017, emulated,"
+    for (implementation, device), rows in quotes.groupby(["implementation", "device"], sort=False):
+        name = "with today's torch" if implementation == "today" else "with the kernels of 2017, emulated,"
         percentiles = ", ".join(f"{p:.0f}" for p in rows["percentile"])
         parts.append(
-            f"{name} gives {rows['median_magnitude'].iloc[0]:.1e} (the quotes are at percentiles {percentiles})"
+            f"{name} on {device} {(rows['reproduced'] == 'yes').sum()} of {len(rows)} quotes (median magnitude "
+            f"{rows['median_magnitude'].iloc[0]:.1e}, quotes at percentiles {percentiles})"
         )
-    return f"The thread's 1e-11 for equal logits: {'; '.join(parts)}." if parts else ""
+    return f"The thread's 1e-11 for equal logits reproduces: {'; '.join(parts)}." if parts else ""
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}." if text else ""
 
 
 def matrix(errors: pd.DataFrame) -> pd.DataFrame:

@@ -6,14 +6,8 @@ from audit.publish.schema import SCHEMAS
 
 _HEAD = """# The tables
 
-Every CSV of a report, column by column. `read_errors` gives errors.csv back with these dtypes; other tools read the
-numbers as the shortest decimals of binary64, and `reference` and `exact_kl` as text.
-
-```python
-import pandas as pd
-
-errors = pd.read_csv("reports/latest/errors.csv", dtype={"reference": str, "exact_kl": str})
-```
+Every CSV of a report, column by column; each is checked against this list before it is written. `audit.read_errors`
+gives errors.csv back with these dtypes; [loading.md](loading.md) has the same for pandas, polars, DuckDB and R.
 """
 
 

@@ -8,9 +8,15 @@ from pathlib import Path
 
 import pandas as pd
 
+from audit.errors import UsageError
+from audit.publish.bench import read_bench
+from audit.publish.figures import draw
 from audit.publish.folder import report_folder
-from audit.publish.page import figures, markdown, page
+from audit.publish.markdown import markdown
+from audit.publish.page import page
 from audit.publish.tables import write_csv
+
+BENCH = "bench.json"  # what `make bench` leaves beside the report
 
 
 def write_report(tables: Mapping[str, pd.DataFrame], environment: Mapping[str, object], out: Path) -> None:
@@ -21,9 +27,17 @@ def write_report(tables: Mapping[str, pd.DataFrame], environment: Mapping[str, o
     with report_folder(out) as folder:
         for name, table in tables.items():
             write_csv(table, folder / f"{name}.csv", name)
-        drawn = figures(tables)
-        for name, (svg, _) in drawn.items():
-            (folder / f"{name}.svg").write_text(svg, encoding="utf-8")
-        (folder / "report.html").write_text(page(tables, environment, drawn), encoding="utf-8")
+        plots = draw({**tables, **_bench(out.parent / BENCH)})
+        for name, plot in plots.items():
+            (folder / f"{name}.svg").write_text(plot.file, encoding="utf-8")
+        (folder / "report.html").write_text(page(tables, environment, plots), encoding="utf-8")
         (folder / "report.md").write_text(markdown(tables, environment), encoding="utf-8")
         (folder / "environment.json").write_text(json.dumps(environment, indent=2, ensure_ascii=False) + "\n")
+
+
+def _bench(file: Path) -> dict[str, pd.DataFrame]:
+    """The benchmarks, or none: an audit does not fail for what an interrupted benchmark left."""
+    try:
+        return {"bench": read_bench(file)}
+    except UsageError:
+        return {}

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+SCHEMA_VERSION = 1
 TEXT, INTEGER, FLOAT, BOOLEAN = "str", "Int64", "float64", "boolean"
 
 
@@ -214,6 +215,12 @@ SCHEMAS: dict[str, list[Column]] = {
                 ("negative_share", "share of negative draws", ""),
                 ("zero_share", "share of draws that are exactly 0", ""),
             )
+        ),
+        Column(
+            "histogram",
+            TEXT,
+            "counts of the draws in 40 bins of equal width from minimum to maximum",
+            empty="all draws are equal, or an exception was observed",
         ),
         Column("percentile", FLOAT, "share of draws no larger in magnitude than the quote", "%", "no number is quoted"),
         Column("reproduced", TEXT, "yes, no, or mechanism (sign and range, but not the value)"),

@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
+from audit.publish.answer import sentences
+
 GATED = ("kl", "identity")
 
 
@@ -36,12 +38,14 @@ def progress(console: Console, total: int) -> Iterator[Callable[[str], None]]:
 
 
 def show(tables: Mapping[str, pd.DataFrame], folder: Path, console: Console) -> None:
-    """The drift by path and dtype, the thread's numbers, the findings, and where the files are."""
+    """The drift by path and dtype, the thread's numbers, the answer in sentences, the findings, where the files are."""
     errors = tables["errors"]
     for device in errors["device"].unique():
         show_drift(errors[errors["device"] == device], str(device), console)
     if "thread" in tables:
         show_thread(tables["thread"], console)
+    for sentence in sentences(tables):
+        console.print(sentence, soft_wrap=True, markup=False)
     show_findings(tables["findings"], console)
     uncomputed = errors[(errors["result_class"] == "not_computed") & errors["kind"].isin(GATED)]
     for note, count in uncomputed["note"].value_counts().items():
@@ -75,13 +79,14 @@ def show_drift(errors: pd.DataFrame, device: str, console: Console) -> None:
     table = Table(
         title=f"Drift on {device}: median |computed - exact|, and share of negative results",
         box=SIMPLE_HEAD,
-        pad_edge=False,
+        padding=0,  # four dtypes fit 80 columns, and a long path's name is folded before any number is cut
+        show_edge=False,
     )
-    table.add_column("path", no_wrap=True)
+    table.add_column("path", overflow="fold")
     gated = errors[errors["kind"].isin(GATED)]
     dtypes = list(gated["dtype"].unique())
     for dtype in dtypes:
-        table.add_column(str(dtype), justify="right", no_wrap=True)
+        table.add_column(str(dtype), justify="right", no_wrap=True, min_width=11)
     for path, rows in gated.groupby("path", sort=False):
         cells = [_cell(rows[rows["dtype"] == dtype]) for dtype in dtypes]
         table.add_row(str(path), *cells)

@@ -62,8 +62,8 @@ def as_rows(values: Any, name: str) -> tuple[Rows, bool]:
 KINDS = ("logits", "log_probs", "probs")
 
 
-def check_kind(rows: Rows, kind: str, name: str) -> None:
-    """Raises UsageError, naming row and column, for an entry that `kind` cannot have."""
+def check_kind(rows: Rows, kind: str, name: str, first: int = 0) -> None:
+    """Raises UsageError, naming row (counted from `first`) and column, for an entry that `kind` cannot have."""
     if kind not in KINDS:
         raise UsageError(f"{name}_kind: {kind!r} is not one of {', '.join(KINDS)}")
     wrong = np.isnan(rows) | (rows == np.inf)
@@ -72,8 +72,10 @@ def check_kind(rows: Rows, kind: str, name: str) -> None:
     if wrong.any():
         row, column = np.argwhere(wrong)[0]
         allowed = "a finite number, 0 or more" if kind == "probs" else "a finite number or -inf"
-        raise UsageError(f"{name}: row {row}, column {column} is {rows[row, column]}; {kind} must be {allowed}")
+        raise UsageError(f"{name}: row {row + first}, column {column} is {rows[row, column]}; {kind} must be {allowed}")
     if kind == "logits":
         empty = (rows == -np.inf).all(axis=1)
         if empty.any():
-            raise UsageError(f"{name}: row {int(np.argmax(empty))} is -inf in every column, which is no distribution")
+            raise UsageError(
+                f"{name}: row {int(np.argmax(empty)) + first} is -inf in every column, which is no distribution"
+            )

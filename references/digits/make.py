@@ -7,11 +7,11 @@ are one-hot, mini-batches are of 4. It is trained three times from one seed, on 
 
 - as the thread did, with softmax output handed to KLDivLoss as if it were log-probabilities;
 - with log_softmax output, as KLDivLoss wants it;
-- with cross_entropy, at a tenth of the learning rate: KLDivLoss divides by the 10 classes too, so that its gradient is a
-  tenth of cross_entropy's. The two trainings are the same until rounding, which training amplifies, tells them apart.
+- with cross_entropy, at a tenth of the learning rate: KLDivLoss divides by the 10 classes too, so that its gradient is
+  a tenth of cross_entropy's. The two trainings are the same until rounding, which training amplifies, tells them apart.
 
-Kept: the logits of 128 held-out images after each of the first training's five epochs; and of each training its loss and
-the cross-entropy of the same outputs, averaged over 200 mini-batches each, as the thread prints its loss.
+Kept: the logits of 128 held-out images after each of the first training's five epochs; and of each training its loss
+and the cross-entropy of the same outputs, averaged over 200 mini-batches each, as the thread prints its loss.
 """
 
 from __future__ import annotations

@@ -153,9 +153,8 @@ def judged() -> Audit:
         own.append(function)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("audit.pipeline.Shrinker.reproduce", lambda *_: None)
-        return execute(
-            plan("quick", ["random_scale1", "near_1e-04", "peaked_gap20"], own, ["bfloat16", "float32"], "cpu")
-        )
+        cases = ["random_scale1", "near_1e-04", "peaked_gap20"]
+        return execute(plan("quick", cases, own, ["bfloat16", "float32"], "cpu"))
 
 
 def test_every_planted_gradient_is_found_and_the_right_one_is_not(judged: Audit) -> None:

@@ -1,8 +1,10 @@
-"""report.html and report.md: one file each, complete, and true to the tables."""
+"""report.html, report.md and the plots: complete, and true to the tables."""
 
 from __future__ import annotations
 
+import json
 import re
+from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -10,72 +12,109 @@ import pandas as pd
 import pytest
 
 from audit.pipeline import execute, plan
+from audit.publish import figures
 from audit.publish.answer import matrix, sentences
+from audit.publish.figures import draw
+from audit.publish.markdown import markdown
+from audit.publish.page import page
 from audit.publish.report import write_report
+
+PATHS = ["softmax_log", "log_softmax", "log_target", "difference", "kl_div_from_logits"]
+# A start tag ends these, which HTML lets one leave open.
+IMPLIED = {"td": {"td", "th"}, "th": {"td", "th"}, "tr": {"td", "th", "tr"}}
 
 
 @pytest.fixture(scope="module")
 def tables() -> dict[str, pd.DataFrame]:
-    return execute(plan("quick", ["near_*", "random_*", "peaked_gap20"], devices="cpu")).tables
+    return execute(plan("quick", ["near_*", "random_*", "peaked_gap20"], PATHS, devices="cpu")).tables
 
 
 @pytest.fixture(scope="module")
 def folder(tables, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("page") / "latest"
-    write_report(tables, {"profile": "quick", "torch": {"version": "2.13"}}, out)
+    environment = {"profile": "quick", "torch": {"version": "2.13"}, "command": "python -m audit run --case near_*"}
+    write_report(tables, environment, out)
     return out
 
 
 def test_the_page_asks_for_nothing_from_anywhere(folder: Path) -> None:
-    page = (folder / "report.html").read_text()
-    loads = re.findall(r'(?:src|href)="([^"]+)"', page)
+    text = (folder / "report.html").read_text()
+    loads = re.findall(r'(?:src|href)="([^"]+)"', text)
     assert loads and all(link.startswith(("data:", "#")) or (folder / link).is_file() for link in loads)
-    assert "@import" not in page and "url(" not in page.replace("url(#", "")
+    assert "@import" not in text and "url(" not in text.replace("url(#", "")
     assert (folder / "report.html").stat().st_size < 2_000_000
 
 
+class Reader(HTMLParser):
+    """Checks the nesting of tags."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stack: list[str] = []
+        self.seen: Counter[str] = Counter()
+        self.ids: Counter[str] = Counter()
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        given = dict(attributes)
+        self.handle_startendtag(tag, attributes)
+        while self.stack and self.stack[-1] in IMPLIED.get(tag, ()):
+            self.stack.pop()
+        if tag == "th":
+            assert given["scope"] in ("row", "col")
+        if tag == "svg":
+            assert given["role"] == "img" and given["aria-label"]
+        if tag not in ("meta", "link", "br", "input"):
+            self.stack.append(tag)
+
+    def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.seen[tag] += 1
+        self.ids.update(value for name, value in attributes if name == "id" and value)
+
+    def handle_endtag(self, tag: str) -> None:
+        while tag not in ("td", "th", "tr") and self.stack[-1] in ("td", "th", "tr"):
+            self.stack.pop()
+        assert self.stack.pop() == tag
+
+
 def test_the_page_is_well_formed_with_scopes_captions_and_descriptions(folder: Path) -> None:
-    class Reader(HTMLParser):
-        def __init__(self) -> None:
-            super().__init__()
-            self.stack: list[str] = []
-            self.seen: dict[str, int] = {}
-
-        def handle_starttag(self, tag: str, attributes: list) -> None:
-            self.seen[tag] = self.seen.get(tag, 0) + 1
-            if tag == "th":
-                assert "scope" in dict(attributes)
-            if tag == "svg":
-                assert dict(attributes)["aria-label"]
-            if tag not in ("meta", "link", "br", "input"):
-                self.stack.append(tag)
-
-        def handle_startendtag(self, tag: str, attributes: list) -> None:
-            self.seen[tag] = self.seen.get(tag, 0) + 1
-
-        def handle_endtag(self, tag: str) -> None:
-            assert self.stack.pop() == tag
-
     reader = Reader()
     reader.feed((folder / "report.html").read_text())
     assert reader.stack == []
-    assert reader.seen["h1"] == 1 and reader.seen["svg"] >= 1
+    assert reader.seen["h1"] == 1 and reader.seen["svg"] >= 3
     assert reader.seen["caption"] == reader.seen["table"]
+    assert reader.seen["figcaption"] == reader.seen["svg"]
+    assert set(reader.ids.values()) == {1}
 
 
 def test_every_row_of_the_summary_is_on_the_page(tables, folder: Path) -> None:
-    page = (folder / "report.html").read_text()
-    gated = tables["summary"][tables["summary"]["kind"].isin(["kl", "identity"])]
-    body = page[page.index('<table id="summary">') :]
-    assert body[: body.index("</table>")].count("<tr>") == len(gated) + 1
+    text = (folder / "report.html").read_text()
+    body = text[text.index('id="summary"') :]
+    assert body[: body.index("</table>")].count("<tr>") == len(tables["summary"]) + 1
 
 
 def test_the_sentences_say_what_the_tables_say(tables) -> None:
     first, second = sentences(tables)
     errors = tables["errors"]
-    lost = errors[(errors["path"] == "softmax_log") & (errors["result_class"] != "finite")]
-    assert f"no finite value in {len(lost):,} more" in first
-    assert second.startswith("Nothing new is wrong.")
+    lost = errors[(errors["result_class"] != "finite") & (errors["reduction"] == "none")]["path"].value_counts()
+    assert f"{lost.get('log_softmax', 0):,} results against {lost['softmax_log']:,}" in first
+    assert second.startswith("Nothing new is wrong;")
+
+
+def test_a_new_finding_is_in_the_answer_and_on_the_page_with_its_script(tables) -> None:
+    findings = tables["findings"].assign(status="new", script="print('<it>')")
+    assert len(findings)
+    planted = {**tables, "findings": findings}
+    assert sentences(planted)[1].startswith(f"{len(findings)} new findings (")
+    assert page(planted, {}, {}).count("print(&#x27;&lt;it&gt;&#x27;)") == len(findings)
+    assert markdown(planted, {}).count("print('<it>')") == len(findings)
+
+
+def test_the_answer_turns_with_the_numbers(tables) -> None:
+    errors = tables["errors"]
+    stable = (errors["path"] == "log_softmax") & (errors["reduction"] == "none")
+    for error, word in ((1e-9, "less"), (1e9, "more")):
+        planted = errors.assign(scaled_error=errors["scaled_error"].mask(stable, error))
+        assert f"log_softmax drifts {word} than softmax then log" in sentences({**tables, "errors": planted})[0]
 
 
 def test_the_matrix_has_the_medians(tables) -> None:
@@ -86,12 +125,68 @@ def test_the_matrix_has_the_medians(tables) -> None:
     assert row["negative"] == rows["negative"].astype(float).mean()
 
 
-def test_markdown_has_a_row_for_each_path_dtype_and_device(tables, folder: Path) -> None:
+def test_a_shade_tells_the_bits_that_are_lost(tables, folder: Path) -> None:
+    text = (folder / "report.html").read_text()
+    bits = matrix(tables["errors"]).query("path == 'kl_div_from_logits' and dtype == 'float64'")["correct_bits"]
+    assert bits.item() > 52.5
+    row = text[text.index('<tr><th scope="row">kl_div_from_logits') :]
+    assert re.findall(r'class="(s\d)"', row[: row.index("</tr>")])[-1] == "s0"
+
+
+def test_markdown_has_a_row_for_each_path_and_the_command(tables, folder: Path) -> None:
     text = (folder / "report.md").read_text()
-    assert text.count("\n| ") == len(matrix(tables["errors"])) + 1
-    assert "python -m audit run --profile quick" in text
+    assert text.count("\n| ") == matrix(tables["errors"])["path"].nunique() + 1
+    assert "`python -m audit run --case near_*`" in text
+    assert len(text.splitlines()) < 60
 
 
-def test_plots_stand_beside_the_tables(folder: Path) -> None:
-    svg = (folder / "closeness.svg").read_text()
-    assert svg.startswith("<svg") and "correct bits" in svg
+def test_plots_stand_beside_the_tables_with_axes_units_sample_and_source(folder: Path) -> None:
+    drawn = {file.stem: file.read_text() for file in folder.glob("*.svg")}
+    assert set(drawn) >= {"closeness", "last_bit", "training"}
+    for name, svg in drawn.items():
+        assert svg.startswith("<svg") and re.search(r"\.csv, (recorded .*)?[\d,]+ \w+", svg), name
+    assert "correct bits" in drawn["closeness"] and "difference of the logits" in drawn["closeness"]
+
+
+def test_a_plot_is_the_same_file_for_the_same_numbers(tables, folder: Path) -> None:
+    assert {f"{name}.svg": plot.file for name, plot in draw(tables).items()} == {
+        file.name: file.read_text() for file in folder.glob("*.svg")
+    }
+
+
+def test_the_training_story_is_what_its_text_says() -> None:
+    rows = pd.read_csv(Path(figures.__file__).with_name("training.csv")).set_index("training")
+    wrong, right = rows.loc["KLDivLoss of softmax"], rows.loc["KLDivLoss of log_softmax"]
+    assert wrong["loss"].between(-0.1, 0).all() and wrong["loss"].is_monotonic_decreasing
+    assert (right["loss"] > 0).all()
+    # Two float32 evaluations of one number, averaged.
+    assert ((right["loss"] * 10 / right["cross_entropy"] - 1).abs() < 1e-5).all()
+
+
+def benchmark(path: str, seconds: float, bits: float) -> dict[str, object]:
+    params = {"path": path, "rows": 64, "classes": 1_000, "dtype": "float32", "device": "cpu", "direction": "forward"}
+    extra = {"ratio": 2.0, "correct_bits": bits, "scaled_error": 0.1}
+    return {"params": params, "stats": {"median": seconds}, "extra_info": extra}
+
+
+def test_accuracy_against_time_is_drawn_from_the_benchmarks_beside_the_report(tables, tmp_path: Path) -> None:
+    content = {"benchmarks": [benchmark("fast", 1e-4, 12.0), benchmark("exact", 1e-3, 24.0)]}
+    (tmp_path / "bench.json").write_text(json.dumps(content))
+    few = {**tables, "errors": tables["errors"].query("case == 'random_64x81'")}
+    write_report(few, {}, tmp_path / "latest")
+    assert "fast" in (tmp_path / "latest/time.svg").read_text()
+    assert "Accuracy against time" in (tmp_path / "latest/report.html").read_text()
+    (tmp_path / "bench.json").write_text("{interrupted")
+    write_report(few, {}, tmp_path / "latest")
+    assert not (tmp_path / "latest/time.svg").exists()
+
+
+def test_of_two_devices_the_plots_show_the_accelerator_and_the_matrix_both(tables) -> None:
+    both = {
+        name: pd.concat([table, table.assign(device="cuda")]) if "device" in table else table
+        for name, table in tables.items()
+    }
+    assert "results on cuda" in draw(both)["closeness"].text
+    columns = both["errors"].groupby(["device", "dtype"]).ngroups
+    row = re.search(r'<tr><th scope="row">log_softmax.*?</tr>', page(both, {}, {}))
+    assert row and row[0].count("<td") == columns == 8

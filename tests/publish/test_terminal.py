@@ -34,6 +34,13 @@ def test_every_gated_path_has_its_median_drift_and_negative_share(errors: pd.Dat
         assert median in line, (path, dtype, line)
 
 
+def test_the_drift_of_four_dtypes_fits_80_columns_uncut(errors: pd.DataFrame) -> None:
+    out = io.StringIO()
+    terminal.show_drift(errors.assign(negative=True), "cpu", Console(file=out, width=80))
+    assert out.getvalue().count("100%") >= errors.query("kind == 'kl'").groupby(["path", "dtype"]).ngroups
+    assert "…" not in out.getvalue() and max(map(len, out.getvalue().splitlines())) <= 80
+
+
 @pytest.mark.parametrize(
     ("variables", "styled"), [({"FORCE_COLOR": "1"}, True), ({"FORCE_COLOR": "1", "NO_COLOR": "1"}, False), ({}, False)]
 )

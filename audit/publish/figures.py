@@ -1,0 +1,266 @@
+"""The plots: each a function of one table, which gives nothing where the rows it needs are not there."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from audit.publish import bench
+from audit.publish.answer import Tables
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+MAIN = ("softmax_log", "log_softmax", "log_target", "cross_entropy_minus_entropy", "generalised", "kl_div_from_logits")
+FAMILIES = ("flat", "zipf", "wide")
+PARTS = ["softmax", "shift", "log_softmax", "log", "product", "summation", "output"]
+# Okabe and Ito's colours: told apart by colour-blind readers, legible on white and on black.
+COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#888888"]
+STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",  # letters stay letters
+    "axes.prop_cycle": f"cycler('color', {COLOURS})",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 9,
+    "font.size": 9,
+    "grid.alpha": 0.25,
+    "legend.frameon": False,
+}
+
+
+@dataclass(frozen=True)
+class Plot:
+    """`svg` takes the colour of the text around it for its lines and letters."""
+
+    svg: str
+    title: str
+    text: str
+
+    @property
+    def file(self) -> str:
+        """The drawing by itself, on white whatever surrounds it."""
+        return self.svg.replace("<svg ", '<svg style="background:#fff" ', 1)
+
+
+def draw(tables: Tables) -> dict[str, Plot]:
+    """Every plot that the tables allow, by name; of several devices the last, which is no CPU, but for the thread's."""
+    import matplotlib
+
+    device = tables["errors"]["device"].iloc[-1]
+    plots = {}
+    for name, (table, function) in _PLOTS.items():
+        rows = tables.get(table, pd.DataFrame({"device": []}))
+        rows = rows if table == "thread" else rows[rows["device"] == device]
+        with matplotlib.rc_context(STYLE | {"svg.hashsalt": name}):  # the same numbers give the same file
+            if len(rows) and (plot := function(rows)) is not None:
+                plots[name] = plot
+    return plots
+
+
+def _figure(height: float, rows: int = 1, columns: int = 1, sharex: bool = False) -> tuple[Figure, list[Axes]]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, height), layout="constrained")
+    return figure, list(figure.subplots(rows, columns, squeeze=False, sharex=sharex).flat)
+
+
+def _log(axes: Axes, directions: str) -> None:
+    for direction in directions:
+        axes.set(**{f"{direction}scale": "log"})
+    axes.minorticks_off()
+
+
+def _plot(figure: Figure, title: str, text: str, source: str) -> Plot:
+    """The source and the size of the sample stand in the drawing too: it is also a file of its own."""
+    label = " · ".join(filter(None, (figure.get_supxlabel(), source)))
+    figure.supxlabel(label, fontsize=7, x=0.99, ha="right")
+    out = io.StringIO()
+    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    figure.savefig(out, format="svg", transparent=True, metadata=nothing)
+    svg = out.getvalue()[out.getvalue().index("<svg") :]
+    # Groups' ids repeat from plot to plot; nothing refers to them.
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg).replace("#000000", "currentColor")
+    return Plot(svg, title, f"{text} Source: {source}.")
+
+
+def _thread(thread: pd.DataFrame) -> Plot | None:
+    rows = thread[(thread["histogram"] != "") & thread["percentile"].notna() & (thread["reference"] == "0")]
+    if rows.empty:
+        return None
+    subjects = rows.groupby("subject", sort=False)
+    figure, panels = _figure(4.6, len(subjects))
+    for axes, (subject, group) in zip(panels, subjects, strict=True):
+        drawn = group[(group["implementation"] == "today") | (group["device"] == rows["device"].iloc[0])]
+        drawn = drawn.drop_duplicates(["implementation", "device"])
+        scale = drawn[["minimum", "maximum"]].abs().to_numpy().max()
+        for row, colour in zip(drawn.itertuples(), COLOURS, strict=False):
+            counts = np.array(row.histogram.split(), dtype=float)
+            edges = np.linspace(row.minimum, row.maximum, len(counts) + 1)
+            density = counts / counts.sum() / (edges[1] - edges[0]) * scale
+            name = f"today's torch, {row.device}" if row.implementation == "today" else "kernels of 2017, emulated"
+            axes.stairs(density, edges, color=colour, fill=True, alpha=0.35)
+            axes.stairs(density, edges, color=colour, label=name)
+        for i, quote in enumerate(group["quoted"].unique()):
+            axes.axvline(float(quote), color="#000000", linewidth=1, linestyle="--")
+            place, height = axes.get_xaxis_transform(), 0.95 - 0.14 * i
+            axes.annotate(f"quoted: {quote}", (float(quote), height), (0.28, height), place, "axes fraction",
+                          {"arrowstyle": "->", "linewidth": 0.6}, ha="right", va="center")  # fmt: skip
+        axes.set_title(f"{subject}: exactly 0")
+        axes.set_xlabel("result, nats"), axes.set_ylabel("density of draws")
+        axes.set_yticks([])
+        axes.legend()
+    text = "What the thread's two checks give over many seeds, and the numbers it quotes (dashed)."
+    return _plot(figure, "The thread's numbers", text, f"thread.csv, {rows['draws'].max():,} draws a curve, float32")
+
+
+def _training(_: pd.DataFrame) -> Plot:
+    rows = pd.read_csv(str(files("audit.publish") / "training.csv"))
+    figure, (wrong, right) = _figure(3, 1, 2, sharex=True)
+    runs = {name: run.set_index("epoch") for name, run in rows.groupby("training")}
+    stable = runs["KLDivLoss of log_softmax"]
+    wrong.plot(runs["KLDivLoss of softmax"]["loss"], "o-", label="KLDivLoss of softmax")
+    right.plot(stable["loss"], "o-", label="KLDivLoss of log_softmax")
+    right.plot(stable["cross_entropy"] / 10, "x", markersize=9, label="cross_entropy / 10, same outputs")
+    right.plot(runs["cross_entropy"]["loss"] / 10, "^:", label="cross_entropy / 10, trained by itself")
+    for axes in (wrong, right):
+        axes.set_xlabel("epoch"), axes.legend()
+    wrong.set_ylabel("loss, mean of 200 mini-batches, nats")
+    wrong.set_ylim(-0.1, 0), right.set_ylim(bottom=0)
+    text = (
+        "The thread's network, trained three times from one seed. Softmax output taken for log-probabilities gives "
+        "-mean(p_label)/10: negative, and falling as training succeeds. log_softmax gives a tenth of cross_entropy."
+    )
+    source = "audit/publish/training.csv, recorded by references/digits/make.py"
+    return _plot(figure, "The training story", text, f"{source}, {len(rows)} means of 200 mini-batches of 4")
+
+
+def _near(errors: pd.DataFrame) -> pd.DataFrame:
+    near = errors[errors["case"].str.startswith("near_") & (errors["reduction"] == "none") & (errors["kind"] == "kl")]
+    return near.assign(closeness=near["case"].str.removeprefix("near_").astype(float))
+
+
+def _closeness(errors: pd.DataFrame) -> Plot | None:
+    near = _near(errors[errors["path"].isin(MAIN)])
+    if near.empty:
+        return None
+    dtypes = [d for d in ("float32", "float64") if d in set(near["dtype"])] or list(near["dtype"].unique())
+    figure, panels = _figure(3.6, 1, len(dtypes), sharex=True)
+    for axes, dtype in zip(panels, dtypes, strict=True):
+        for path, marker, colour in zip(MAIN, "osD^vP", COLOURS, strict=False):
+            rows = near[near["dtype"].eq(dtype) & near["path"].eq(path)]
+            line = rows.groupby("closeness")["correct_bits"].median()
+            axes.plot(line, marker=marker, markersize=5, color=colour, label=path)
+        _log(axes, "x")
+        axes.set_ylim(bottom=max(axes.get_ylim()[0], -4))
+        axes.axhline(0, color="#000000", linewidth=0.8)
+        axes.set_title(dtype)
+        axes.set_xlabel("difference of the logits (nearer to the right)")
+    panels[0].invert_xaxis()
+    panels[0].set_ylabel("correct bits, median")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
+    text = "Correct bits as the two distributions come together; below the line no digit is right."
+    return _plot(figure, "Error against closeness", text, _sample(near[near["dtype"].isin(dtypes)]))
+
+
+def _last_bit(errors: pd.DataFrame) -> Plot | None:
+    near = _near(errors)
+    # A path that was not run at every closeness has no last one.
+    near = near[near.groupby("path")["closeness"].transform("nunique") == near["closeness"].nunique()]
+    lines = near.groupby(["path", "dtype", "closeness"], sort=False)["correct_bits"].median().reset_index()
+    last = lines[lines["correct_bits"] >= 1].groupby(["path", "dtype"], sort=False)["closeness"].min().unstack()
+    if near["closeness"].nunique() < 2 or last.empty:
+        return None
+    paths = list(last.index[::-1])
+    figure, (axes,) = _figure(0.8 + 0.22 * len(paths))
+    for dtype, marker, shift in zip(last, "osD^", (0.24, 0.08, -0.08, -0.24), strict=False):
+        places = np.arange(len(paths)) + shift
+        axes.plot(last[dtype].loc[paths], places, marker, label=str(dtype), markersize=5)
+    axes.set_yticks(range(len(paths)), paths)
+    _log(axes, "x")
+    axes.invert_xaxis()
+    axes.set_xlabel("smallest difference of the logits with a correct bit left (better to the right)")
+    figure.legend(loc="outside upper center", ncols=4)
+    text = (
+        f"The smallest of {near['closeness'].nunique()} differences, {near['closeness'].max():.0e} to "
+        f"{near['closeness'].min():.0e}, at which the median result still has a correct bit; no mark: none at any."
+    )
+    return _plot(figure, "Where each path loses its last bit", text, _sample(near))
+
+
+def _classes(errors: pd.DataFrame) -> Plot | None:
+    rows = errors[errors["path"].eq("log_softmax") & errors["reduction"].eq("none") & errors["abs_error"].gt(0)]
+    rows = rows.assign(family=rows["case"].str.extract(r"^(\w+)_n\d+$")[0])
+    rows = rows[rows["family"].isin(FAMILIES)]
+    if rows["classes"].nunique() < 2:
+        return None
+    dtypes = list(rows["dtype"].unique())
+    figure, panels = _figure(5.4, (len(dtypes) + 1) // 2, 2 if len(dtypes) > 1 else 1, sharex=True)
+    for axes, dtype in zip(panels, dtypes, strict=False):
+        for family, colour in zip(FAMILIES, COLOURS, strict=False):
+            by = rows[rows["dtype"].eq(dtype) & rows["family"].eq(family)].groupby("classes")
+            axes.plot(by["abs_error"].median(), "o-", color=colour, label=f"{family}: error")
+            axes.plot(by["bound"].median(), "--", color=colour, label=f"{family}: bound")
+        _log(axes, "xy")
+        axes.set_title(dtype)
+        axes.set_xlabel("classes"), axes.set_ylabel("nats")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
+    text = "|computed - exact| of log_softmax, and the bound of a sound implementation, for rows of growing width."
+    return _plot(figure, "Error against classes, with the bound", text, _sample(rows))
+
+
+def _attribution(attribution: pd.DataFrame) -> Plot | None:
+    rows = attribution[attribution["dtype"] == "float32"]
+    if rows.empty:
+        return None
+    sizes = rows[PARTS].abs().groupby([rows["path"], rows["case"]], sort=False).mean()
+    shares = sizes.div(sizes.sum(axis=1), axis=0)[::-1]
+    names = [case if rows["path"].nunique() == 1 else f"{path}: {case}" for path, case in shares.index]
+    figure, (axes,) = _figure(1.2 + 0.3 * len(shares))
+    left = np.zeros(len(shares))
+    for part in PARTS:
+        axes.barh(names, shares[part], left=left, label=part, edgecolor="#ffffff", linewidth=0.8)
+        left += shares[part].to_numpy()
+    axes.set_xlim(0, 1), axes.set_xlabel("share of the sum of the parts' magnitudes")
+    figure.legend(loc="outside upper center", ncols=7)
+    same = (np.sign(rows["mass_difference"]) == np.sign(rows["drift"])).sum()
+    text = (
+        f"Which rounding makes the drift of {', '.join(rows['path'].unique())} in float32; the parts, signed, add up "
+        f"to it. Its sign is that of mass(p) - mass(exp log q) as rounded in {same} of {len(rows)} rows."
+    )
+    return _plot(figure, "Where the drift comes from", text, f"attribution.csv, {len(rows)} rows")
+
+
+def _time(benchmarks: pd.DataFrame) -> Plot | None:
+    rows = benchmarks.query("direction == 'forward' and classes in (1_000, 32_000)")
+    if rows.empty:
+        return None
+    text = (
+        f"A call's time on {rows['device'].iloc[0]} and its correct bits, for two sizes; paths that no other beats in "
+        "both are named. From the last `make bench`, which may be older than this audit."
+    )
+    return _plot(bench.figure(rows), "Accuracy against time", text, f"bench.json, {len(rows)} benchmarks, forward")
+
+
+def _sample(rows: pd.DataFrame) -> str:
+    return f"errors.csv, {len(rows):,} results on {rows['device'].iloc[0]}"
+
+
+_PLOTS: dict[str, tuple[str, Callable[[pd.DataFrame], Plot | None]]] = {
+    "thread": ("thread", _thread),
+    "training": ("errors", _training),
+    "closeness": ("errors", _closeness),
+    "last_bit": ("errors", _last_bit),
+    "classes": ("errors", _classes),
+    "attribution": ("attribution", _attribution),
+    "time": ("bench", _time),
+}
