@@ -290,7 +290,7 @@ def _closer_looks(plan: Plan, problems: Problems) -> dict[str, pd.DataFrame]:
     looks: dict[str, list[pd.DataFrame]] = {"elements": [], "invariance": [], "attribution": []}
     for device in (d.name for d in plan.devices):
         looks["elements"].append(measure_elements(narrow, device))
-        looks["attribution"].append(measure_attribution([*closer, *thread], device))
+        looks["attribution"] += [measure_attribution(closer, device), measure_attribution(thread, device, 8)]
         looks["invariance"].append(measure_invariance([*closer, *wide], paths, device, compiled))
     return {name: pd.concat(parts, ignore_index=True) for name, parts in looks.items()}
 
