@@ -53,7 +53,7 @@ def run(
     logits: Annotated[
         Path | None, typer.Option(help=".npz, .pt or .safetensors with input and target, rows x classes.")
     ] = None,
-    input_kind: Annotated[str, typer.Option(help="Of --logits: logits or log_probs.")] = "logits",
+    input_kind: Annotated[str, typer.Option(help="Of --logits: logits, log_probs or probs.")] = "logits",
     target_kind: Annotated[str, typer.Option(help="Of --logits: logits, log_probs or probs.")] = "logits",
     acknowledgements: Annotated[
         list[Path] | None, typer.Option(help="Findings that are understood, beside the committed ones.")
@@ -77,9 +77,7 @@ def run(
     if logits is None:
         plan = pipeline.plan(profile, case, chosen, dtype, device)
     else:
-        if input_kind not in ("logits", "log_probs"):
-            raise UsageError(f"--input-kind {input_kind}: every path takes logits or log_probs as its input")
-        plan = pipeline.plan_file(logits, target_kind, chosen, dtype, device)
+        plan = pipeline.plan_file(logits, input_kind, target_kind, chosen, dtype, device)
     console = terminal.console()
     names = ", ".join(f"{d.name} ({d.model})" for d in plan.devices)
     console.print(f"{sys.executable}, torch {torch.__version__}", highlight=False, soft_wrap=True)

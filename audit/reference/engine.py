@@ -16,16 +16,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from audit.reference.fixedpoint import Sum, Weights, exponential_sums
-from audit.reference.limbs import BITS
-from audit.reference.oracle import Ball, _context
+from audit.reference.fixedpoint import LARGEST, MOST, Sum, Weights, exponential_sums
+from audit.reference.limbs import BITS, any_nonzero
+from audit.reference.oracle import _LOCK, Ball, _context
 
 Floats = NDArray[np.float64]
 
 # Below, the oracle is as fast.
 SMALLEST = 512
 MOST_LIMBS = 96
-LARGEST = 2.0**39
 
 
 def kl_row(input: Floats, target: Floats, digits: int) -> Ball | None:
@@ -34,48 +33,42 @@ def kl_row(input: Floats, target: Floats, digits: int) -> Ball | None:
     The radius is at most 10^-digits of the value, and 0 where the rows are equal up to a constant. None where this
     engine declines: logits beyond 2^39, infinite KL, cancellation beyond 96 limbs of 22 bits.
     """
-    has_mass = target != -np.inf
-    if (input[has_mass] == -np.inf).any():
+    x, y, x_of_y = input, target, input
+    if min(input.min(), target.min()) == -np.inf:
+        has_mass = target != -np.inf
+        x, y, x_of_y = input[input != -np.inf], target[has_mass], input[has_mass]
+    if not x.size or not y.size or len(x) > MOST or x_of_y.min() == -np.inf:
         return None
-    x, y = input[input != -np.inf], target[has_mass]
-    if not x.size or not y.size or max(abs(x.max()), abs(y.max())) >= LARGEST:
+    if max(x.max(), -x.min(), y.max(), -y.min()) > LARGEST:
         return None
-    differences, errors = _differences(y, input[has_mass])
-    if np.isinf(differences).any():
-        return None
-    if len(x) == len(y) and (differences == differences[0]).all() and (errors is None or (errors == errors[0]).all()):
+    differences, errors = _differences(y, x_of_y)
+    if len(x) == len(y) and all(part is None or part.min() == part.max() for part in (differences, errors)):
         return Ball(_context().zero, _context().zero)
-    limbs = math.ceil((digits * math.log2(10) + 8) / BITS)
+    limbs = max(3, math.ceil((digits * math.log2(10) + 8) / BITS))
+    ctx = _context()
     while limbs <= MOST_LIMBS:
-        ball = _ball(x, y, differences, errors, limbs)
-        if ball is None:
-            return None
-        ctx = _context()
-        with ctx.workprec(64):
-            target_radius = abs(ball.value) * ctx.mpf(10) ** -digits
-            if ball.radius <= target_radius * (1 - ctx.mpf(2) ** -32):
+        with _LOCK, ctx.workprec(64):
+            ball = _ball(x, y, differences, errors, limbs)
+            wanted = abs(ball.value) * ctx.mpf(10) ** -digits
+            if ball.radius <= wanted * (1 - ctx.mpf(2) ** -32):
                 return ball
             if abs(ball.value) > 4 * ball.radius:
-                limbs += max(1, math.ceil((float(ctx.log(ball.radius / target_radius, 2)) + 2) / BITS))
+                limbs += max(1, math.ceil((float(ctx.log(ball.radius / wanted, 2)) + 2) / BITS))
             else:
                 limbs *= 2
     return None
 
 
 def _differences(y: Floats, x: Floats) -> tuple[Floats, Floats | None]:
-    """y - x as the exact sum of two arrays, the second at most half an ulp of the first; None where it is 0.
-
-    TwoSum (Knuth); where y - x overflows the first is infinite.
-    """
-    with np.errstate(over="ignore", invalid="ignore"):
-        difference = y - x
-        virtual = difference - y
-        error = (y - (difference - virtual)) - (x + virtual)
-    return difference, error if error.any() else None
+    """y - x as the exact sum of two arrays (TwoSum, Knuth), the second at most half an ulp of the first; None for 0."""
+    difference = y - x
+    virtual = difference - y
+    error = (y - (difference - virtual)) - (x + virtual)
+    return difference, error if any_nonzero(error) else None
 
 
-def _ball(x: Floats, y: Floats, differences: Floats, errors: Floats | None, limbs: int) -> Ball | None:
-    """The value on so many limbs; None where weights are too large for binary64's exponents."""
+def _ball(x: Floats, y: Floats, differences: Floats, errors: Floats | None, limbs: int) -> Ball:
+    """The value on so many limbs."""
     bits = BITS * limbs
     reach = 0.6932 * (bits + math.log2(len(x)))
     # Classes this far below the largest weigh less than 2^-bits together.
@@ -90,9 +83,7 @@ def _ball(x: Floats, y: Floats, differences: Floats, errors: Floats | None, limb
         lost_difference = len(y) * Fraction(2) ** max(math.ceil(sizes.max()) + 2, -2 * bits)
         y, differences = y[kept], differences[kept]
         errors = None if errors is None else errors[kept]
-    exponent = max(math.frexp(float(np.abs(differences).max()))[1], -400) + 1
-    if exponent > 500:
-        return None
+    exponent = max(math.frexp(max(differences.max(), -differences.min()))[1], -400) + 1
     weights = Weights.differences(differences, errors, exponent, limbs + 1)
     top_x, (sum_x,) = _sums(x, [], limbs)
     top_y, (sum_y, sum_d) = _sums(y, [weights], limbs)
@@ -132,15 +123,13 @@ def _distinct(values: Floats) -> NDArray[np.int64] | None:
     shift = (unused & -unused).bit_length() - 1
     if shift < 42:
         return None
-    keys = (bits & 2**63 - 1) >> shift
-    smallest = int(np.where(keys == 0, 2**62, keys).min())
-    keys -= smallest - 1
-    np.maximum(keys, 0, out=keys)
-    span = int(keys.max()) + 1
-    if span > 2**16:
-        return None
-    keys[bits < 0] += span
-    return keys
+    magnitudes = (bits >> shift) & (1 << 63 - shift) - 1
+    # 0 goes before the smallest of the others.
+    lowest = int(((magnitudes - 1) & (1 << 63 - shift) - 1).min())
+    magnitudes -= lowest
+    np.maximum(magnitudes, 0, out=magnitudes)
+    span = int(magnitudes.max()) + 1
+    return magnitudes - span * (bits >> 63) if span <= 2**16 else None
 
 
 def _divergence(d: Sum, s_y: Sum, s_x: Sum, shift: Fraction, precision: int) -> Ball:

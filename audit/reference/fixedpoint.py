@@ -2,7 +2,7 @@
 
 An argument is cut without rounding into
 
-    x = top - i 2^-12 + l 2^-26 + t,    |t| <= 2^-27,    so that    sum w e^(x - top) = sum T1[i] (w T2[l] e^t)
+    x = top - i 2^-12 + l 2^-27 + t,    |t| <= 2^-28,    so that    sum w e^(x - top) = sum T1[i] (w T2[l] e^t)
 
 with tables T1 and T2. The bracket is computed class by class on limbs, by Horner's rule where t is not 0; the sum over
 classes is the matrix product of the limbs. Both are exact but for what is dropped below the last limb, which is
@@ -11,9 +11,10 @@ relative to e^t T2, so that a class errs in proportion to its own weight. docs/r
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,7 @@ from audit.reference.limbs import (
     Plan,
     add_products,
     aligned,
+    at_most,
     carry,
     divide,
     passes_of,
@@ -36,23 +38,32 @@ from audit.reference.limbs import (
     split,
     unit,
 )
-from audit.reference.tables import COARSE, FINE, PAGE, SPAN, page_factor, tables
+from audit.reference.tables import COARSE, FINE, PAGE_BITS, SPAN, page_factor, tables
 
 Integers = NDArray[np.int64]
 
-# Four pieces of 510 classes and two of 1,020: the most whose sums of products of limbs are exact are 511 and 1,023.
-BLOCK = 2040
-SEGMENT = 64 * BLOCK
+# So many classes are worked on at a time.
+BLOCK = 4080
+# So many classes at most keep the sums of their pieces within 63 bits.
+MOST = 2**19
+LARGEST = 2.0**39
+
+Members = slice | Integers
+
+
+def _pick(array: Floats, members: Members) -> Floats:
+    return array[members] if isinstance(members, slice) else np.take(array, members, mode="clip")
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Numbers w, one a class: the sum over m of limbs[m] 2^(-22 (first + m)), to within `missing`. No limbs: w = 1.
+    """Numbers w, one a class: the sum over m of limb m times 2^(-22 (first + m)), to within `missing`.
 
-    Row m of `limbs` is within `bounds[m]`; |w| is at most `ratio` times the class's count, and their sum at most `total`.
+    `limbs` gives those of the classes it is asked for, limb m within `bounds[m]`, and no bounds say
+    w = 1. |w| is at most `ratio` times the class's count, and all of them add up to `total` at most.
     """
 
-    limbs: Floats
+    limbs: Callable[[Members], Sequence[Floats]]
     first: int
     bounds: tuple[int, ...]
     missing: Fraction
@@ -61,39 +72,45 @@ class Weights:
 
     @classmethod
     def ones(cls, count: int) -> Weights:
-        return cls(np.empty((0, count)), 0, (), Fraction(0), Fraction(1), Fraction(count))
+        return cls(lambda _: (), 0, (), Fraction(0), Fraction(1), Fraction(count))
 
     @classmethod
     def counts(cls, counts: Integers) -> Weights:
-        limbs = counts.astype(np.float64)[None]
-        return cls(limbs, 0, (int(counts.max()),), Fraction(0), Fraction(1), Fraction(int(counts.sum())))
+        total = Fraction(int(counts.sum()))
+        return cls(lambda m: [counts[m].astype(np.float64)], 0, (int(counts.max()),), Fraction(0), Fraction(1), total)
 
     @classmethod
     def differences(cls, values: Floats, errors: Floats | None, exponent: int, limit: int) -> Weights:
         """(values + errors) / 2^exponent, at most 1/2 in magnitude; each error is at most half an ulp of its value."""
         scale = 2.0 ** (BITS - exponent)
-        limbs, exact = split(values * scale, None if errors is None else errors * scale, limit)
+
+        def cut(members: Members, count: int) -> tuple[list[Floats], bool]:
+            small = None if errors is None else _pick(errors, members) * scale
+            return split(_pick(values, members) * scale, small, count)
+
+        count = 2
+        for start in range(0, len(values), BLOCK):
+            while not cut(slice(start, start + BLOCK), count)[1] and count < limit:
+                count += 1
+        missing = Fraction(1, 2 ** (BITS * count)) if count == limit else Fraction(0)
         each = HALF if errors is None else 2 * HALF
-        missing = Fraction(0) if exact else Fraction(1, 2 ** (BITS * len(limbs)))
         # In binary64 a sum of n numbers of one sign errs by less than n 2^-53 of it.
         total = SLACK * Fraction(float(np.abs(values).sum())) / Fraction(2) ** exponent
-        return cls(np.array(limbs), 1, (each,) * len(limbs), missing, Fraction(1, 2), total)
+        return cls(lambda m: cut(m, count)[0], 1, (each,) * count, missing, Fraction(1, 2), total)
 
     def grouped(self, group: Integers, counts: Integers) -> Weights:
-        """The sums over the classes of each group."""
+        """The sums over the classes of each group, in few enough limbs to be multiplied again."""
         most = int(counts.max())
-        limbs = np.zeros((len(self.limbs) + 1, len(counts)))
-        for summed, row in zip(limbs[1:], self.limbs, strict=True):
-            summed[:] = np.bincount(group, row, minlength=len(counts))
+        limbs = np.zeros((len(self.bounds) + 1, len(counts)))
+        for row, limb in zip(limbs[1:], self.limbs(slice(None)), strict=False):
+            row[:] = np.bincount(group, limb, minlength=len(counts))
         passes, bound = passes_of(most * max(self.bounds))
         scratch = np.empty_like(limbs)
         for _ in range(passes):
             carry(limbs, scratch)
-        bounds = (most + 1, *(bound,) * len(self.limbs))
-        return replace(self, limbs=limbs, first=self.first - 1, bounds=bounds, missing=most * self.missing)
-
-    def of(self, members: slice | Integers) -> Weights:
-        return replace(self, limbs=self.limbs[:, members])
+        bounds = (most + 1, *(bound,) * len(self.bounds))
+        missing = most * self.missing
+        return replace(self, limbs=lambda m: [*limbs[:, m]], first=self.first - 1, bounds=bounds, missing=missing)
 
 
 @dataclass(frozen=True)
@@ -107,24 +124,12 @@ class Sum:
 def exponential_sums(values: Floats, weights: list[Weights], width: int) -> tuple[Fraction, list[Sum]]:
     """(top, sums): the sum of w e^(values - top) for each of the weights, of which the first are the counts.
 
-    `values` are finite and at most 2^39 in magnitude.
+    At most MOST values, finite and at most LARGEST in magnitude; `width` is 3 or more.
     """
-    steps = np.rint(values * 2.0**COARSE)
-    tails = (values - steps * 2.0**-COARSE) * 2.0**FINE
-    offsets = np.rint(tails)
-    tails -= offsets
-    top = steps.max()
-    coarse = (top - steps).astype(np.int64)
-    fine = (offsets + SPAN).astype(np.int64)
+    top = float(np.rint(values.max() * 2.0**COARSE))
     totals = [Sum(Fraction(0), Fraction(0)) for _ in weights]
-    for page, tailed, members in _groups(coarse, tails):
-        sums = _group_sums(
-            coarse[members] - page * PAGE,
-            fine[members],
-            tails[members] if tailed else None,
-            [w.of(members) for w in weights],
-            width,
-        )
+    for page, tail_limbs, members in _runs(values, top, width):
+        sums = _run_sums(values, top - float(page << PAGE_BITS), members, tail_limbs, weights, width)
         factor = page_factor(page, width)
         # The factor errs by less than unit(width + 2), and what it multiplies is at most SLACK times the weight.
         totals = [
@@ -134,21 +139,41 @@ def exponential_sums(values: Floats, weights: list[Weights], width: int) -> tupl
     return Fraction(int(top), 2**COARSE), totals
 
 
-def _groups(coarse: Integers, tails: Floats) -> Iterator[tuple[int, bool, slice | Integers]]:
-    """(page, whether they may have tails, members): classes of one page, with tails apart where they are few."""
-    tailed = tails != 0
-    count = np.count_nonzero(tailed)
-    pages = coarse // PAGE if coarse.max() >= PAGE else None
-    if 2 * count > len(tails):
-        tailed[:] = True
-    if pages is None and (tailed[0] == tailed).all():
-        yield 0, bool(tailed[0]), slice(None)
-        return
+def _digits(values: Floats, top: float) -> tuple[Integers, Floats, Floats]:
+    """(i, l, t 2^27) of every value, for `top` in 2^-12."""
+    steps = np.rint(values * 2.0**COARSE)
+    tails = (values - steps * 2.0**-COARSE) * 2.0**FINE
+    fine = np.rint(tails)
+    tails -= fine
+    return (top - steps).astype(np.int64), fine, tails
+
+
+def _runs(values: Floats, top: float, width: int) -> Iterator[tuple[int, int, Integers | None]]:
+    """(page, limbs of the tails, members, None for all), for classes of one page and about as long tails."""
+    depths = np.zeros(len(values), np.uint8)
+    # Tails that are 0, and those that two and three limbs hold.
+    for position in (FINE, 3 * BITS, 4 * BITS):
+        beyond = np.empty(len(values), np.bool_)
+        for start in range(0, len(values), BLOCK):
+            scaled = values[start : start + BLOCK] * 2.0**position
+            np.not_equal(scaled, np.rint(scaled), out=beyond[start : start + BLOCK])
+        count = np.count_nonzero(beyond)
+        if not count:
+            break
+        # A run of its own is worth it for the many with less, and for the few with more.
+        depths += beyond if 2 * count < len(values) else 1
+    pages = None
+    if np.rint(values.min() * 2.0**COARSE) <= top - 2**PAGE_BITS:
+        pages = _digits(values, top)[0] >> PAGE_BITS
     for page in [0] if pages is None else np.unique(pages).tolist():
-        for kind in (False, True):
-            members = np.flatnonzero((tailed == kind) if pages is None else (pages == page) & (tailed == kind))
-            if members.size:
-                yield page, kind, members
+        for depth, tail_limbs in enumerate((0, 2, 3, width)):
+            chosen = depths == depth
+            if pages is not None:
+                chosen &= pages == page
+            if chosen.all():
+                yield page, tail_limbs, None
+            elif chosen.any():
+                yield page, tail_limbs, np.flatnonzero(chosen)
 
 
 class _Space:
@@ -156,109 +181,120 @@ class _Space:
 
     def __init__(self, width: int) -> None:
         self.left = aligned(BLOCK, width)
-        # Limbs 0 ... width + 1 of T2, the first and the last being 0.
-        self.right = aligned(width + 2, BLOCK)
+        # Of every sum, limbs 0 ... width + 1. The first has T2 at first.
+        self.sums = aligned(2, width + 2, BLOCK)
         self.results = aligned(2, width + 2, BLOCK)
         self.scratch = aligned(width + 2, BLOCK)
-        self.spread = aligned(width, width + 2, BLOCK)
-        self.product = aligned(width + 2, BLOCK)
+        self.factors = aligned(width + 2, BLOCK)
 
     def of(self, size: int) -> _Space:
         """The same memory for fewer classes."""
         part = object.__new__(_Space)
         part.left = self.left[:size]
-        for name in ("right", "results", "scratch", "spread", "product"):
+        for name in ("sums", "results", "scratch", "factors"):
             setattr(part, name, getattr(self, name)[..., :size])
         return part
 
 
-def _group_sums(
-    coarse: Integers, fine: Integers, tails: Floats | None, weights: list[Weights], width: int
+# Kept: fresh memory costs more than the arithmetic.
+_space = lru_cache(maxsize=1)(_Space)
+
+
+def _run_sums(
+    values: Floats, top: float, members: Integers | None, tail_limbs: int, weights: list[Weights], width: int
 ) -> list[Sum]:
-    table = tables(width)
-    count = len(coarse)
-    exact = np.zeros((len(weights), width + 2, width), np.int64)
-    totals = [0] * len(weights)
-    plans: set[Plan] = set()
-    space = _Space(width)
+    """The sums over the members (None: all), of the page that `top` begins, whose tails have so many limbs at most."""
+    table, space = tables(width), _space(width)
+    chosen = plan(width, tail_limbs)
+    products = [product(width, chosen.scale, chosen.bound, w.bounds, w.first) for w in weights]
+    # The longest pieces whose sums are exact.
+    piece = EXACT // (HALF * max(p.bound for p in products))
+    count = len(values) if members is None else len(members)
+    parts = []
     for start in range(0, count, BLOCK):
         size = min(BLOCK, count - start)
-        block = slice(start, start + size)
         if size < BLOCK:
             space = space.of(size)
-        np.take(table.coarse, coarse[block], axis=0, out=space.left, mode="clip")
-        np.take(table.fine, fine[block], axis=1, out=space.right[1:-1], mode="clip")
-        limbs, first, chosen = space.right[1:-1], 1, plan(width, 0)
-        if tails is not None:
-            tail, _ = split(tails[block] * (RADIX**2 / 2.0**FINE), None, width)
-            chosen = plan(width, len(tail))
-            limbs, first = _horner(tail, chosen, space), 0
-        plans.add(chosen)
-        for k, weight in enumerate(weights):
-            if not weight.bounds:
-                _add_matrix(limbs, space.left, chosen.bound, exact[k, first : first + len(limbs)])
-                continue
-            needs = product(width, chosen.bound, weight.bounds, weight.first)
-            _times(limbs, first, weight.limbs[:, block], weight.first, needs.passes, space)
-            _add_matrix(space.product, space.left, needs.bound, exact[k])
-        if start % SEGMENT == SEGMENT - BLOCK or start + BLOCK >= count:
-            totals = [total + _fold(part) for total, part in zip(totals, exact, strict=True)]
-            exact[:] = 0
-    scale = chosen.scale
-    values = [total * unit(width) * unit(width + 1) / scale for total in totals]
-    # Both tables err by less than 0.51 units; what T1's error is multiplied by is at most SLACK times the weight.
+        block: Members = slice(start, start + size)
+        if members is not None:
+            block = members[block]
+        coarse, fine, tails = _digits(_pick(values, block), top)
+        at_most(int(coarse.max()), 2**PAGE_BITS - 1)
+        space.left[:] = np.take(table.coarse, coarse, axis=0, mode="clip")
+        limbs = space.sums[0]
+        limbs[:: width + 1] = 0
+        fine += SPAN
+        limbs[1:-1] = np.take(table.fine, fine.astype(np.int64), axis=1, mode="clip")
+        if tail_limbs:
+            _horner(limbs[chosen.top :], tails * 2.0**-FINE, tail_limbs, chosen, space)
+        # The first weights last: their product takes the place of what all are products with.
+        for out, needs, w in reversed([*zip(space.sums, products, weights, strict=False)]):
+            if w.bounds:
+                _times(limbs, chosen.top, w.limbs(block), w.first, needs.passes, out, space.scratch)
+        rows = space.sums.reshape(-1, size)[: len(weights) * (width + 2)]
+        parts += [rows[:, i : i + piece] @ space.left[i : i + piece] for i in range(0, size, piece)]
+    each = unit(width) * unit(width + 1) / chosen.scale
+    exact = np.array(parts).astype(np.int64).sum(axis=0).reshape(len(weights), width + 2, width)
+    totals = [each * _fold(total) for total in exact]
+    # The tables err by less than 0.51 units; what T1's error is multiplied by is at most SLACK times the weight.
     stored = SLACK * Fraction(51, 100) * unit(width)
-    error = stored + max(p.error for p in plans)
-    mass = SLACK * (values[0] + stored * weights[0].total)
-    radii = []
-    for w in weights:
-        dropped = max(
-            (product(width, p.bound, w.bounds, w.first).dropped for p in plans if w.bounds), default=Fraction(0)
-        )
-        radii.append(mass * (w.ratio * error + dropped / scale + SLACK * w.missing) + stored * w.total)
-    return [Sum(value, radius) for value, radius in zip(values, radii, strict=True)]
+    error = stored + chosen.error
+    mass = SLACK * (totals[0] + stored * weights[0].total)
+    return [
+        Sum(value, mass * (w.ratio * error + needs.dropped / chosen.scale + SLACK * w.missing) + stored * w.total)
+        for value, needs, w in zip(totals, products, weights, strict=True)
+    ]
 
 
-def _horner(tail: list[Floats], chosen: Plan, space: _Space) -> Floats:
-    """scale e^t T2 on all limbs, from T2 in `space.right`."""
-    longest = max(step.length for step in chosen.steps)
-    for spread, limb in zip(space.spread, tail, strict=False):
-        spread[:longest] = limb
-    result = space.results[0][: chosen.start]
-    np.copyto(result, space.right[: chosen.start])
-    for turn, step in enumerate(chosen.steps, 1):
+def _horner(right: Floats, t: Floats, tail_limbs: int, chosen: Plan, space: _Space) -> None:
+    """T2, in `right`, becomes scale e^t T2."""
+    terms = len(chosen.steps) - 1
+    tail = split(t * RADIX**2, None, tail_limbs)[0]
+    higher = t * t * (1 / (terms + 2)) * (1 + t * (1 / (terms + 3)))
+    # Its first digit is 0.
+    digits = split(higher * RADIX**3, None, chosen.steps[0].factors - 1)[0]
+    factors = space.factors[: max(len(tail), len(digits) + 1)]
+    factors[:] = 0
+    for row, limb in zip(factors, tail, strict=False):
+        row[:] = limb
+    for row, limb in zip(factors[1:], digits, strict=False):
+        row += limb
+    factors = factors[: chosen.steps[0].factors]
+    result, last = right, len(chosen.steps) - 1
+    for turn, step in enumerate(chosen.steps):
+        if turn == 1:
+            factors = space.factors[: len(tail)]
+            for row, limb in zip(factors, tail, strict=True):
+                row[:] = limb
         if step.divisor > 1:
             divide(result, step.divisor)
-        summed = space.results[turn % 2][: step.length]
-        np.multiply(space.right[: step.length], float(step.scale), out=summed)
-        for m in range(len(tail)):
-            add_products(result, space.spread[m], 2 + m, summed, space.scratch)
+        # After the last step T2 is not needed, but for the only step, which multiplies T2 itself.
+        summed = (right if turn == last and turn else space.results[turn % 2])[: step.length]
+        np.multiply(right[: step.length], float(step.scale), out=summed)
+        for m, factor in enumerate(factors):
+            add_products(result, factor, 2 + m, summed, space.scratch)
         for _ in range(step.passes):
             carry(summed, space.scratch)
         result = summed
-    return np.asarray(result)
+    if last == 0:
+        right[: len(result)] = result
+    right[len(result) :] = 0
 
 
-def _times(limbs: Floats, position: int, weights: Floats, first: int, passes: int, space: _Space) -> None:
-    """The limbs, which stand at `position`, times the weights, at `first`, into `space.product`."""
-    out = space.product
-    start = position + first
-    stop = min(start + len(limbs), len(out))
+def _times(
+    limbs: Floats, top: int, weights: Sequence[Floats], first: int, passes: int, out: Floats, scratch: Floats
+) -> None:
+    """The limbs, of which those above `top` are 0, times the weights, which stand at `first`, on as many limbs.
+
+    `out` may be where the limbs are, for one row of weights at 0.
+    """
+    start = top + first
+    np.multiply(limbs[top : len(out) - first], weights[0], out=out[start:])
     out[:start] = 0
-    np.multiply(limbs[: stop - start], weights[0], out=out[start:stop])
-    out[stop:] = 0
-    for m, weight in enumerate(weights[1:], 1):
-        add_products(limbs, weight[None], start + m, out, space.scratch)
+    for m, weight in enumerate(weights[1:], start + 1):
+        add_products(limbs[top:], weight, m, out, scratch)
     for _ in range(passes):
-        carry(out, space.scratch)
-
-
-def _add_matrix(rows: Floats, left: Floats, bound: int, total: Integers) -> None:
-    """Adds the matrix product over the classes, in pieces short enough for every sum to be exact."""
-    piece = EXACT // (bound * HALF)
-    piece = BLOCK if piece >= BLOCK else BLOCK // 2 if piece >= BLOCK // 2 else BLOCK // 4
-    for start in range(0, len(left), piece):
-        total += (rows[:, start : start + piece] @ left[start : start + piece]).astype(np.int64)
+        carry(out[max(0, start - passes) :], scratch)
 
 
 def _fold(total: Integers) -> int:

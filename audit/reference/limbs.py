@@ -1,8 +1,8 @@
 """Arithmetic on limbs: integers held in binary64, with a bound of every one proven before anything is computed.
 
-A number is a column of limbs, limb j counting multiples of unit(j) = 2^(2 - 22 j). Sums and products of limbs are exact,
-in any order, while no integer exceeds 2^53. `plan` and `product` carry the bounds through every step as Python integers
-and raise where one might. docs/reference-engine.md has the proof.
+A number is a column of limbs, limb j counting multiples of unit(j) = 2^(2 - 22 j). Sums and products of limbs are
+exact, in any order, while no integer exceeds 2^53. `plan` and `product` carry the bounds through every step as Python
+integers and raise where one might. docs/reference-engine.md has the proof.
 """
 
 from __future__ import annotations
@@ -22,8 +22,12 @@ HALF = 2 ** (BITS - 1)
 EXACT = 2**53
 # Limbs that are to be multiplied again are kept below 4 HALF.
 LOOSE = 4 * HALF
-# What is left of an argument once the tables have taken their part.
-TAIL = Fraction(1, 2**27)
+# |t|, what is left of an argument once the tables have taken their part.
+TAIL = Fraction(1, 2**28)
+# At most what (k + 1) E_k loses in binary64, see `Plan`: five roundings of t^2 / (k + 2), and the terms from t^4 on.
+ROUGH = 8 * TAIL**2 / 2**53
+# V / scale is at most SLACK, and V at most that many times this.
+STEEPEST = 2**12
 # A geometric series of limbs, and e^t, are at most this.
 SLACK = Fraction(101, 100)
 
@@ -43,6 +47,11 @@ def aligned(*shape: int) -> Floats:
     size = int(np.prod(shape))
     raw = np.zeros(size + 8)
     return raw[-(raw.ctypes.data // 8) % 8 :][:size].reshape(shape)
+
+
+def any_nonzero(values: Floats) -> bool:
+    """`values.any()` of a contiguous array, several times as fast."""
+    return bool(np.bitwise_or.reduce(values.view(np.int64)) & 2**63 - 1)
 
 
 def carry(limbs: Floats, scratch: Floats) -> None:
@@ -77,55 +86,57 @@ def divide(limbs: Floats, divisor: int) -> None:
         remainder -= limb * divisor
 
 
-def split(values: Floats, error: Floats | None, limit: int) -> tuple[list[Floats], bool]:
-    """The limbs of `values + error`, at most `limit`, the first being the integer part, and whether that is all.
+def split(values: Floats, errors: Floats | None, count: int) -> tuple[list[Floats], bool]:
+    """`count` limbs of `values + errors`, the first being the integer part, and whether that is all; uses both up.
 
-    Limbs after the first are at most HALF, and twice that with `error`, which must be at most 1/2 at first. Less than
+    Limbs after the first are at most HALF, and twice that with `errors`, which must be at most 1/2 at first. Less than
     one unit of the last limb is left.
     """
     limbs: list[Floats] = []
-    more = True
-    while more and len(limbs) < limit:
+    while True:
         limb = np.rint(values)
-        values = values - limb
-        more = bool(values.any())
-        values *= RADIX
-        if error is not None:
-            part = np.rint(error)
-            error = error - part
-            more |= bool(error.any())
-            error *= RADIX
+        values -= limb
+        if errors is not None:
+            part = np.rint(errors)
+            errors -= part
             limb += part
         limbs.append(limb)
-    return limbs, not more
+        if len(limbs) == count:
+            return limbs, not (any_nonzero(values) or (errors is not None and any_nonzero(errors)))
+        values *= RADIX
+        if errors is not None:
+            errors *= RADIX
 
 
 def add_products(limbs: Floats, factor: Floats, position: int, total: Floats, scratch: Floats) -> None:
-    """total += limbs times the factor, which stands at `position`; what falls below `total` is dropped."""
+    """total += limbs times the factor, one number a class, at `position`; what falls below `total` is dropped."""
     reach = min(len(limbs), len(total) - position)
     if reach > 0:
-        np.multiply(limbs[:reach], factor[:reach], out=scratch[:reach])
+        np.multiply(limbs[:reach], factor, out=scratch[:reach])
         total[position : position + reach] += scratch[:reach]
 
 
 @dataclass(frozen=True)
 class Step:
-    """V <- scale T2 + t (V / divisor) on `length` limbs, then so many passes of `carry`."""
+    """V <- scale T2 + f (V / divisor) on `length` limbs, f given by `factors` limbs; then so many passes of `carry`."""
 
-    divisor: int
     scale: int
     length: int
+    factors: int
     passes: int
+    divisor: int = 1
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Horner's rule for scale e^t T2, from V = T2 on `start` limbs. No limb of the result exceeds `bound`.
+    """Horner's rule for V = scale e^t T2. Its limbs stand at `top`, `top` + 1, ...; none exceeds `bound`.
 
-    `error` bounds the result's error divided by `scale`, T2 as stored in its table.
+    With e^t = sum over j < k of t^j/j! + t^k/k! E_k, it starts at (k + 1) E_k T2, from V = T2 and
+    f = t + t^2/(k + 2) + t^3/((k + 2) (k + 3)), whose last two terms are one binary64 number. Every further step has
+    f = t. `error` bounds the error of V / scale, T2 as stored in its table. No steps: V = T2.
     """
 
-    start: int
+    top: int
     steps: tuple[Step, ...]
     scale: int
     bound: int
@@ -134,43 +145,49 @@ class Plan:
 
 @lru_cache(maxsize=256)
 def plan(width: int, tail_limbs: int) -> Plan:
-    """The plan for tables of `width` limbs and tails of `tail_limbs` limbs, which stand at positions 2, 3, ..."""
+    """The plan for tables of `width` limbs, 3 or more, and tails of `tail_limbs` limbs, from position 2 on."""
     if not tail_limbs:
-        return Plan(width + 2, (), 1, HALF, Fraction(0))
-    budget = 2 * unit(width)
-    # weights[k]: e^t = sum_{j<k} t^j/j! + t^k/k! E_k, and after step k V = scale E_{k-1} T2.
+        return Plan(1, (), 1, HALF, Fraction(0))
+    budget = unit(width)
     weights = [Fraction(1)]
-    while not weights[1:] or weights[-1] * TAIL * SLACK > budget * len(weights):
+    while weights[-1] * ROUGH > budget * len(weights):
         weights.append(weights[-1] * TAIL / len(weights))
     terms = len(weights) - 1
-    error = weights[terms] * TAIL * SLACK / (terms + 1)
-    tail = int(TAIL * 2 ** (2 * BITS)) + (tail_limbs - 1) * HALF
-    missing = unit(0) / 4 / 2 ** (BITS * (width + 1)) if tail_limbs == width else Fraction(0)
-
-    def cut(length: int) -> Fraction:
-        """The most that T2 loses on so many limbs, the first standing at position 0."""
-        return unit(length - 1) * SLACK / 2 if length <= width else Fraction(0)
-
-    length = start = next(n for n in range(2, width + 3) if weights[terms] * cut(n) <= budget)
-    error += weights[terms] * cut(start)
-    scale, bound = 1, HALF
-    steps = []
+    scales, divisors = [terms + 1], [1]
     for k in range(terms, 0, -1):
-        divisor = scale if scale * k > 2**BITS else 1
+        divisors.append(scales[-1] if scales[-1] * k > STEEPEST else 1)
+        scales.append(scales[-1] // divisors[-1] * k)
+    # A value below 8 leaves the limb at position 1 within LOOSE; a larger one needs position 0.
+    top = 1 if max(scales) < 8 else 0
+    error = weights[terms] * ROUGH / (terms + 1)
+    bound, shortest = HALF, 4 - top
+    steps: list[Step] = []
+    for k, scale, divisor in zip(range(terms, -1, -1), scales, divisors, strict=True):
         if divisor > 1:
             at_most((divisor + 1) * 2**BITS + bound)
             bound = HALF + bound // divisor + 3
-            error += weights[k] * unit(length - 1)
-        before = scale // divisor
-        scale = before * k
-        # Of t V, what falls below the last limb; and what of t is beyond its limbs.
-        dropped, beyond = tail * bound * SLACK, missing * before * SLACK**2
-        losses = {n: scale * cut(n) + dropped * unit(n) + beyond for n in range(length, width + 3)}
-        length = next((n for n in losses if weights[k - 1] * losses[n] / scale <= budget), width + 2)
-        error += weights[k - 1] * losses[length] / scale
-        passes, bound = passes_of(scale * HALF + tail * bound)
-        steps.append(Step(divisor, scale, length, passes))
-    return Plan(start, tuple(steps), scale, bound, error)
+            error += weights[k + 1] * unit(top + shortest - 1)
+        for length in range(shortest, width + 3 - top):
+            if steps:
+                count, each, before = tail_limbs, HALF, scale // (k + 1)
+                missing = Fraction(1, 2 ** (BITS * (width + 1))) if tail_limbs == width else Fraction(0)
+            else:
+                # The higher terms begin in the second limb, with at most that.
+                second = int(TAIL**2 * 2 ** (3 * BITS)) + 1
+                count, each, before = top + length - 3, HALF + (second if tail_limbs < 3 else HALF), 1
+                missing = Fraction(1, 2 ** (BITS * (count + 1)))
+            factor = int(TAIL * 2 ** (2 * BITS)) + 1 + (count - 1) * each
+            # What T2 loses on so many limbs, what of the product falls below them, what f is without its last limbs.
+            loss = scale * unit(top + length - 1) * SLACK / 2 if top + length <= width else Fraction(0)
+            loss += factor * bound * SLACK * unit(top + length) + missing * before * SLACK**2
+            if weights[k] * loss <= budget * scale:
+                break
+        error += weights[k] * loss / scale
+        passes, bound = passes_of(scale * HALF + factor * bound)
+        bound = max(bound, top * (int(scale * SLACK * 2 ** (BITS - 2)) + 8))
+        steps.append(Step(scale, length, count, passes, divisor))
+        shortest = length
+    return Plan(top, tuple(steps), scale, bound, error)
 
 
 @dataclass(frozen=True)
@@ -183,8 +200,16 @@ class Product:
 
 
 @lru_cache(maxsize=1024)
-def product(width: int, bound: int, weights: tuple[int, ...], first: int) -> Product:
-    """Of limbs within `bound` and weights within `weights` that stand at `first`, `first` + 1, ..."""
+def product(width: int, scale: int, bound: int, weights: tuple[int, ...], first: int) -> Product:
+    """Of limbs within `bound`, worth `scale` SLACK at most, and weights within `weights` at `first`, `first` + 1, ...
+
+    No weights are a weight of 1.
+    """
+    if not weights:
+        return Product(0, bound, Fraction(0))
     passes, after = passes_of(sum(weights) * bound)
     below = sum(weights[max(0, 1 - first) :])
+    # The topmost limb is bounded by the value.
+    most = sum(Fraction(weight, 2 ** (BITS * m)) for m, weight in enumerate(weights, first))
+    after = at_most(max(after, int(scale * SLACK * most / unit(0)) + 2), EXACT // HALF)
     return Product(passes, after, below * bound * unit(width + 2) * SLACK)
