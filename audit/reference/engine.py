@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from audit.reference.fixedpoint import LARGEST, MOST, Sum, Weights, exponential_sums
 from audit.reference.limbs import BITS, any_nonzero
-from audit.reference.oracle import Ball, _context
+from audit.reference.oracle import _LOCK, Ball, _context
 
 Floats = NDArray[np.float64]
 
@@ -45,15 +45,15 @@ def kl_row(input: Floats, target: Floats, digits: int) -> Ball | None:
     if len(x) == len(y) and all(part is None or part.min() == part.max() for part in (differences, errors)):
         return Ball(_context().zero, _context().zero)
     limbs = max(3, math.ceil((digits * math.log2(10) + 8) / BITS))
+    ctx = _context()
     while limbs <= MOST_LIMBS:
-        ball = _ball(x, y, differences, errors, limbs)
-        ctx = _context()
-        with ctx.workprec(64):
-            target_radius = abs(ball.value) * ctx.mpf(10) ** -digits
-            if ball.radius <= target_radius * (1 - ctx.mpf(2) ** -32):
+        with _LOCK, ctx.workprec(64):
+            ball = _ball(x, y, differences, errors, limbs)
+            wanted = abs(ball.value) * ctx.mpf(10) ** -digits
+            if ball.radius <= wanted * (1 - ctx.mpf(2) ** -32):
                 return ball
             if abs(ball.value) > 4 * ball.radius:
-                limbs += max(1, math.ceil((float(ctx.log(ball.radius / target_radius, 2)) + 2) / BITS))
+                limbs += max(1, math.ceil((float(ctx.log(ball.radius / wanted, 2)) + 2) / BITS))
             else:
                 limbs *= 2
     return None

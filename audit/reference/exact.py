@@ -56,17 +56,19 @@ def exact_kl(
     return _public(kl_sum(x, y, input_kind, target_kind, digits, divisor=divisor))
 
 
-def row_references(input: Rows, target: Rows, target_kind: str, digits: int = 60) -> list[str]:
-    """KL(target || input) of each row (rows x classes of binary64, the input logits) as decimal text.
+def row_references(
+    input: Rows, target: Rows, target_kind: str, digits: int = 60, input_kind: str = "logits"
+) -> list[str]:
+    """KL(target || input) of each row (rows x classes of binary64) as decimal text.
 
     `digits` significant digits, rounded from a value that is 10 digits sharper; "0" and "inf" where that is exact.
     float, decimal.Decimal and mpmath.mpf read it.
 
     Raises UsageError as `exact_kl` does, and for a row whose KL is beyond the exponents of decimal.Decimal.
     """
-    check_kind(input, "logits", "input")
+    check_kind(input, input_kind, "input")
     check_kind(target, target_kind, "target")
-    texts = [_text(ball, digits) for ball in _row_balls(input, target, "logits", target_kind, digits)]
+    texts = [_text(ball, digits) for ball in _row_balls(input, target, input_kind, target_kind, digits)]
     for row, text in enumerate(texts):
         try:
             Decimal(text)

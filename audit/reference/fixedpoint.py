@@ -2,7 +2,7 @@
 
 An argument is cut without rounding into
 
-    x = top - i 2^-12 + l 2^-26 + t,    |t| <= 2^-27,    so that    sum w e^(x - top) = sum T1[i] (w T2[l] e^t)
+    x = top - i 2^-12 + l 2^-27 + t,    |t| <= 2^-28,    so that    sum w e^(x - top) = sum T1[i] (w T2[l] e^t)
 
 with tables T1 and T2. The bracket is computed class by class on limbs, by Horner's rule where t is not 0; the sum over
 classes is the matrix product of the limbs. Both are exact but for what is dropped below the last limb, which is
@@ -29,6 +29,7 @@ from audit.reference.limbs import (
     Plan,
     add_products,
     aligned,
+    at_most,
     carry,
     divide,
     passes_of,
@@ -139,7 +140,7 @@ def exponential_sums(values: Floats, weights: list[Weights], width: int) -> tupl
 
 
 def _digits(values: Floats, top: float) -> tuple[Integers, Floats, Floats]:
-    """(i, l, t 2^26) of every value, for `top` in 2^-12."""
+    """(i, l, t 2^27) of every value, for `top` in 2^-12."""
     steps = np.rint(values * 2.0**COARSE)
     tails = (values - steps * 2.0**-COARSE) * 2.0**FINE
     fine = np.rint(tails)
@@ -162,7 +163,7 @@ def _runs(values: Floats, top: float, width: int) -> Iterator[tuple[int, int, In
         # A run of its own is worth it for the many with less, and for the few with more.
         depths += beyond if 2 * count < len(values) else 1
     pages = None
-    if values.min() * 2.0**COARSE <= top - 2**PAGE_BITS:
+    if np.rint(values.min() * 2.0**COARSE) <= top - 2**PAGE_BITS:
         pages = _digits(values, top)[0] >> PAGE_BITS
     for page in [0] if pages is None else np.unique(pages).tolist():
         for depth, tail_limbs in enumerate((0, 2, 3, width)):
@@ -205,7 +206,7 @@ def _run_sums(
     """The sums over the members (None: all), of the page that `top` begins, whose tails have so many limbs at most."""
     table, space = tables(width), _space(width)
     chosen = plan(width, tail_limbs)
-    products = [product(width, chosen.bound, w.bounds, w.first) for w in weights]
+    products = [product(width, chosen.scale, chosen.bound, w.bounds, w.first) for w in weights]
     # The longest pieces whose sums are exact.
     piece = EXACT // (HALF * max(p.bound for p in products))
     count = len(values) if members is None else len(members)
@@ -218,11 +219,12 @@ def _run_sums(
         if members is not None:
             block = members[block]
         coarse, fine, tails = _digits(_pick(values, block), top)
-        np.take(table.coarse, coarse, axis=0, out=space.left, mode="clip")
+        at_most(int(coarse.max()), 2**PAGE_BITS - 1)
+        space.left[:] = np.take(table.coarse, coarse, axis=0, mode="clip")
         limbs = space.sums[0]
         limbs[:: width + 1] = 0
         fine += SPAN
-        np.take(table.fine, fine.astype(np.int64), axis=1, out=limbs[1:-1], mode="clip")
+        limbs[1:-1] = np.take(table.fine, fine.astype(np.int64), axis=1, mode="clip")
         if tail_limbs:
             _horner(limbs[chosen.top :], tails * 2.0**-FINE, tail_limbs, chosen, space)
         # The first weights last: their product takes the place of what all are products with.

@@ -23,9 +23,11 @@ EXACT = 2**53
 # Limbs that are to be multiplied again are kept below 4 HALF.
 LOOSE = 4 * HALF
 # |t|, what is left of an argument once the tables have taken their part.
-TAIL = Fraction(1, 2**27)
-# What (k + 1) E_k loses in binary64, see `Plan`: five roundings of t^2 / (k + 2), and the terms from t^4 on.
+TAIL = Fraction(1, 2**28)
+# At most what (k + 1) E_k loses in binary64, see `Plan`: five roundings of t^2 / (k + 2), and the terms from t^4 on.
 ROUGH = 8 * TAIL**2 / 2**53
+# V / scale is at most SLACK, and V at most that many times this.
+STEEPEST = 2**12
 # A geometric series of limbs, and e^t, are at most this.
 SLACK = Fraction(101, 100)
 
@@ -153,25 +155,26 @@ def plan(width: int, tail_limbs: int) -> Plan:
     terms = len(weights) - 1
     scales, divisors = [terms + 1], [1]
     for k in range(terms, 0, -1):
-        divisors.append(scales[-1] if scales[-1] * k > 2**BITS else 1)
+        divisors.append(scales[-1] if scales[-1] * k > STEEPEST else 1)
         scales.append(scales[-1] // divisors[-1] * k)
     # A value below 8 leaves the limb at position 1 within LOOSE; a larger one needs position 0.
     top = 1 if max(scales) < 8 else 0
     error = weights[terms] * ROUGH / (terms + 1)
-    bound, length = HALF, 4 - top
+    bound, shortest = HALF, 4 - top
     steps: list[Step] = []
     for k, scale, divisor in zip(range(terms, -1, -1), scales, divisors, strict=True):
         if divisor > 1:
             at_most((divisor + 1) * 2**BITS + bound)
             bound = HALF + bound // divisor + 3
-            error += weights[k + 1] * unit(top + length - 1)
-        for length in range(length, width + 3 - top):
+            error += weights[k + 1] * unit(top + shortest - 1)
+        for length in range(shortest, width + 3 - top):
             if steps:
                 count, each, before = tail_limbs, HALF, scale // (k + 1)
                 missing = Fraction(1, 2 ** (BITS * (width + 1))) if tail_limbs == width else Fraction(0)
             else:
-                # Two limbs of t end where its higher terms begin.
-                count, each, before = top + length - 3, HALF + 1 if tail_limbs < 3 else 2 * HALF, 1
+                # The higher terms begin in the second limb, with at most that.
+                second = int(TAIL**2 * 2 ** (3 * BITS)) + 1
+                count, each, before = top + length - 3, HALF + (second if tail_limbs < 3 else HALF), 1
                 missing = Fraction(1, 2 ** (BITS * (count + 1)))
             factor = int(TAIL * 2 ** (2 * BITS)) + 1 + (count - 1) * each
             # What T2 loses on so many limbs, what of the product falls below them, what f is without its last limbs.
@@ -183,6 +186,7 @@ def plan(width: int, tail_limbs: int) -> Plan:
         passes, bound = passes_of(scale * HALF + factor * bound)
         bound = max(bound, top * (int(scale * SLACK * 2 ** (BITS - 2)) + 8))
         steps.append(Step(scale, length, count, passes, divisor))
+        shortest = length
     return Plan(top, tuple(steps), scale, bound, error)
 
 
@@ -196,10 +200,16 @@ class Product:
 
 
 @lru_cache(maxsize=1024)
-def product(width: int, bound: int, weights: tuple[int, ...], first: int) -> Product:
-    """Of limbs within `bound` and weights within `weights` that stand at `first`, `first` + 1, ...; none weigh 1."""
+def product(width: int, scale: int, bound: int, weights: tuple[int, ...], first: int) -> Product:
+    """Of limbs within `bound`, worth `scale` SLACK at most, and weights within `weights` at `first`, `first` + 1, ...
+
+    No weights are a weight of 1.
+    """
     if not weights:
         return Product(0, bound, Fraction(0))
     passes, after = passes_of(sum(weights) * bound)
     below = sum(weights[max(0, 1 - first) :])
+    # The topmost limb is bounded by the value.
+    most = sum(Fraction(weight, 2 ** (BITS * m)) for m, weight in enumerate(weights, first))
+    after = at_most(max(after, int(scale * SLACK * most / unit(0)) + 2), EXACT // HALF)
     return Product(passes, after, below * bound * unit(width + 2) * SLACK)

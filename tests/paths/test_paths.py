@@ -24,15 +24,18 @@ MEANT = [p for p in COMPUTING if p.kind in ("kl", "identity")]
 
 
 def name(path: Path) -> str:
-    return f"{path.name}-{path.reduction}-{path.target_kind}"
+    return f"{path.name}-{path.reduction}-{path.input_kind}-{path.target_kind}"
 
 
-def pair(dtype: str, target_kind: str) -> tuple[torch.Tensor, torch.Tensor]:
+def pair(dtype: str, *kinds: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Input and target of the two kinds, logits by default."""
     generator = torch.Generator().manual_seed(7)
-    input, target = (torch.randn(6, 20, generator=generator, dtype=torch.float64) for _ in range(2))
-    if target_kind == "probs":
-        target = target.softmax(-1)
-    return input.to(getattr(torch, dtype)), target.to(getattr(torch, dtype))
+    form = {"logits": lambda t: t, "log_probs": lambda t: t.log_softmax(-1), "probs": lambda t: t.softmax(-1)}
+    input, target = (
+        form[kind](torch.randn(6, 20, generator=generator, dtype=torch.float64)).to(getattr(torch, dtype))
+        for kind in kinds or ("logits", "logits")
+    )
+    return input, target
 
 
 @pytest.mark.parametrize("dtype", FORMATS)
@@ -40,10 +43,11 @@ def pair(dtype: str, target_kind: str) -> tuple[torch.Tensor, torch.Tensor]:
 def test_every_path_comes_near_the_exact_value(tested: Path, dtype: str) -> None:
     if dtype not in tested.dtypes:
         pytest.skip("not one of the path's dtypes")
-    input, target = pair(dtype, tested.target_kind)
+    kinds = {"input_kind": tested.input_kind, "target_kind": tested.target_kind}
+    input, target = pair(dtype, *kinds.values())
     result = measure(tested, input, target)
     assert not result.note
-    exact = audit.exact_kl(input, target, target_kind=tested.target_kind, reduction=tested.reduction)
+    exact = audit.exact_kl(input, target, **kinds, reduction=tested.reduction)
     exact = exact if tested.reduction == "none" else [exact]
     # Rounding of 20 terms of magnitude below 10 each, in the format: a wrong formula is off by 0.01 and more.
     tolerance = min(200 * FORMATS[dtype].unit_roundoff, 0.4)
@@ -72,7 +76,7 @@ def test_every_path_runs_on_cuda_without_mixing_devices(tested: Path, dtype: str
 
 @pytest.mark.parametrize("tested", [p for p in PATHS if p.name in RAISING], ids=name)
 def test_a_module_built_from_tensors_raises_and_the_message_is_its_note(tested: Path) -> None:
-    assert measure(tested, *pair("float32", "logits")).note.startswith(("RuntimeError: ", "TypeError: "))
+    assert measure(tested, *pair("float32")).note.startswith(("RuntimeError: ", "TypeError: "))
 
 
 def test_thread_era_rounds_as_the_2017_kernels_did() -> None:
@@ -118,7 +122,7 @@ def broken(input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     ],
 )
 def test_what_a_kernel_does_wrong_becomes_its_note(function: object, note: str) -> None:
-    result = measure(Path("mine", function, ""), *pair("float32", "logits"))  # type: ignore[arg-type]
+    result = measure(Path("mine", function, ""), *pair("float32"))  # type: ignore[arg-type]
     assert result.note.startswith(note)
     assert len(result.computed) == 6
     assert all(value != value for value in result.computed)
@@ -127,7 +131,7 @@ def test_what_a_kernel_does_wrong_becomes_its_note(function: object, note: str) 
 def test_a_path_that_cannot_run_here_is_listed_and_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     from audit import paths, pipeline
 
-    key = ("liger", "none", "logits")
+    key = ("liger", "none", "logits", "logits")
     absent = replace(paths._REGISTRY[key], absent="no such package")
     monkeypatch.setitem(paths._REGISTRY, key, absent)
     assert absent in registered()
@@ -146,7 +150,7 @@ def test_the_estimators_at_a_known_ratio() -> None:
 
 
 def test_distillation_is_t_squared_times_the_kl_of_the_divided_logits() -> None:
-    input, target = pair("float64", "logits")
+    input, target = pair("float64")
     path = next(p for p in PATHS if p.name == "distillation")
     exact = audit.exact_kl(input / 4, target / 4)
     assert measure(path, input, target).computed.tolist() == pytest.approx([16 * float(v) for v in exact], rel=1e-12)
