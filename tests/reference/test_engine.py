@@ -301,6 +301,11 @@ def test_horners_rule_stays_within_its_plan_for_extreme_limbs(width, tail_limbs,
     assert largest < 2.0**53
 
 
+def test_the_longest_row_stays_within_63_bits() -> None:
+    assert fixedpoint.MOST * limbs.LOOSE * limbs.HALF < 2**63
+    assert fixedpoint.LARGEST * 2**12 <= 2**53
+
+
 def test_an_integer_that_may_exceed_the_limit_is_an_error() -> None:
     with pytest.raises(ArithmeticError, match="may reach"):
         limbs.carried(2**53)
