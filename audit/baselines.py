@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from pathlib import Path
 
-from audit.comparison import Report, read_report
+from audit.comparison import Report, machine_key, read_report
 from audit.errors import UsageError
+from audit.publish.bench import bench_file
+from audit.publish.folder import report_folder
 
 FOLDER = Path("reports/baselines")
 FILES = ("summary.csv", "findings.csv", "environment.json")
-BENCH = "bench.json"  # beside the report, which is replaced as a whole
 REASON = "reason.txt"
 
 
-def machine_key(environment: dict[str, object]) -> str:
-    """The hardware alone: the models of the audited devices and the CPU's capability, never a version."""
-    devices, torch = environment.get("devices"), environment.get("torch")
-    assert isinstance(devices, list) and isinstance(torch, dict)
-    models = sorted({d["model"] for d in devices if d["status"] == "audited"})
-    return re.sub(r"[^a-z0-9]+", "-", "-".join([*models, torch["cpu_capability"]]).lower()).strip("-")
-
-
 def record(report: Path, reason: str, folder: Path = FOLDER) -> Path:
-    """Stores a report as its machine's newest baseline, beside the earlier ones.
+    """Stores a report, and the benchmarks made with the same torch, as its machine's newest; earlier ones stay.
 
-    Raises UsageError without a reason, for new findings, for a report of a part of the audit, and for no report.
+    Raises UsageError without a reason, for new findings, and for no report.
     """
     if not reason.strip():
         raise UsageError('a baseline needs a reason: make baseline REASON="…"')
@@ -34,16 +26,23 @@ def record(report: Path, reason: str, folder: Path = FOLDER) -> Path:
     if new := int((current.findings["status"] == "new").sum()):
         raise UsageError(f"{report} has {new} new findings: mend or acknowledge them first, then record the baseline")
     home = folder / machine_key(current.environment)
-    number = 1 + max((int(p.name) for p in home.glob("[0-9]*")), default=0)
-    place = home / f"{number:04d}"
-    place.mkdir(parents=True)
-    for file in [*(report / name for name in FILES), report.parent / BENCH]:
-        if file.exists():
-            shutil.copy(file, place)
-    (place / REASON).write_text(reason.strip() + "\n", encoding="utf-8")
+    place = home / f"{1 + max((int(p.name) for p in _recorded(home)), default=0):04d}"
+    with report_folder(place) as partial:
+        for file in [*(report / name for name in FILES), *([bench_file(report)] if current.bench is not None else [])]:
+            shutil.copy(file, partial)
+        (partial / REASON).write_text(reason.strip() + "\n", encoding="utf-8")
     return place
 
 
-def newest(current: Report, folder: Path = FOLDER) -> Path | None:
-    """The newest baseline of the report's machine."""
-    return max((folder / machine_key(current.environment)).glob("[0-9]*"), default=None)
+def newest(current: Report, folder: Path = FOLDER) -> tuple[Report, str] | None:
+    """The newest baseline of the report's machine and profile, and which it is; no version has a say."""
+    for place in _recorded(folder / machine_key(current.environment))[::-1]:
+        report = read_report(place)
+        if report.environment.get("profile") == current.environment.get("profile"):
+            reason = (place / REASON).read_text(encoding="utf-8").strip() if (place / REASON).exists() else "no reason"
+            return (report, f"{place} ({reason}; {str(report.environment.get('created'))[:10]})")
+    return None
+
+
+def _recorded(home: Path) -> list[Path]:
+    return sorted(place for place in home.glob("[0-9]*") if place.name.isdigit())

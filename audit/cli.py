@@ -53,7 +53,7 @@ def run(
     logits: Annotated[
         Path | None, typer.Option(help=".npz, .pt or .safetensors with input and target, rows x classes.")
     ] = None,
-    input_kind: Annotated[str, typer.Option(help="Of --logits: logits or log_probs.")] = "logits",
+    input_kind: Annotated[str, typer.Option(help="Of --logits: logits, log_probs or probs.")] = "logits",
     target_kind: Annotated[str, typer.Option(help="Of --logits: logits, log_probs or probs.")] = "logits",
     acknowledgements: Annotated[
         list[Path] | None, typer.Option(help="Findings that are understood, beside the committed ones.")
@@ -77,9 +77,7 @@ def run(
     if logits is None:
         plan = pipeline.plan(profile, case, chosen, dtype, device)
     else:
-        if input_kind not in ("logits", "log_probs"):
-            raise UsageError(f"--input-kind {input_kind}: every path takes logits or log_probs as its input")
-        plan = pipeline.plan_file(logits, target_kind, chosen, dtype, device)
+        plan = pipeline.plan_file(logits, input_kind, target_kind, chosen, dtype, device)
     console = terminal.console()
     names = ", ".join(f"{d.name} ({d.model})" for d in plan.devices)
     console.print(f"{sys.executable}, torch {torch.__version__}", highlight=False, soft_wrap=True)
@@ -124,28 +122,38 @@ Baselines = Annotated[Path, typer.Option(help="Folder of the baselines.")]
 @app.command()
 def compare(baseline: Path, current: Path, format: Format = "text") -> None:
     """Compare two report folders; exit status 1 where the second is worse."""
-    from audit.comparison import compare, read_report, text
+    from audit.comparison import compare, read_report
+    from audit.publish.changes import check_format, render
 
+    check_format(format)
     changes = compare(read_report(baseline), read_report(current))
-    typer.echo(text(changes, str(baseline), format))
-    if any(c.worse for c in changes):
+    typer.echo(render(changes, str(baseline), format))
+    if changes["worse"].any():
         raise typer.Exit(1)
 
 
 @app.command()
 def regress(report: Path = LATEST, baselines: Baselines = Path("reports/baselines"), format: Format = "text") -> None:
-    """Compare a report with this machine's newest baseline."""
-    from audit.baselines import REASON, newest
-    from audit.comparison import compare, read_report, text
+    """Compare a report, and the benchmarks beside it, with this machine's newest baseline."""
+    from audit.baselines import newest
+    from audit.comparison import compare, read_report
+    from audit.publish.changes import check_format, render
+    from audit.timing import measure_again
 
+    check_format(format)
     current = read_report(report)
-    place = newest(current, baselines)
-    if place is None:
-        typer.echo('no baseline for this machine: the bounds alone judged; make baseline REASON="…" records one')
-        return
-    changes = compare(read_report(place), current, same_machine=True)
-    typer.echo(text(changes, f"{place} ({(place / REASON).read_text().strip()})", format))
-    if any(c.worse for c in changes):
+    before = newest(current, baselines)
+    if before is None:
+        new = int((current.findings["status"] == "new").sum())
+        typer.echo(
+            f"no baseline for this machine and profile: the bounds alone judged, {new} new findings; "
+            'make baseline REASON="…" records one'
+        )
+    else:
+        changes = compare(before[0], current, same_machine=True, repeat=measure_again)
+        typer.echo(render(changes, before[1], format))
+        new = int(changes["worse"].sum())
+    if new:
         raise typer.Exit(1)
 
 
@@ -155,7 +163,7 @@ def baseline(
     report: Path = LATEST,
     baselines: Baselines = Path("reports/baselines"),
 ) -> None:
-    """Record a report as this machine's baseline."""
+    """Record a report, and the benchmarks beside it, as this machine's baseline."""
     from audit.baselines import record
 
     typer.echo(f"recorded {record(report, reason, baselines)}")
@@ -186,7 +194,9 @@ def references(
 @app.command("list")
 def list_(what: Annotated[str, typer.Argument(help="cases, paths or devices.")]) -> None:
     """One line for each case, path or device there is."""
-    for name, text in _listing(what):
+    from audit.coverage import listing
+
+    for name, text in listing(what):
         typer.echo(f"{name:28s} {text}")
 
 
@@ -215,22 +225,6 @@ def diagnose(
     from audit.diagnosis import diagnose
 
     typer.echo(str(diagnose(*read_pair(file), reduction=reduction, log_target=log_target, dim=dim)))
-
-
-def _listing(what: str) -> list[tuple[str, str]]:
-    if what == "cases":
-        from audit.cases import registered as cases
-
-        return [(c.name, f"{c.profile:9s} {c.summary}") for c in cases()]
-    if what == "paths":
-        from audit.paths import registered as paths
-
-        return [(p.name, f"{p.kind:9s} {p.summary}" + (f" (absent: {p.absent})" if p.absent else "")) for p in paths()]
-    if what == "devices":
-        from audit.devices import found
-
-        return [(d.name, f"absent: {d.absent}" if d.absent else d.model) for d in found()]
-    raise UsageError(f"list: {what!r} is not one of cases, paths, devices")
 
 
 def _function(text: str) -> Callable[..., Any]:

@@ -3,140 +3,287 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import NormalDist
 
+import numpy as np
 import pandas as pd
 
 from audit.errors import UsageError
+from audit.publish.bench import bench_file, measured_with, read_bench
+from audit.publish.folder import MARK
+from audit.publish.schema import SCHEMA_VERSION
 from audit.publish.tables import read_table
 
 KEY = ["case", "path", "reduction", "dtype"]
+SPEED_KEY = ["path", "dtype", "rows", "classes", "direction"]
 
-# Factors, each with its reason. A median of scaled errors moves by a third between sound kernels that sum in another
-# order, so half as much again is news; a tail, of fewer results, by up to two. Few rows say little of either.
-MEDIAN, TAIL = 1.5, 2.0
-ENOUGH = 30
-FEW = 2.0  # by which the factors grow where there are fewer rows than ENOUGH
+# Factors, each with its reason; docs/nightly.md derives them, and tests hold them to their promise by resampling.
+# A median of scaled errors moves by a third between sound kernels that sum in another order, so half as much again is
+# news. The largest of n errors, and the 99th percentile, scatter more: twice.
+MEDIAN, TAIL, BITS = 1.5, 2.0, 1.0
+# Fewer rows say less. The median of n rounding errors has a relative standard deviation of 1.17 / sqrt(n) where they
+# are normal, the quotient of two such medians one of 1.65 / sqrt(n). The factor grows with it, so far that a report
+# all of whose results are rounded anew, with no loss, raises an alarm in one of a hundred comparisons.
+SPREAD, ALARMS = 1.65, 0.01
+# The largest errors scatter twice as far where tails are exponential, as those of rows of unlike size are.
+TAIL_POWER = 2.0
+# The median of few has more chance to have been small than a normal law gives it: 1 + SMALL / n times as far, at most
+# twice, fitted to medians of 1 to 64 normal errors. Where errors count as LEAST at least, that does not matter.
+SMALL = 5.0
 LEAST = 0.25  # roundoffs: below that an error is no error, however it multiplies
-BITS = 1.0
+WIDEST = 32.0  # a sound result, though it stands alone, is within 8 roundoffs: 32 times the least
+# Where the median has 3 correct bits, a value is 5 standard deviations of its drift away from 0: no sign is chance.
+SIGN_BITS = 3.0
+# Unchanged ratios to the calibration were within 1.4 of each other on a machine with twice as many busy processes as
+# cores; a kernel that takes twice as long must show every time it is repeated.
+SLOWER, REPEATS = 1.5, 3
 
-
-@dataclass(frozen=True)
-class Change:
-    """One difference. `worse` fails a comparison; the others are told."""
-
-    worse: bool
-    what: str
-    where: str
-    before: str
-    after: str
+# Column of the summary, the factor its errors may grow by, what they count as at least, how far they scatter.
+MEASURES = [
+    ("scaled_error_median", MEDIAN, LEAST, 1.0),
+    ("scaled_error_p99", TAIL, LEAST, TAIL_POWER),
+    ("scaled_error_max", TAIL, LEAST, TAIL_POWER),
+    ("correct_bits_median", 2**BITS, 0.0, 1.0),
+]
+METRICS = [*(column for column, *_ in MEASURES), "negative_share", "non_finite"]
+COLUMNS = ["worse", "what", "path", "dtype", "where", "before", "after", "times", "allowed"]
+Repeat = Callable[[pd.DataFrame], pd.DataFrame]
 
 
 @dataclass(frozen=True)
 class Report:
-    """A report folder's tables that a comparison needs."""
+    """A report folder's tables that a comparison needs; `unmeasured` says why there is no `bench`."""
 
     summary: pd.DataFrame
     findings: pd.DataFrame
     environment: dict[str, object]
+    bench: pd.DataFrame | None = None
+    unmeasured: str = ""
+
+
+def machine_key(environment: dict[str, object]) -> str:
+    """The hardware alone: the models of the audited devices and the CPU's capability, never a version."""
+    devices, torch = environment["devices"], environment["torch"]
+    assert isinstance(devices, list) and isinstance(torch, dict)
+    models = sorted({d["model"] for d in devices if d["status"] == "audited"})
+    return re.sub(r"[^a-z0-9]+", "-", "-".join([*models, torch["cpu_capability"]]).lower()).strip("-")
 
 
 def read_report(folder: Path) -> Report:
-    """Raises UsageError for a folder that is no report."""
+    """A report or baseline. Raises UsageError for a folder that is none, or one of another schema version."""
+    if not (folder / MARK).is_file():
+        raise UsageError(f"{folder} is no report of this audit: there is no {MARK} in it")
     try:
-        environment = json.loads((folder / "environment.json").read_text())
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{folder}: not a report of this audit: {error}") from None
+        environment = json.loads((folder / MARK).read_text(encoding="utf-8"))
+        version, torch = environment["schema_version"], environment["torch"]["version"]
+        machine_key(environment)
+    except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
+        raise UsageError(f"{folder / MARK}: not of a report of this audit: {error!r}") from None
+    if version != SCHEMA_VERSION:
+        raise UsageError(f"{folder}: its tables have schema version {version}, this audit reads {SCHEMA_VERSION}")
     summary, findings = (read_table(folder / f"{name}.csv", name) for name in ("summary", "findings"))
-    return Report(summary, findings, environment)
+    file = bench_file(folder)
+    if not file.exists():
+        return Report(summary, findings, environment, unmeasured=f"{folder} has no bench.json")
+    if (other := measured_with(file)) != torch:
+        return Report(summary, findings, environment, unmeasured=f"{file} is of torch {other}, the report of {torch}")
+    return Report(summary, findings, environment, read_bench(file))
 
 
-def compare(baseline: Report, current: Report, *, same_machine: bool = False) -> list[Change]:
-    """The changes from one report to another, the worst first.
+def compare(
+    baseline: Report, current: Report, *, same_machine: bool = False, repeat: Repeat | None = None
+) -> pd.DataFrame:
+    """The changes from one report to another, a row each, the worst first.
 
-    Rows are matched by case, path, reduction and dtype, and by device where either side has several. What vanished
-    fails only on the `same_machine`. Raises UsageError where the two have no row in common.
+    Columns: `worse` (it fails the comparison), `what`, `path`, `dtype`, `where` (the rest of the key), `before`,
+    `after`, `times` (the factor between them) and `allowed` (the factor allowed), the last four empty where they mean
+    nothing. Rows are matched by case, path, reduction and dtype, and by device where either side has several. What
+    vanished fails only on the `same_machine`. `repeat` measures benchmarks anew, given their rows: what is slower each
+    time fails; without it, nothing fails for its speed.
+
+    Raises UsageError where the two have no row in common.
     """
-    several = max(r.summary["device"].nunique() for r in (baseline, current)) > 1
-    key = [*KEY, "device"] if several else KEY
-    old, new = (r.summary.set_index(key) for r in (baseline, current))
-    common = old.index.intersection(new.index)
-    if common.empty:
+    # A path that computed nothing is as good as not there.
+    before, after = (r.summary[r.summary["negative_share"].notna()] for r in (baseline, current))
+    pairs, gone = _paired(before, after, KEY)
+    if pairs.empty:
         raise UsageError("the two reports have no case, path and dtype in common")
-    changes = _findings(baseline.findings, current.findings, ["path", "dtype", "symptom", *(["device"] * several)])
-    for index in common:
-        before, after = old.loc[index], new.loc[index]
-        if before["kind"] in ("kl", "identity"):
-            changes += _row(" ".join(map(str, index)), before, after)
-    for index in old.index.difference(new.index):
-        changes.append(Change(same_machine, "vanished", " ".join(map(str, index)), "there", "not there"))
-    changes += _versions(baseline.environment, current.environment)
-    return sorted(changes, key=lambda c: not c.worse)
+    gated = pairs[pairs["kind_before"].isin(["kl", "identity"])]
+    changes = [
+        _findings(baseline.findings, current.findings, "device" in pairs),
+        *_accuracy(gated),
+        *_vanished(gone, after, same_machine),
+        *_speed(baseline, current, same_machine, repeat),
+        *_versions(baseline.environment, current.environment),
+    ]
+    found = pd.DataFrame([row for change in changes for row in change.to_dict("records")], columns=COLUMNS)
+    excess = (found["times"] / found["allowed"]).astype("float64")
+    order = found.assign(excess=excess).sort_values(["worse", "excess"], ascending=False, kind="stable")
+    return order[COLUMNS].reset_index(drop=True)
 
 
-def _row(where: str, before: pd.Series, after: pd.Series) -> list[Change]:
-    changes = []
+def _paired(old: pd.DataFrame, new: pd.DataFrame, key: list[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The rows both have, their columns suffixed _before and _after, and those only the old one has.
 
-    def changed(worse: bool, what: str, column: str) -> None:
-        changes.append(Change(worse, what, where, f"{before[column]:.4g}", f"{after[column]:.4g}"))
+    `where` is the key without path and dtype. The device's name is part of the key only where either has several.
+    """
+    if max(old["device"].nunique(), new["device"].nunique()) > 1:
+        key = [*key, "device"]
+    for table in (old, new):
+        if table.duplicated(key).any():
+            raise UsageError(f"a table has several rows of one {', '.join(key)}")
+    both = old.merge(new, on=key, how="left", suffixes=("_before", "_after"), indicator=True)
+    rest = [name for name in key if name not in ("path", "dtype")]
+    both["where"] = [" ".join(map(str, values)) for values in both[rest].itertuples(index=False)]
+    matched = both["_merge"] == "both"
+    return both[matched], both[~matched]
 
-    few = FEW if min(before["n"], after["n"]) < ENOUGH else 1.0
-    for column, factor in (("median", MEDIAN), ("p99", TAIL), ("max", TAIL)):
-        column = f"scaled_error_{column}"
-        if after[column] > max(before[column], LEAST) * factor * few:
-            changed(True, f"{column} up by more than {factor * few:g}", column)
-        elif before[column] > max(after[column], LEAST) * factor * few:
-            changed(False, f"{column} improved", column)
-    if before["correct_bits_median"] - after["correct_bits_median"] >= BITS * few and before["correct_bits_median"] > 0:
-        changed(True, "a correct bit lost in the median", "correct_bits_median")
-    if after["non_finite"] > before["non_finite"]:
-        changed(True, "more results that are not finite", "non_finite")
-    if after["negative_share"] > 0 and before["negative_share"] == 0:
-        # Where a value is all rounding, its sign is chance: only results that have correct bits tell.
-        changed(bool(after["correct_bits_median"] > 1), "negative where there was none", "negative_share")
-    if not changes and before["computed_digest"] != after["computed_digest"]:
-        changes.append(Change(False, "changed in the last place", where, "", ""))
+
+def _rows(pairs: pd.DataFrame, worse: bool, what: str, column: str, **factors: pd.Series | float) -> pd.DataFrame:
+    before, after = (pairs[f"{column}_{side}"].astype("float64") for side in ("before", "after"))
+    return pairs[["path", "dtype", "where"]].assign(worse=worse, what=what, before=before, after=after, **factors)
+
+
+def _accuracy(pairs: pd.DataFrame) -> list[pd.DataFrame]:
+    """What became of the errors, row by row, and throughout a path and dtype."""
+    old, new = (pairs[[f"{m}_{side}" for m in METRICS]].to_numpy(np.float64) for side in ("before", "after"))
+    unlike = pairs["computed_digest_before"] != pairs["computed_digest_after"]
+    moved = pairs[unlike | ((old != new) & ~(np.isnan(old) & np.isnan(new))).any(axis=1)]
+    if moved.empty:
+        return []
+    sigmas = NormalDist().inv_cdf(1 - ALARMS / (len(MEASURES) * len(moved)))
+    n = moved[["n_before", "n_after"]].min(axis=1).astype("float64")
+    widened = np.exp(sigmas * SPREAD / np.sqrt(n))
+    # An identity that means 0 may have either sign, and its terms are not weighted by p as the scale's are: its bound
+    # alone judges its size.
+    sized = (pairs["kind_before"] == "kl") | pairs["correct_bits_median_before"].notna()
+    changes = [_throughout(pairs[sized], sigmas)]
+    for column, factor, least, power in MEASURES:
+        before, after = (moved[f"{column}_{side}"].astype("float64") for side in ("before", "after"))
+        if column == "correct_bits_median":
+            before, after = (2.0 ** -bits.clip(lower=0) for bits in (before, after))
+        allowed = (widened**power).clip(upper=WIDEST) if least else widened ** (1 + SMALL / n).clip(upper=2.0)
+        allowed = allowed.clip(lower=factor)
+        for worse, times in ((True, after / before.clip(lower=least)), (False, before / after.clip(lower=least))):
+            found = (times >= allowed) & sized[moved.index]
+            what = f"{column} {'worse' if worse else 'better'}"
+            changes.append(_rows(moved[found], worse, what, column, times=times[found], allowed=allowed[found]))
+    finite = moved["non_finite_after"] - moved["non_finite_before"]
+    negative = (moved["negative_share_after"] > 0) & (moved["negative_share_before"] == 0) & sized[moved.index]
+    bits = moved[["correct_bits_median_before", "correct_bits_median_after"]].max(axis=1)
+    # Where a value is all rounding its sign is chance, unless it was exactly 0.
+    telling = (bits >= SIGN_BITS) | (moved["scaled_error_max_before"] == 0)
+    changes += [
+        _rows(moved[finite > 0], True, "more results that are not finite", "non_finite"),
+        _rows(moved[finite < 0], False, "fewer results that are not finite", "non_finite"),
+        _rows(moved[negative & telling], True, "negative where there was none", "negative_share"),
+        _rows(moved[negative & ~telling], False, "negative by chance where there was none", "negative_share"),
+    ]
+    told = {index for change in changes[1:] for index in change.index}
+    quiet = moved[unlike.loc[moved.index] & ~moved.index.isin(list(told))]
+    changes.append(quiet[["path", "dtype", "where"]].assign(worse=False, what="changed in the last place"))
     return changes
 
 
-def _findings(before: pd.DataFrame, after: pd.DataFrame, key: list[str]) -> list[Change]:
-    old, new = ({tuple(row) for row in t[t["status"] == "new"][key].to_numpy()} for t in (before, after))
-    known = {tuple(row) for row in before[key].to_numpy()}
-    changes = [Change(True, "new finding", " ".join(map(str, f)), "", "") for f in sorted(new - known)]
-    return changes + [Change(False, "finding gone", " ".join(map(str, f)), "", "") for f in sorted(old - new)]
+def _throughout(pairs: pd.DataFrame, sigmas: float) -> pd.DataFrame:
+    """Paths and dtypes whose errors changed by more than MEDIAN in the median over all cases, weighted by their rows.
+
+    A loss of a bit that no single case has the rows to show is seen here.
+    """
+    changes = []
+    key = ["path", "dtype", *(["device"] * ("device" in pairs))]
+    for (path, dtype, *device), group in pairs.groupby(key, sort=False):
+        before, after = (group[f"scaled_error_median_{side}"].astype("float64") for side in ("before", "after"))
+        times = (after / before).mask(before == after, 1.0).dropna().sort_values()
+        weight = group.loc[times.index, "n_before"].astype("float64").cumsum()
+        if times.empty:
+            continue
+        middle = times.iloc[int(weight.searchsorted(weight.iloc[-1] / 2))]
+        allowed = max(MEDIAN, float(np.exp(sigmas * SPREAD / np.sqrt(weight.iloc[-1]))))
+        for worse, factor in ((True, middle), (False, 1 / middle)):
+            if factor > allowed:
+                what = f"scaled error {'worse' if worse else 'better'} throughout"
+                where = " ".join([f"{len(times)} cases", *map(str, device)])
+                changes.append([worse, what, path, dtype, where, None, None, factor, allowed])
+    return pd.DataFrame(changes, columns=COLUMNS)
 
 
-def _versions(before: dict[str, object], after: dict[str, object]) -> list[Change]:
-    old, new = ({**_flat(e, "torch"), **_flat(e, "packages"), "python": e.get("python")} for e in (before, after))
-    names = sorted({name for name in {*old, *new} if old.get(name) != new.get(name)})
-    return [Change(False, "version changed", name, str(old.get(name)), str(new.get(name))) for name in names]
+def _vanished(gone: pd.DataFrame, new: pd.DataFrame, worse: bool) -> list[pd.DataFrame]:
+    """What is not there any more: whole paths, dtypes and cases by their name, other rows one by one."""
+    changes = []
+    for name in ("path", "dtype", "case"):
+        lost = gone[~gone[name].isin(new[name])]
+        for value, rows in lost.groupby(name, sort=False):
+            changes.append({"where": f"{name} {value}, {len(rows)} rows"})
+        gone = gone.drop(lost.index)
+    return [t.assign(worse=worse, what="vanished") for t in (pd.DataFrame(changes), gone[["path", "dtype", "where"]])]
 
 
-def _flat(environment: dict[str, object], name: str) -> dict[str, object]:
-    part = environment.get(name)
-    return {f"{name} {key}": value for key, value in part.items()} if isinstance(part, dict) else {}
+def _speed(baseline: Report, current: Report, same_machine: bool, repeat: Repeat | None) -> list[pd.DataFrame]:
+    """Benchmarks whose ratio to the calibration changed, on hardware that is the same."""
+    if machine_key(baseline.environment) != machine_key(current.environment):
+        return [_note("speed not compared", "the machines are unlike")]
+    if baseline.bench is None or current.bench is None:
+        return [_note("speed not compared", baseline.unmeasured or current.unmeasured)]
+    pairs, gone = _paired(baseline.bench, current.bench, SPEED_KEY)
+    slower = _slower(pairs)
+    for _ in range(REPEATS):
+        if repeat is None or slower.empty:
+            break
+        slower = _slower(_paired(baseline.bench, repeat(slower), SPEED_KEY)[0])
+    what = f"slower, {REPEATS} times in a row" if repeat else "slower, not repeated"
+    faster = pairs.assign(times=pairs["ratio_before"] / pairs["ratio_after"])
+    faster = faster[faster["times"] > SLOWER]
+    return [
+        _rows(slower, repeat is not None, what, "seconds", times=slower["times"], allowed=SLOWER),
+        _rows(faster, False, "faster", "seconds", times=faster["times"], allowed=SLOWER),
+        gone[["path", "dtype", "where"]].assign(worse=same_machine, what="benchmark vanished"),
+    ]
 
 
-def text(changes: list[Change], since: str, format: str) -> str:
-    """The changes as text, markdown, json, or annotations for GitHub. Raises UsageError for another format."""
-    worse = [c for c in changes if c.worse]
-    verdict = f"{len(worse)} worse, {len(changes) - len(worse)} other changes since {since}"
-    if format == "json":
-        return json.dumps({"since": since, "worse": len(worse), "changes": [asdict(c) for c in changes]}, indent=2)
-    last_place = [c for c in changes if c.what == "changed in the last place"]
-    shown = [c for c in changes if c not in last_place]
-    if last_place:
-        where = last_place[0].where + (f" and {len(last_place) - 1} more" if len(last_place) > 1 else "")
-        shown.append(Change(False, "changed in the last place", where, "", ""))
-    if format == "markdown":
-        rows = [f"| {'**worse**' if c.worse else ''} | {c.what} | {c.where} | {c.before} | {c.after} |" for c in shown]
-        return "\n".join([f"{verdict}", "", "| | what | where | before | after |", "|---|---|---|---|---|", *rows])
-    arrow = {c: f" {c.before} -> {c.after}" if c.before or c.after else "" for c in shown}
-    if format == "github":
-        lines = [f"::{'error' if c.worse else 'notice'}::{c.what}: {c.where}{arrow[c]}" for c in shown]
-        return "\n".join([*lines, verdict])
-    if format == "text":
-        lines = [f"{'WORSE ' if c.worse else '      '}{c.what}: {c.where}{arrow[c]}" for c in shown]
-        return "\n".join([*lines, verdict])
-    raise UsageError(f"format {format!r} is not one of text, markdown, json, github")
+def _slower(pairs: pd.DataFrame) -> pd.DataFrame:
+    """Those with a larger ratio whose seconds are more too: a faster calibration makes no path slower."""
+    times = pairs["ratio_after"] / pairs["ratio_before"]
+    slower = (times > SLOWER) & (pairs["seconds_after"] > pairs["seconds_before"])
+    return pairs.assign(times=times)[slower].rename(columns={"device_after": "device"})
+
+
+def _findings(before: pd.DataFrame, after: pd.DataFrame, by_device: bool) -> pd.DataFrame:
+    """New findings of cases that had none of their kind, acknowledged ones included; and those that are gone."""
+    key = ["path", "dtype", "symptom", *(["device"] * by_device), "case"]
+    old, new = (t.assign(case=t["cases"].str.split()).explode("case") for t in (before, after))
+    changes = []
+    for rows, others, worse, what in (
+        (new[new["status"] == "new"], old, True, "new finding"),
+        (old[old["status"] == "new"], new, False, "finding gone"),
+    ):
+        known = set(others[key].itertuples(index=False, name=None))
+        for values in rows[key].itertuples(index=False, name=None):
+            if values not in known:
+                path, dtype, *rest = map(str, values)
+                changes.append({"worse": worse, "what": what, "path": path, "dtype": dtype, "where": " ".join(rest)})
+    return pd.DataFrame(changes, columns=COLUMNS)
+
+
+def _versions(before: dict[str, object], after: dict[str, object]) -> list[pd.DataFrame]:
+    old, new = _flat(before), _flat(after)
+    names = [name for name in dict.fromkeys([*old, *new]) if old.get(name) != new.get(name)]
+    changes = [{"what": f"{name} changed", "before": str(old.get(name)), "after": str(new.get(name))} for name in names]
+    return [pd.DataFrame(changes).assign(worse=False)]
+
+
+def _flat(environment: dict[str, object]) -> dict[str, object]:
+    """The versions of an environment by name: one level deep."""
+    flat: dict[str, object] = {}
+    for name in ("audit", "python", "platform", "driver", "torch", "packages"):
+        value = environment.get(name)
+        flat |= {f"{name} {key}": v for key, v in value.items()} if isinstance(value, dict) else {name: value}
+    return flat
+
+
+def _note(what: str, where: str) -> pd.DataFrame:
+    return pd.DataFrame([{"worse": False, "what": what, "where": where}])

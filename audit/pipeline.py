@@ -31,11 +31,11 @@ from audit.judge.gradients import measure_gradients
 from audit.judge.invariance import measure_invariance
 from audit.judge.references import Engine, References, divisor, published, reduced
 from audit.judge.scale import magnitude
-from audit.measure import COMPILING, LIMIT_SECONDS, TORCH, Result, describe, measure
+from audit.measure import COMPILING, TOO_SLOW, TORCH, Result, describe, measure
 from audit.paths import Path, own_path
 from audit.paths import registered as registered_paths
 from audit.paths.rounding import Rounding
-from audit.publish.schema import typed
+from audit.publish.schema import SCHEMA_VERSION, typed
 from audit.publish.tables import summarise
 from audit.reference.cache import Cache, default_file
 from audit.reference.gold import read_gold
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
 Wait = Callable[[], References]
 Problems = Mapping[tuple[str, str], Problem]
-COMPARISON = "log_softmax"
+COMPARISON, GIVEN = "log_softmax", "kl_div"  # beside a path of the user's own, for logits and for other kinds
 CLOSER = ("random_scale1", "random_scale10", "near_1e-04", "peaked_gap20", "offset_1e+04", "gap_88")
 WIDE = "zipf_n128256"  # of more than 32,768 classes: torch shares those among threads
 NARROW = 1_000  # classes that can be had exactly one by one
@@ -71,7 +71,7 @@ class Plan:
     paths: list[Path]
     dtypes: list[str]
     devices: list[Device]
-    whole: bool
+    whole: bool = False
     own: frozenset[str] = frozenset()
     file: Pair | None = None
 
@@ -79,7 +79,7 @@ class Plan:
         """Each case in each dtype, with the paths that take it."""
         for case in self.cases:
             for dtype in self.dtypes:
-                paths = [p for p in self.paths if p.takes(case.name, dtype, case.target_kind)]
+                paths = [p for p in self.paths if p.takes(case.name, dtype, *case.kinds)]
                 if paths and dtype in case.dtypes:
                     yield case, dtype, paths
 
@@ -133,28 +133,13 @@ def plan(
     # A case that is asked for by name is run whatever its profile.
     known = registered_cases(profile if cases is None else "full")
     names = choose(cases, [c.name for c in known], "case")
-    given = [paths] if isinstance(paths, str) or callable(paths) else paths
-    own = [own_path(p) for p in given or () if callable(p)]
-    wanted: list[str] | None = None if given is None else [p for p in given if isinstance(p, str)]
-    if own:
-        wanted = [*(wanted or []), COMPARISON]
-    standard = [p for p in registered_paths() if not p.absent]
-    for missing in (p for p in registered_paths() if p.absent and p.name in (wanted or ())):
-        raise UsageError(f"path {missing.name!r} cannot run here: {missing.absent}")
-    chosen = choose(wanted, list(dict.fromkeys(p.name for p in standard)), "path")
-    return Plan(
-        profile,
-        [c for c in known if c.name in names],
-        [*own, *(p for p in standard if p.name in chosen and p not in own)],
-        choose(dtypes, list(FORMATS), "dtype"),
-        devices_module.select(None if devices is None else [devices] if isinstance(devices, str) else list(devices)),
-        whole=cases is None and paths is None and dtypes is None,
-        own=frozenset(p.name for p in own),
-    )
+    chosen = _plan(profile, [c for c in known if c.name in names], paths, dtypes, devices)
+    return replace(chosen, whole=cases is None and paths is None and dtypes is None)
 
 
 def plan_file(
     file: FilePath,
+    input_kind: str = "logits",
     target_kind: str = "logits",
     paths: Iterable[str | Own] | None = None,
     dtypes: Names = None,
@@ -162,15 +147,49 @@ def plan_file(
 ) -> Plan:
     """A plan for a file's `input` and `target`: by default the main paths, per row, in the file's dtype.
 
-    Log-probabilities are logits too: softmax gives back their probabilities. Raises UsageError for a file that cannot
-    be read as two tensors of shape (rows, classes), and as `plan` does.
+    Kinds other than logits are taken as they are, never normalised. A callable that declares no kinds is given what
+    the file holds. Raises UsageError for a file that cannot be read as two tensors of shape (rows, classes), for
+    kinds that no path asked for takes, and as `plan` does.
     """
-    if target_kind not in ("logits", "log_probs", "probs"):
-        raise UsageError(f"target kind {target_kind!r} is not one of logits, log_probs, probs")
-    pair = Pair.open(file, "probs" if target_kind == "probs" else "logits")
-    chosen = plan("standard", [], paths if paths is not None else MAIN, dtypes or pair.dtype, devices)
-    kept = [p for p in chosen.paths if p.reduction == "none" and p.target_kind == pair.target_kind]
-    return replace(chosen, profile="file", cases=[pair.case(slice(0, 1))], paths=kept, whole=False, file=pair)
+    pair = Pair.open(file, input_kind, target_kind)
+    return _plan("file", [pair.case(slice(0, 1))], paths or (*MAIN, GIVEN), dtypes or pair.dtype, devices, pair)
+
+
+def _plan(
+    profile: str,
+    cases: list[Case],
+    paths: Iterable[str | Own] | str | Own | None,
+    dtypes: Names,
+    devices: Names,
+    file: Pair | None = None,
+) -> Plan:
+    given = None if paths is None else [paths] if isinstance(paths, str) or callable(paths) else list(paths)
+    known = registered_paths()
+    own = [own_path(p) for p in given or () if callable(p)]
+    if file is not None:
+        own = [p if p in known else replace(p, input_kind=file.input_kind, target_kind=file.target_kind) for p in own]
+    wanted: list[str] | None = None if given is None else [p for p in given if isinstance(p, str)]
+    if own:
+        wanted = [*(wanted or []), COMPARISON if file is None or file.input_kind == "logits" else GIVEN]
+    standard = [p for p in known if not p.absent]
+    for missing in (p for p in known if p.absent and p.name in (wanted or ())):
+        raise UsageError(f"path {missing.name!r} cannot run here: {missing.absent}")
+    names = choose(wanted, list(dict.fromkeys(p.name for p in standard)), "path")
+    formats = choose(dtypes, list(FORMATS), "dtype")
+    asked = [*own, *(p for p in standard if p.name in names and p not in own)]
+    taking = [
+        p
+        for p in asked
+        if any(p.takes(case.name, dtype, *case.kinds) for case in cases for dtype in formats if dtype in case.dtypes)
+        and (file is None or p.reduction == "none")
+    ]
+    if not taking:
+        what = "case" if file is None else f"{file.input_kind} against {file.target_kind}, a value a row,"
+        raise UsageError(
+            f"none of {', '.join(dict.fromkeys(p.name for p in asked))} takes any such {what} in {', '.join(formats)}"
+        )
+    found = devices_module.select(None if devices is None else [devices] if isinstance(devices, str) else list(devices))
+    return Plan(profile, cases, taking, formats, found, False, frozenset(p.name for p in own), file)
 
 
 def execute(
@@ -223,6 +242,7 @@ def execute(
     environment = describe_environment(
         plan.devices,
         devices_module.found(),
+        schema_version=SCHEMA_VERSION,
         profile=plan.profile,
         cases=len(plan.cases),
         paths=sorted({p.name for p in plan.paths}),
@@ -245,7 +265,7 @@ def _blocks(
         before = None if case.native else engine.request(build(case, "float64"))
         wanted = {q: engine.request(problem, q) for q in {p.quantity for p in paths}}
         for device in plan.devices:
-            for path, result in _run_paths(problem, device.name, paths, stopped):
+            for path, result in _run_paths(problem, device.name, [p for p in paths if p.runs_on(device.name)], stopped):
                 blocks.append(_Block(problem, device.name, path, result, wanted[path.quantity], exact, before))
     return blocks
 
@@ -255,7 +275,7 @@ def _gradients(plan: Plan, problems: Problems, errors: pd.DataFrame) -> pd.DataF
     failed = set(errors.loc[errors["result_class"] == "not_computed", "path"])
     paths = [p for p in plan.paths if not p.compiles and p.name not in failed and (not plan.own or p.name in plan.own)]
     closer = _some(plan, problems, CLOSER)
-    parts = [measure_gradients(closer, paths, device.name) for device in plan.devices]
+    parts = [measure_gradients(closer, [p for p in paths if p.runs_on(d)], d) for d in (d.name for d in plan.devices)]
     return typed(pd.concat(parts, ignore_index=True), "gradients")
 
 
@@ -270,7 +290,7 @@ def _closer_looks(plan: Plan, problems: Problems) -> dict[str, pd.DataFrame]:
     looks: dict[str, list[pd.DataFrame]] = {"elements": [], "invariance": [], "attribution": []}
     for device in (d.name for d in plan.devices):
         looks["elements"].append(measure_elements(narrow, device))
-        looks["attribution"].append(measure_attribution([*closer, *thread], device))
+        looks["attribution"] += [measure_attribution(closer, device), measure_attribution(thread, device, 8)]
         looks["invariance"].append(measure_invariance([*closer, *wide], paths, device, compiled))
     return {name: pd.concat(parts, ignore_index=True) for name, parts in looks.items()}
 
@@ -339,13 +359,13 @@ def _run_paths(
     for path in paths:
         if where := stopped.get((path.name, device)):
             rows = len(problem.input) if path.reduction == "none" else 1
-            yield path, Result(np.full(rows, np.nan), note=f"not run: took more than {LIMIT_SECONDS:g} s on {where}")
+            yield path, Result(np.full(rows, np.nan), note=f"not run: {where}")
             continue
         result = measure(path, x, y, originals)
         if result.note:
             x, y = (t.clone() for t in originals)
         if result.too_slow:
-            stopped[path.name, device] = f"{problem.case.name} {problem.dtype}"
+            stopped[path.name, device] = f"{result.note or TOO_SLOW} on {problem.case.name} {problem.dtype}"
         yield path, result
 
 
@@ -391,8 +411,8 @@ def _row_columns(blocks: Sequence[_Block]) -> Iterator[dict[str, Sequence[object
     """What differs from row to row, of one problem's blocks; what is the same for all blocks is computed once."""
     problem = blocks[0].problem
     rows, classes = problem.input.shape
-    scale = magnitude(*problem.numbers, problem.case.target_kind)
-    exact = Exact.of(*problem.numbers, problem.case.target_kind)
+    scale = magnitude(*problem.numbers, *problem.case.kinds)
+    exact = Exact.of(*problem.numbers, *problem.case.kinds)
     remaining = rest(exact, problem.dtype)
     bounds: dict[tuple[str, Rounding, str], Rows] = {}
     for block in blocks:
@@ -420,7 +440,7 @@ def _with_reproducers(findings: pd.DataFrame, plan: Plan, problems: Problems) ->
     """The findings with the smallest input that shows each."""
     paths = {(p.name, p.reduction, p.target_kind): p for p in plan.paths}
     shrinker = Shrinker()
-    found = []
+    found: list[dict[str, object]] = []
     for finding in findings.to_dict("records"):
         name, dtype, row = str(finding["case"]), str(finding["dtype"]), finding["row"]
         rows = slice(None) if row is pd.NA else slice(int(row), int(row) + 1)
@@ -431,6 +451,10 @@ def _with_reproducers(findings: pd.DataFrame, plan: Plan, problems: Problems) ->
             problem = problems[name, dtype]
             input, target = problem.input[rows], problem.target[rows]
         path = paths[str(finding["path"]), str(finding["reduction"]), problem.case.target_kind]
+        # The script that reproduces a finding normalises logits; what is too slow is too slow to be tried again.
+        if "log_probs" in problem.case.kinds or path.input_kind != "logits" or TOO_SLOW in str(finding["note"]):
+            found.append({})
+            continue
         # A reduced result does not say which row it is of.
         tries = (
             shrinker.reproduce(path, input[[r]], target[[r]], str(finding["device"]), str(finding["symptom"]))

@@ -23,8 +23,9 @@ PROFILES = ("quick", "standard", "full")
 
 @dataclass(frozen=True)
 class Case:
-    """`make` gives input logits and target, each rows x classes in binary64, for a format that it may ignore.
+    """`make` gives input and target, each rows x classes in binary64, for a format that it may ignore.
 
+    The kinds say what they are: logits, log_probs or probs, the last two taken as they are, whatever they sum to.
     `profile` is the smallest profile that has the case; `native` says that `make` builds the format's own numbers,
     so that nothing was there before rounding.
     """
@@ -36,6 +37,12 @@ class Case:
     target_kind: str = "logits"
     native: bool = False
     dtypes: tuple[str, ...] = tuple(FORMATS)
+    input_kind: str = "logits"
+
+    @property
+    def kinds(self) -> tuple[str, str]:
+        """Of the target and of the input."""
+        return self.target_kind, self.input_kind
 
 
 @dataclass(frozen=True)

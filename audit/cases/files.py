@@ -1,4 +1,4 @@
-"""Tensors of the user's own: `input` and `target` from .npz, .pt or .safetensors, a block of rows in memory at a time."""
+"""Tensors of the user's own: `input` and `target` from .npz, .pt or .safetensors, a block of rows in memory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from audit.cases import Case, Rows
 from audit.errors import UsageError
 from audit.formats import FORMATS, Format
-from audit.reference.values import check_kind
+from audit.reference.values import KINDS, check_kind
 
 NAMES = ("input", "target")
 
@@ -37,20 +37,24 @@ class Source:
 
 @dataclass(frozen=True)
 class Pair:
-    """A file's input and target, of shape (rows, classes), and whether its target is logits or probs."""
+    """A file's input and target, of shape (rows, classes), and the kind of each."""
 
     file: Path
     input: Source
     target: Source
+    input_kind: str
     target_kind: str
 
     @classmethod
-    def open(cls, file: Path, target_kind: str) -> Pair:
-        """Raises UsageError, as `read_pair` does, and for tensors that are not rows x classes."""
+    def open(cls, file: Path, input_kind: str, target_kind: str) -> Pair:
+        """Raises UsageError, as `read_pair` does, for tensors that are not rows x classes, and for unknown kinds."""
+        for name, kind in (("input", input_kind), ("target", target_kind)):
+            if kind not in KINDS:
+                raise UsageError(f"{name} kind {kind!r} is not one of {', '.join(KINDS)}")
         input, target = _sources(file)
         if len(input.shape) != 2:
             raise UsageError(f"{file}: expected shape (rows, classes), got {input.shape}")
-        return cls(file, input, target, target_kind)
+        return cls(file, input, target, input_kind, target_kind)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -68,11 +72,18 @@ class Pair:
 
         def make(_: Format) -> tuple[Rows, Rows]:
             input, target = (_rows(self.file, s, rows).double().numpy() for s in (self.input, self.target))
-            check_kind(input, "logits", f"{self.file}: input", rows.start)
+            check_kind(input, self.input_kind, f"{self.file}: input", rows.start)
             check_kind(target, self.target_kind, f"{self.file}: target", rows.start)
             return input, target
 
-        return Case(self.file.stem, "given by the user", make, target_kind=self.target_kind, native=True)
+        return Case(
+            self.file.stem,
+            "given by the user",
+            make,
+            input_kind=self.input_kind,
+            target_kind=self.target_kind,
+            native=True,
+        )
 
 
 def read_pair(file: Path) -> tuple[Tensor, Tensor]:

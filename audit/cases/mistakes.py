@@ -16,5 +16,10 @@ def together(_: Format) -> tuple[Rows, Rows]:
     return logits, logits.copy()
 
 
+def maps(_: Format) -> tuple[Rows, Rows]:
+    return normal("maps input", 3, 64), normal("maps target", 3, 64)
+
+
+register(Case("maps_3x8x8", "maps of 3 channels of 8 x 8 pixels, as rows of 64 classes", maps, "quick"))
 register(Case("mistakes_apart", "4 rows of 10 classes, unlike distributions", apart, "quick"))
 register(Case("mistakes_together", "4 rows of 10 classes, equal distributions", together, "quick"))

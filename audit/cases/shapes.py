@@ -31,11 +31,27 @@ def one_hot(scale: float, _: Format) -> tuple[Rows, Rows]:
     return input, np.eye(100)[np.arange(16) * 6]
 
 
+def smoothed(scale: float, _: Format) -> tuple[Rows, Rows]:
+    """Nearly one-hot: a label with 1 - 99/1024, every other class with 1/1024, exact in every format but bfloat16."""
+    input, labels = one_hot(scale, _)
+    return input, np.where(labels > 0, 925 / 1024, 1 / 1024)
+
+
 def unnormalised(mass: float, _: Format) -> tuple[Rows, Rows]:
     """Probabilities that sum to about `mass`, taken as they are."""
     weights = uniform("unnormalised target", 16, 100)
     weights = weights / weights.sum(1, keepdims=True)
     return normal("unnormalised input", 16, 100), np.round(mass * weights * 2**30) * 2.0**-30
+
+
+def given(kind: str, _: Format) -> tuple[Rows, Rows]:
+    """Both sides given as probabilities or log-probabilities that nearly sum to 1, as they come from a file."""
+    sides = []
+    for side in random(2.0, 8, 50, _):
+        weights = np.exp(side)
+        p = weights / weights.sum(1, keepdims=True)
+        sides.append(np.round((p if kind == "probs" else np.log(p)) * 2**20) * 2.0**-20)
+    return sides[0], sides[1]
 
 
 for _scale, _profile in ((0.01, "standard"), (1.0, "quick"), (10.0, "standard"), (100.0, "standard")):
@@ -51,4 +67,9 @@ for _gap, _profile in ((12.0, "standard"), (20.0, "quick"), (90.0, "standard")):
     register(Case(f"peaked_gap{_gap:g}", f"one class leads by {_gap:g}, 100 classes", partial(peaked, _gap), _profile))
 register(Case("random_n10000", "normal logits, 10,000 classes", partial(random, 1.0, 1, 10_000)))
 register(Case("one_hot", "a label a row as target", partial(one_hot, 3.0), "quick", "probs"))
-register(Case("unnormalised_half", "a target of mass ½", partial(unnormalised, 0.5), "standard", "probs"))
+register(Case("one_hot_smoothed", "a label a row, smoothed", partial(smoothed, 3.0), "standard", "probs"))
+for _kind in ("probs", "log_probs"):
+    register(Case(f"given_{_kind}", f"both sides as {_kind}", partial(given, _kind), "full", _kind, input_kind=_kind))
+for _mass, _name in ((0.5, "half"), (2.0, "double")):
+    _text = f"a target of mass {_mass:g}"
+    register(Case(f"unnormalised_{_name}", _text, partial(unnormalised, _mass), "standard", "probs"))

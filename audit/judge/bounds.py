@@ -49,12 +49,21 @@ class Softmax:
         log_p = a - log_sum
         return cls(a, log_p, np.exp(log_p), log_sum, rest / (1 + rest))
 
+    @classmethod
+    def given(cls, values: Rows, kind: str) -> Softmax:
+        """Probabilities or log-probabilities that nobody need compute, whatever they sum to."""
+        with np.errstate(divide="ignore"):
+            log_p = np.log(values) if kind == "probs" else values
+        p = values if kind == "probs" else np.exp(values)
+        return cls(log_p, log_p, p, np.zeros((len(p), 1)), np.zeros((len(p), 1)))
+
 
 @dataclass(frozen=True)
 class Exact:
     """What a bound is made of, for a problem's rows: target p and log p, the input's softmax, L = log p - log q.
 
-    `softmax` is the target's where it is given as logits. Classes where p = 0, or q = 0, are masked by `there`.
+    `softmax` is the target's where it is given as logits; `logarithmic`: it is given as log-probabilities. Classes
+    where p = 0, or q = 0, are masked by `there`.
     """
 
     p: Rows
@@ -63,20 +72,21 @@ class Exact:
     q: Softmax
     L: Rows
     there: NDArray[np.bool_]
+    logarithmic: bool = False
 
     @classmethod
-    def of(cls, input: Rows, target: Rows, target_kind: str) -> Exact:
-        q = Softmax.of(input)
+    def of(cls, input: Rows, target: Rows, target_kind: str, input_kind: str = "logits") -> Exact:
+        q = Softmax.of(input) if input_kind == "logits" else Softmax.given(input, input_kind)
         if target_kind == "logits":
             softmax = Softmax.of(target)
             p, log_p = softmax.p, softmax.log_p
         else:
             softmax = None
-            with np.errstate(divide="ignore"):
-                p, log_p = target, np.log(target)
+            given = Softmax.given(target, target_kind)
+            p, log_p = given.p, given.log_p
         there = (p > 0) & (q.log_p > -np.inf)
         L = np.where(there, np.where(there, log_p, 0.0) - np.where(there, q.log_p, 0.0), 0.0)
-        return cls(p, log_p, softmax, q, L, there)
+        return cls(p, log_p, softmax, q, L, there, target_kind == "log_probs")
 
     def tempered(self, temperature: float) -> Exact:
         """The same of the logits over `temperature`, both sides being logits."""
@@ -194,6 +204,9 @@ def input_error(q: Softmax, way: str, kernel: Kernel) -> Rows:
     """D of the input's log-probabilities, which come about in the `way` that a Rounding names."""
     if way == "softmax":
         return log_of_softmax_error(q, kernel)
+    if way in ("log_probs", "probs"):
+        u = LOG * kernel.compute.unit_roundoff + kernel.storage.unit_roundoff
+        return np.asarray(u * np.abs(q.log_p) * (way == "probs"))
     plain = log_softmax_error(q, kernel)
     if way == "log_softmax":
         return plain
@@ -221,8 +234,11 @@ def kl_bound(exact: Exact, rounding: Rounding, dtype: str, reduction: str = "non
     D = np.where(there, input_error(exact.q, rounding.input, kernel), 0.0)
     L = np.abs(exact.L) + _SLACK * (log_p + log_q)
     if exact.softmax is None:
-        pr, P, Dp = np.zeros_like(p), p, np.zeros_like(p)
-        perturbed = p * D
+        # Given log-probabilities have their exponentials rounded; given probabilities are what they are.
+        r = (EXP + rounding.exp_slope * log_p) * uc + us if exact.logarithmic else np.zeros_like(p)
+        pr, Dp = np.where(there, p * r + storage.smallest_subnormal * exact.logarithmic, 0.0), np.zeros_like(p)
+        P = p + pr
+        perturbed = pr * (L + 1 + np.minimum(r, 3.0)) + P * D
     else:
         r, tiny = softmax_error(exact.softmax, kernel)
         Dp = log_softmax_error(exact.softmax, kernel)

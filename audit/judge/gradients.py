@@ -181,8 +181,12 @@ def breaking_gaps(path: Path, dtype: str, device: str) -> list[float]:
 
 def takes_gradients(path: Path, problem: Problem) -> bool:
     """Whether a path means to compute the divergence of this problem's logits, at its temperature or at 1."""
-    taken = path.takes(problem.case.name, problem.dtype, problem.case.target_kind)
-    return taken and path.target_kind == "logits" and (path.kind == "kl" or path.rounding.temperature != 1)
+    taken = path.takes(problem.case.name, problem.dtype, *problem.case.kinds)
+    return (
+        taken
+        and path.input_kind == path.target_kind == "logits"
+        and (path.kind == "kl" or path.rounding.temperature != 1)
+    )
 
 
 def measure_gradients(problems: Sequence[Problem], paths: Sequence[Path], device: str) -> pd.DataFrame:

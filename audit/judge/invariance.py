@@ -53,10 +53,10 @@ def _problem_checks(
     problem: Problem, paths: Sequence[Path], device: str, compiled: Collection[str]
 ) -> Iterator[tuple[str, str, list[Rows]]]:
     """Path, check and what changed in each row."""
-    exact = Exact.of(*problem.numbers, problem.case.target_kind)
+    exact = Exact.of(*problem.numbers, *problem.case.kinds)
     x, y = problem.input.to(device), problem.target.to(device)
     for path in paths:
-        if not path.takes(problem.case.name, problem.dtype, problem.case.target_kind):
+        if not (path.runs_on(device) and path.takes(problem.case.name, problem.dtype, *problem.case.kinds)):
             continue
         plain, limit = measure(path, x, y), bound(path, exact, problem.dtype)
         for name, check in EXECUTIONS.items():

@@ -52,7 +52,9 @@ def reduced(rows: Sequence[str], reduction: str, classes: int) -> str:
 def reference_keys(problem: Problem, quantity: str) -> list[tuple[str, str]]:
     """What identifies each row's reference: a digest, and the quantity with all that it depends on besides."""
     if quantity == "kl":
-        return [(digest, f"kl {problem.case.target_kind}") for digest in problem.row_digests]
+        case = problem.case
+        kinds = case.target_kind if case.input_kind == "logits" else f"{case.input_kind} {case.target_kind}"
+        return [(digest, f"kl {kinds}") for digest in problem.row_digests]
     return [(problem.case_digest, f"{quantity} {row}") for row in range(len(problem.input))]
 
 
@@ -110,7 +112,7 @@ class Engine:
         keys = reference_keys(problem, quantity)
         if quantity == "kl":
             step = max(1, CLASSES_A_TASK // classes)
-            work = partial(certified_rows, target_kind=problem.case.target_kind)
+            work = partial(certified_rows, target_kind=problem.case.target_kind, input_kind=problem.case.input_kind)
         else:
             step = rows
             work = partial(_formula, quantity)

@@ -1,7 +1,7 @@
 """What is audited: every way of computing KL is one plain function, registered by `path`.
 
-A function takes the input's logits and the target (logits, or probabilities where `target_kind` says so), both of
-shape (rows, classes) on one device, and returns one value a row, or one value in all where it declares a reduction.
+A function takes input and target, both of shape (rows, classes) on one device, as logits unless `input_kind` and
+`target_kind` say otherwise, and returns one value a row, or one value in all where it declares a reduction.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 KINDS = ("kl", "identity", "estimator", "misuse")
 REDUCTIONS = ("none", "sum", "mean", "batchmean")
-TARGET_KINDS = ("logits", "probs")
+TENSOR_KINDS = ("logits", "log_probs", "probs")
 UNDECLARED = Rounding()
 
 
@@ -34,7 +34,7 @@ class Path:
     `quantity` is that value's name: "kl", "zero" (every identity), or one of reference.quantities. `reduction` says
     how rows become one value, "none" where they do not. `cases`: globs of the only cases it runs on, none for all.
     `rounding`: what its bound needs. `compiles`: its first call on a shape takes seconds, which are counted apart.
-    `absent`: why it cannot run here, empty where it can.
+    `absent`: why it cannot run here, empty where it can. `where`: "cpu" or "accelerator" for what runs there alone.
     """
 
     name: str
@@ -49,16 +49,22 @@ class Path:
     rounding: Rounding = UNDECLARED
     compiles: bool = False
     absent: str = ""
+    input_kind: str = "logits"
+    where: str = ""
 
-    def takes(self, case: str, dtype: str, target_kind: str) -> bool:
-        """Whether it runs on a case of this name, in this dtype, with this kind of target."""
+    def runs_on(self, device: str) -> bool:
+        return self.where in ("", "cpu" if device == "cpu" else "accelerator")
+
+    def takes(self, case: str, dtype: str, target_kind: str, input_kind: str) -> bool:
+        """Whether it runs on a case of this name and these kinds, in this dtype."""
         meant = not self.cases or any(fnmatchcase(case, glob) for glob in self.cases)
-        return target_kind == self.target_kind and dtype in self.dtypes and meant
+        return (target_kind, input_kind) == (self.target_kind, self.input_kind) and dtype in self.dtypes and meant
 
 
-_REGISTRY: dict[tuple[str, str, str], Path] = {}
+_REGISTRY: dict[tuple[str, str, str, str], Path] = {}
 _MODULES = (
     "functional",
+    "given",
     "variants",
     "execution",
     "scipy_paths",
@@ -76,6 +82,7 @@ def path(
     summary: str = "",
     kind: str = "kl",
     reduction: str = "none",
+    input_kind: str = "logits",
     target_kind: str = "logits",
     dtypes: Iterable[str] = tuple(FORMATS),
     quantity: str = "kl",
@@ -83,8 +90,9 @@ def path(
     rounding: Rounding = UNDECLARED,
     compiles: bool = False,
     absent: str = "",
+    where: str = "",
 ) -> Callable[[Function], Function]:
-    """Decorator: registers a function under `name`; one name may stand once for each reduction and target kind.
+    """Decorator: registers a function under `name`; one name may stand once for each reduction and kinds.
 
     `summary` defaults to the first line of the docstring. Raises UsageError for a word that is not known and for a
     name that is taken.
@@ -93,17 +101,20 @@ def path(
     for word, known, what in (
         (kind, KINDS, "kind"),
         (reduction, REDUCTIONS, "reduction"),
-        (target_kind, TARGET_KINDS, "target_kind"),
+        (input_kind, TENSOR_KINDS, "input_kind"),
+        (target_kind, TENSOR_KINDS, "target_kind"),
         *((dtype, tuple(FORMATS), "dtype") for dtype in dtypes),
     ):
         if word not in known:
             raise UsageError(f"path {name!r}: {what} {word!r} is not one of {', '.join(known)}")
 
     def register(function: Function) -> Function:
-        key = (name, reduction, target_kind)
+        key = (name, reduction, input_kind, target_kind)
         if key in _REGISTRY:
-            raise UsageError(f"path {name!r} with reduction {reduction!r} for {target_kind} is registered already")
-        text = summary or (function.__doc__ or name).strip().splitlines()[0]
+            raise UsageError(
+                f"path {name!r} with reduction {reduction!r} for {input_kind} and {target_kind} is registered already"
+            )
+        text = summary or (function.__doc__ or name).strip().splitlines()[0].removesuffix(".")
         _REGISTRY[key] = Path(
             name,
             function,
@@ -117,6 +128,8 @@ def path(
             rounding,
             compiles,
             absent,
+            input_kind,
+            where,
         )
         return function
 
@@ -136,6 +149,7 @@ def own_path(function: Function) -> Path:
     for known in registered():
         if known.function is function:
             return known
+    for known in registered():
         if known.name == name:
             raise UsageError(f"path {name!r} is one of the audit's own: give your function another name")
     summary = (getattr(function, "__doc__", None) or "given by the user").strip().splitlines()[0]

@@ -60,6 +60,29 @@ def kl_div_loss(input: Tensor, target: Tensor, *, reduction: str) -> Tensor:
     return loss.sum(-1) if reduction == "none" else loss
 
 
+def _softmax_log_reduced(input: Tensor, target: Tensor, *, reduction: str) -> Tensor:
+    return F.kl_div(torch.log(torch.softmax(input, -1)), torch.softmax(target, -1), reduction=reduction)
+
+
+def _log_target_reduced(input: Tensor, target: Tensor, *, reduction: str) -> Tensor:
+    log_q, log_p = torch.log_softmax(input, -1), torch.log_softmax(target, -1)
+    return F.kl_div(log_q, log_p, reduction=reduction, log_target=True)
+
+
+for _reduction in ("sum", "mean", "batchmean"):
+    path(
+        "softmax_log",
+        summary=f'kl_div(log(softmax(input)), softmax(target), reduction="{_reduction}")',
+        reduction=_reduction,
+        rounding=SOFTMAX_FIRST,
+    )(partial(_softmax_log_reduced, reduction=_reduction))
+    path(
+        "log_target",
+        summary=f'kl_div(log_softmax(input), log_softmax(target), log_target=True, reduction="{_reduction}")',
+        reduction=_reduction,
+        rounding=torch_rounding("log_softmax"),
+    )(partial(_log_target_reduced, reduction=_reduction))
+
 for _reduction in REDUCTIONS:
     path(
         "kl_div_loss",

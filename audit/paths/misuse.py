@@ -1,6 +1,8 @@
 """Known mistakes: what each gives, beside the KL that was meant. Shown, never gated.
 
-Each is compared with the exact value of its own mistaken formula (reference.quantities, under the same name).
+Each is compared with the exact value of its own mistaken formula (reference.quantities, under the same name), beside
+the KL that was meant. `reduction` is what was meant. A call that raises is a row without a result, its message the
+note, its reference the KL.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from audit.paths import path
 
 Mistake = Callable[[Tensor, Tensor], Tensor]
 CASES = ("mistakes_*",)
+MAPS = "maps_3x8x8"
 
 
 def _batchmean(input: Tensor, target: Tensor, *, log_target: bool = False) -> Tensor:
@@ -75,9 +78,18 @@ def different_dims(x: Tensor, y: Tensor) -> Tensor:
     return _batchmean(log_softmax(x, 0), softmax(y, -1))
 
 
+@path(
+    "maps_over_different_dims", kind="misuse", reduction="batchmean", quantity="maps_over_different_dims", cases=(MAPS,)
+)
+def maps_over_different_dims(x: Tensor, y: Tensor) -> Tensor:
+    """Maps (C, W, H): log_softmax over the channels against softmax over the last dim: always negative, and large."""
+    maps = (len(x), 8, 8)
+    return _batchmean(log_softmax(x.reshape(maps), 0), softmax(y.reshape(maps), 2))
+
+
 @mistake
 def half_mass(x: Tensor, y: Tensor) -> Tensor:
-    """A target of mass 1/2: half the KL plus (1/2) log(1/2)."""
+    """A target of mass c = 1/2: c KL + c log c, that is -0.3466 for equal distributions; never below c log c."""
     return _batchmean(log_softmax(x, -1), 0.5 * softmax(y, -1))
 
 
@@ -108,9 +120,9 @@ def threshold_skipped(x: Tensor, y: Tensor) -> Tensor:
     return torch.where(p >= 1e-3, p * (p.log() - log_softmax(x, -1)), 0.0).sum() / len(x)
 
 
-@path("mean_for_batchmean", kind="misuse", reduction="mean", cases=CASES)
+@mistake
 def mean_for_batchmean(x: Tensor, y: Tensor) -> Tensor:
-    """reduction="mean" where "batchmean" is meant: smaller by the number of classes."""
+    """reduction="mean" where "batchmean" is meant: smaller by the number of classes, torch's own default."""
     return F.kl_div(log_softmax(x, -1), softmax(y, -1), reduction="mean")
 
 

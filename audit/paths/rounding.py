@@ -10,9 +10,10 @@ class Rounding:
     """Where a path rounds. The defaults are what a kernel that declares nothing may do: any order, any sound form.
 
     - `target`: how the target's probabilities come about: "softmax", "log_softmax" (their logarithms are rounded, and
-      their exponentials again), "given" (they are the target), or "any" of these.
+      their exponentials again), "log_probs" (the target is their logarithms), "given" (it is them), or "any" of these.
     - `input`: how the input's log-probabilities do: "log_softmax", "softmax" (probabilities are rounded, underflow
-      included, and their logarithms again), or "any" way that rounds no underflowed probability.
+      included, and their logarithms again), "log_probs" (they are the input), "probs" (the input is probabilities,
+      whose logarithms are rounded), or "any" way that rounds no underflowed probability.
     - `storage`: the format every intermediate tensor is rounded to; "" is the dtype of the case.
     - `compute`: the format inside a kernel; "" is float32 for halves and the storage format for the others.
     - `result`: the format of the sum over classes; "" is the storage format.

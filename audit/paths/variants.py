@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -25,6 +27,13 @@ def _kl(log_q: Tensor, p: Tensor) -> Tensor:
 def softmax_dtype(input: Tensor, target: Tensor) -> Tensor:
     """kl_div with log_softmax(dtype=float32) and softmax(dtype=float32): the result is float32."""
     return _kl(torch.log_softmax(input, -1, dtype=torch.float32), torch.softmax(target, -1, dtype=torch.float32))
+
+
+@path("softmax_dtype_cast", dtypes=HALVES, rounding=torch_rounding())
+def softmax_dtype_cast(input: Tensor, target: Tensor) -> Tensor:
+    """The same, each rounded back to the logits' dtype: not what softmax in that dtype gives."""
+    log_q, p = torch.log_softmax(input, -1, dtype=torch.float32), torch.softmax(target, -1, dtype=torch.float32)
+    return _kl(log_q.to(input.dtype), p.to(input.dtype))
 
 
 @path(
@@ -83,15 +92,27 @@ def distillation(input: Tensor, target: Tensor) -> Tensor:
     return _kl(log_q, p) * TEMPERATURE**2
 
 
-@path("first_dim", rounding=SHIFTED)
-def first_dim(input: Tensor, target: Tensor) -> Tensor:
-    """The log_softmax path with the classes along the first dim."""
+def _first_dim(input: Tensor, target: Tensor, *, reduction: str) -> Tensor:
     x, y = (torch.stack(t.unbind(0), 1) for t in (input, target))
-    return F.kl_div(torch.log_softmax(x, 0), torch.softmax(y, 0), reduction="none").sum(0)
+    loss = F.kl_div(torch.log_softmax(x, 0), torch.softmax(y, 0), reduction=reduction)
+    return loss.sum(0) if reduction == "none" else loss
 
 
-@path("autocast", dtypes=("float32",), rounding=torch_rounding())
+for _reduction in ("none", "sum", "mean"):  # "batchmean" would divide by the first dim, the number of classes
+    path(
+        "first_dim",
+        summary=f'kl_div(log_softmax(input, 0), softmax(target, 0), reduction="{_reduction}"): classes first',
+        reduction=_reduction,
+        rounding=SHIFTED,
+    )(partial(_first_dim, reduction=_reduction))
+
+
+@path(
+    "autocast",
+    dtypes=(*HALVES, "float32"),
+    rounding=Rounding("softmax", "log_softmax", result="float32", separate=False, cascade=True, exp_slope=0.0),
+)
 def autocast(input: Tensor, target: Tensor) -> Tensor:
-    """The log_softmax path under torch.autocast to bfloat16, which keeps these operations in float32."""
+    """The log_softmax path under torch.autocast: kl_div in float32 everywhere, softmax of halves on CUDA alone."""
     with torch.autocast(input.device.type, dtype=torch.bfloat16):
         return _kl(torch.log_softmax(input, -1), torch.softmax(target, -1))

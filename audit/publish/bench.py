@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,29 +13,45 @@ import pandas as pd
 from audit.errors import UsageError
 from audit.publish.schema import typed
 
-POINT = ["direction", "device", "dtype", "rows", "classes"]
+NAME = "bench.json"
+KEY = ["path", "dtype", "device", "rows", "classes", "direction"]
+
+
+def bench_file(report: Path) -> Path:
+    """Where a report's benchmarks are: within a baseline, beside a report, which a later audit replaces as a whole."""
+    return report / NAME if (report / NAME).exists() else report.parent / NAME
 
 
 def read_bench(file: Path) -> pd.DataFrame:
-    """The benchmarks of paths in a bench.json, with the columns of table `bench`; other benchmarks are left out.
+    """The benchmarks of paths in a bench.json, with the columns of table `bench`.
 
     `seconds` is a call's median. Raises UsageError for a file that cannot be read as one.
     """
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+    with _readable(file) as content:
         benchmarks = [b for b in content["benchmarks"] if "ratio" in b["extra_info"]]
         rows = [{**b["params"], "seconds": b["stats"]["median"], **b["extra_info"]} for b in benchmarks]
         bench = typed(pd.DataFrame(rows), "bench")
+        return bench.assign(pareto=pareto(bench))
+
+
+def measured_with(file: Path) -> str:
+    """The version of torch that a bench.json was measured with. Raises UsageError as read_bench does."""
+    with _readable(file) as content:
+        return str(content["machine_info"]["torch"])
+
+
+@contextmanager
+def _readable(file: Path) -> Iterator[Any]:
+    try:
+        yield json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{file}: cannot be read as the benchmarks of `make bench`: {error!r}") from None
-    bench["pareto"] = pareto(bench)
-    return bench
 
 
 def pareto(bench: pd.DataFrame) -> pd.Series:
     """Which paths no other path of the same size, dtype, device and direction beats in both time and correct bits."""
     best: list[object] = []
-    for _, group in bench.groupby(POINT, sort=False):
+    for _, group in bench.groupby(KEY[1:], sort=False):
         bits = float("-inf")
         for index, row in group.sort_values(["seconds", "correct_bits"], ascending=[True, False]).iterrows():
             if row["correct_bits"] > bits:
@@ -81,4 +99,4 @@ def _panel(axes: Any, bench: pd.DataFrame) -> None:
             point.path, (point.seconds, point.correct_bits), (3, -3), textcoords="offset points", fontsize="x-small",
             va="top",
         )  # fmt: skip
-    axes.margins(x=0.15, y=0.15)
+    axes.margins(x=0.3, y=0.15)

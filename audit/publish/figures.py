@@ -93,8 +93,10 @@ def _plot(figure: Figure, title: str, text: str, source: str) -> Plot:
     return Plot(svg, title, f"{text} Source: {source}.")
 
 
-def _thread(thread: pd.DataFrame) -> Plot:
+def _thread(thread: pd.DataFrame) -> Plot | None:
     rows = thread[(thread["histogram"] != "") & thread["percentile"].notna() & (thread["reference"] == "0")]
+    if rows.empty:
+        return None
     subjects = rows.groupby("subject", sort=False)
     figure, panels = _figure(4.6, len(subjects))
     for axes, (subject, group) in zip(panels, subjects, strict=True):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+SCHEMA_VERSION = 1
 TEXT, INTEGER, FLOAT, BOOLEAN = "str", "Int64", "float64", "boolean"
 
 

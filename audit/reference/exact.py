@@ -64,23 +64,28 @@ class Certified(NamedTuple):
     engine: str
 
 
-def row_references(input: Rows, target: Rows, target_kind: str, digits: int = 60) -> list[str]:
-    """KL(target || input) of each row (rows x classes of binary64, the input logits) as decimal text.
+def row_references(
+    input: Rows, target: Rows, target_kind: str, digits: int = 60, input_kind: str = "logits"
+) -> list[str]:
+    """KL(target || input) of each row (rows x classes of binary64) as decimal text.
 
     `digits` significant digits, rounded from a value that is 10 digits sharper; "0" and "inf" where that is exact.
     float, decimal.Decimal and mpmath.mpf read it.
 
     Raises UsageError as `exact_kl` does, and for a row whose KL is beyond the exponents of decimal.Decimal.
     """
-    return [row.value for row in certified_rows(input, target, target_kind, digits)]
+    return [row.value for row in certified_rows(input, target, target_kind, digits, input_kind)]
 
 
-def certified_rows(input: Rows, target: Rows, target_kind: str, digits: int = 60) -> list[Certified]:
+def certified_rows(
+    input: Rows, target: Rows, target_kind: str, digits: int = 60, input_kind: str = "logits"
+) -> list[Certified]:
     """`row_references`, each with the engine that computed it."""
-    check_kind(input, "logits", "input")
+    check_kind(input, input_kind, "input")
     check_kind(target, target_kind, "target")
     rows = [
-        Certified(_text(ball, digits), name) for ball, name in _row_balls(input, target, "logits", target_kind, digits)
+        Certified(_text(ball, digits), name)
+        for ball, name in _row_balls(input, target, input_kind, target_kind, digits)
     ]
     for row, (text, _) in enumerate(rows):
         try:

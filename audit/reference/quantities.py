@@ -117,6 +117,11 @@ def swapped(x: list[Any], y: list[Any]) -> Any:
 
 
 @row_quantity
+def mean_for_batchmean(x: list[Any], y: list[Any]) -> Any:
+    return _kl_div(_log_softmax(x), _softmax(y)) / len(x)
+
+
+@row_quantity
 def double_softmax(x: list[Any], y: list[Any]) -> Any:
     return _kl_div(_log_softmax(_softmax(x)), _softmax(_softmax(y)))
 
@@ -193,3 +198,13 @@ def wrong_dim(x: Matrix, y: Matrix) -> list[Any]:
 def different_dims(x: Matrix, y: Matrix) -> list[Any]:
     logs = _columns(x, _log_softmax)
     return [_kl_div(a, _softmax(b)) for a, b in zip(logs, y, strict=True)]
+
+
+@case_quantity
+def maps_over_different_dims(x: Matrix, y: Matrix) -> list[Any]:
+    """Rows are channels of 8 x 8 pixels: the input normalised over channels, the target over the last eight."""
+    logs = _columns(x, _log_softmax)
+    return [
+        _context().fsum(_kl_div(a[i : i + 8], _softmax(b[i : i + 8])) for i in range(0, len(b), 8))
+        for a, b in zip(logs, y, strict=True)
+    ]

@@ -1,16 +1,17 @@
 """Speed and accuracy of the paths side by side, forward and backward.
 
 Time is pytest-benchmark's own; its ratio to a plain operation timed in turn, and the accuracy, are in extra_info.
-BENCH names the set: short, for every night, or full.
+The CPU's is CPU time on one thread: what others do on the machine, and how many cores they leave, does not count.
+Elsewhere it is wall time until the device is done. BENCH names the set: short, for every night, or full.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Iterator
 from functools import lru_cache
 from statistics import median
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import NamedTuple
 
 import numpy as np
@@ -32,9 +33,9 @@ PATHS = {
     for p in registered()
     if p.kind == "kl" and p.reduction == "none" and p.target_kind == "logits" and not p.absent
 }
-# A loop over the classes, and a compilation for every shape: minutes each.
-SLOW = ("thread_era", "compiled")
-SHORT = [name for name in PATHS if name not in SLOW]
+# A loop over the classes, and a compilation for every shape: minutes each. And on one thread all are.
+LEFT_OUT = ("thread_era", "compiled", "one_thread")
+SHORT = [name for name in PATHS if name not in LEFT_OUT]
 SETS = {
     "short": (SHORT, ((64, 10), (64, 1_000), (16, 32_000), (2, 262_144))),
     "full": (
@@ -44,7 +45,8 @@ SETS = {
 }
 DIRECTIONS = ("forward", "backward")
 # Seconds of calls, and rounds, of one benchmark: enough for a median, and for 10 minutes in all.
-BUDGET, FEWEST, MOST = 0.12, 5, 60
+BUDGET, FEWEST, MOST, WARM_UP = 0.1, 5, 60, 2
+TIMERS = {"cpu": process_time}
 
 
 class Point(NamedTuple):
@@ -59,7 +61,10 @@ class Point(NamedTuple):
 
 
 def points() -> list[Point]:
-    paths, sizes = SETS[os.environ.get("BENCH") or "short"]
+    name = os.environ.get("BENCH") or "short"
+    if name not in SETS:
+        raise pytest.UsageError(f"BENCH={name} is not one of {', '.join(SETS)}")
+    paths, sizes = SETS[name]
     return [
         Point(path, dtype, device.name, rows, classes, direction)
         for rows, classes in sizes
@@ -134,43 +139,57 @@ def numbers(errors: pd.DataFrame) -> dict[str, float]:
     return {name: float(value) for name, value in medians.items() if np.isfinite(value)}
 
 
-def timed(function: Callable[[], object]) -> float:
-    start = perf_counter()
-    function()
-    return perf_counter() - start
+def marked(point: Point) -> object:
+    timer = TIMERS.get(point.device, perf_counter)
+    return pytest.param(*point, id="-".join(map(str, point)), marks=pytest.mark.benchmark(timer=timer))
 
 
-@pytest.mark.parametrize(Point._fields, points())
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize(Point._fields, [marked(point) for point in points()])
 def bench_path(benchmark, path: str, dtype: str, device: str, rows: int, classes: int, direction: str) -> None:
-    exact, function = problem(rows, classes, dtype), PATHS[path].function
+    exact, function, timer = problem(rows, classes, dtype), PATHS[path].function, TIMERS.get(device, perf_counter)
     x, y = (t.to(device, copy=True) for t in (exact.input, exact.target))
+    plain = x.clone()
     if direction == "backward":
         x.requires_grad_()
         total = function(x, y).sum()
 
-        def work() -> Tensor:
-            return torch.autograd.grad(total, x, retain_graph=True)[0]
-    else:
-
-        def work() -> Tensor:
-            return function(x, y)
-
-    errors = (accuracy_of_gradients if direction == "backward" else accuracy_of_values)(work(), exact)
-    plain = x.detach()
+    def work() -> Tensor:
+        return torch.autograd.grad(total, x, retain_graph=True)[0] if direction == "backward" else function(x, y)
 
     def call() -> None:
         work()
         synchronize(device)
 
-    def calibrate() -> None:
-        plain.exp().sum(-1)
-        synchronize(device)
+    def calibrate(times: int) -> float:
+        start = timer()
+        for _ in range(times):
+            plain.exp().sum(-1)
+            synchronize(device)
+        return timer() - start
 
-    # In turn with the calls, so that whatever slows the machine for a while slows both.
-    calibrations: list[float] = []
     benchmark.group = f"{direction} {rows}x{classes} {dtype} {device}"
-    rounds = int(np.clip(BUDGET / (timed(call) + timed(calibrate)), FEWEST, MOST))
-    benchmark.pedantic(call, setup=lambda: calibrations.append(timed(calibrate)), warmup_rounds=2, rounds=rounds)
-    times = benchmark.stats.stats.data
-    ratio = median(t / c for t, c in zip(times, calibrations[2:], strict=True))
-    benchmark.extra_info.update(numbers(errors), ratio=ratio, calibration=median(calibrations))
+    accuracy = accuracy_of_gradients if direction == "backward" else accuracy_of_values
+    benchmark.extra_info.update(numbers(accuracy(work(), exact)))
+    calibrate(1)
+    start = timer()
+    call()
+    seconds = timer() - start
+    # As long as a call, and in turn with the calls: whatever slows the machine for a while slows both.
+    times = max(1, round(seconds / calibrate(1)))
+    calibrations: list[float] = []
+    benchmark.pedantic(
+        call,
+        setup=lambda: calibrations.append(calibrate(times) / times),
+        warmup_rounds=WARM_UP,
+        rounds=int(np.clip(BUDGET / seconds, FEWEST, MOST)),
+    )
+    rounds = zip(benchmark.stats.stats.data, calibrations[WARM_UP:], strict=True)
+    benchmark.extra_info["ratio"] = median(call / calibration for call, calibration in rounds)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -18,6 +20,7 @@ from audit.publish.schema import SCHEMAS
 ROOT = Path(__file__).parents[2]
 LOADING = (ROOT / "docs" / "loading.md").read_text()
 EXAMPLES = dict(re.findall(r"^(\w+)(?:, [^:]*)?:\n\n```\w+\n(.*?)```", LOADING, re.S | re.M))
+CASES, PATHS = ["one_hot", "impossible_matched", "mistakes_apart"], ["log_softmax*", "log_prob*", "kl_div_loss"]
 NUMBERS = [c.name for c in SCHEMAS["errors"] if c.dtype == "float64"]
 
 
@@ -25,8 +28,7 @@ NUMBERS = [c.name for c in SCHEMAS["errors"] if c.dtype == "float64"]
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A report with NaN, infinities, notes with commas and quotes, and uncomputed results."""
     folder = tmp_path_factory.mktemp("user")
-    cases, paths = ["one_hot", "impossible_matched", "mistakes_apart"], ["log_softmax*", "log_prob*", "kl_div_loss"]
-    audit.run(profile="quick", cases=cases, paths=paths, devices="cpu", out=folder / "reports/latest")
+    audit.run(profile="quick", cases=CASES, paths=PATHS, devices="cpu", out=folder / "reports/latest")
     return folder
 
 
@@ -79,3 +81,11 @@ def test_the_loading_example_for_r_reads_every_number_bit_for_bit(folder: Path) 
     read = {name: rest for name, *rest in (column.split() for column in columns)}
     for name in NUMBERS:
         assert same([float("nan") if v in ("NA", "NaN") else float.fromhex(v) for v in read[name]], written[name]), name
+
+
+def test_the_environment_says_what_gives_the_report_again(folder: Path) -> None:
+    command = json.loads((folder / "reports/latest/environment.json").read_text())["command"]
+    names = {"audit": SimpleNamespace(run=lambda **given: given)}
+    given = eval(command, names)
+    assert given.pop("out") == str(folder / "reports/latest")
+    assert given == {"profile": "quick", "cases": CASES, "paths": PATHS, "devices": "cpu"}
