@@ -249,7 +249,8 @@ def execute(
         workers=workers,
         seconds={name: round(value, 3) for name, value in seconds.items()},
     )
-    return Audit(tables, environment, seconds, stale, gold.damaged)
+    # A file's numbers are none of those the acknowledgements are about.
+    return Audit(tables, environment, seconds, stale if plan.file is None else [], gold.damaged)
 
 
 def _blocks(
@@ -285,7 +286,7 @@ def _closer_looks(plan: Plan, problems: Problems) -> dict[str, pd.DataFrame]:
     paths = [p for p in kl if not p.compiles]
     compiled = {"quick": [], "standard": [COMPARISON], "full": [p.name for p in paths]}[plan.profile]
     closer, wide, thread = (_some(plan, problems, names) for names in (CLOSER, (WIDE,), ("identical_n1000",)))
-    narrow = [p for p in problems.values() if p.input.shape[1] <= NARROW]
+    narrow = [p for p in problems.values() if p.input.shape[1] <= NARROW and p.case.input_kind == "logits"]
     looks: dict[str, list[pd.DataFrame]] = {"elements": [], "invariance": [], "attribution": []}
     for device in (d.name for d in plan.devices):
         looks["elements"].append(measure_elements(narrow, device))
