@@ -37,6 +37,7 @@ from audit.paths import registered as registered_paths
 from audit.paths.rounding import Rounding
 from audit.publish.schema import SCHEMA_VERSION, typed
 from audit.publish.tables import summarise
+from audit.reference.cache import Cache, default_file
 from audit.reference.gold import read_gold
 from audit.reproducer import Shrinker
 from audit.selection import choose
@@ -207,7 +208,7 @@ def execute(
     seconds: dict[str, float] = {}
     start, spent = perf_counter(), (TORCH.seconds, COMPILING.seconds)
     gold = read_gold(references)
-    with Engine(workers, gold.values) as engine:
+    with Engine(workers, gold.values, Cache(default_file()) if plan.file is not None else None) as engine:
         if plan.file is None:
             blocks = _blocks(plan, engine, advance, {})
             seconds["paths"] = perf_counter() - start
@@ -290,7 +291,7 @@ def _closer_looks(plan: Plan, problems: Problems) -> dict[str, pd.DataFrame]:
     looks: dict[str, list[pd.DataFrame]] = {"elements": [], "invariance": [], "attribution": []}
     for device in (d.name for d in plan.devices):
         looks["elements"].append(measure_elements(narrow, device))
-        looks["attribution"].append(measure_attribution([*closer, *thread], device))
+        looks["attribution"] += [measure_attribution(closer, device), measure_attribution(thread, device, 8)]
         looks["invariance"].append(measure_invariance([*closer, *wide], paths, device, compiled))
     return {name: pd.concat(parts, ignore_index=True) for name, parts in looks.items()}
 
