@@ -152,7 +152,7 @@ def plan_file(
     kinds that no path asked for takes, and as `plan` does.
     """
     pair = Pair.open(file, input_kind, target_kind)
-    return _plan("file", [pair.case(slice(0, 1))], paths or (*MAIN, GIVEN), dtypes or pair.dtype, devices, pair)
+    return _plan("file", [pair.case(slice(0, 1))], paths or (*MAIN, GIVEN), dtypes or pair.input.dtype, devices, pair)
 
 
 def _plan(
@@ -303,7 +303,7 @@ def _some(plan: Plan, problems: Problems, names: Iterable[str]) -> list[Problem]
 def _streamed(plan: Plan, engine: Engine, advance: Callable[[str], None]) -> pd.DataFrame:
     """The rows of errors.csv of a user's file, a block of its rows in memory at a time."""
     assert plan.file is not None
-    rows, classes = plan.file.shape
+    rows, classes = plan.file.input.shape
     step = max(1, ELEMENTS_AT_ONCE // classes)
     parts: list[pd.DataFrame] = []
     stopped: dict[tuple[str, str], str] = {}
