@@ -25,7 +25,7 @@ _PROFILES = {
     "quick": ("each commit: every path, small cases", "", "", ""),
     "standard": ("the audit: every family of inputs, vocabularies to 128,256 classes", "", "", ""),
     "full": (
-        "a new torch or device: vocabularies to 262,144 classes, every path against its compiled form",
+        "a new torch or device: vocabularies to 262,144 classes, the main paths against their compiled form",
         "",
         "",
         "",
@@ -37,7 +37,7 @@ _KINDS = {
     "estimator": "Estimates KL from a sampled token; compared with its exact value on the same sample.",
     "misuse": "A known mistake: compared with the exact value of its own formula, beside the KL that was meant.",
 }
-_COSTLY = "standard: the log_softmax path; full: every path"
+_COSTLY = "standard: log_softmax; full: the main paths"
 
 
 def listing(what: str) -> list[tuple[str, str]]:
