@@ -26,7 +26,7 @@ def test_a_quantity_is_what_its_path_computes_in_float64(path) -> None:
     exact = quantity_references(path.quantity, x.numpy(), y.numpy())
     total = sum((Decimal(v) for v in exact), Decimal(0)) / shape[0]
     computed = measure(path, x, y).computed.mean()
-    # 35 terms (192 of the maps) below 10 in magnitude, rounded to 2^-53 a few times each; another formula is off by more than 1e-4.
+    # At most 192 terms below 10 in magnitude, rounded to 2^-53 a few times each; another formula is off by over 1e-4.
     assert (np.isnan(computed) and total.is_nan()) or abs(float(total) - computed) < 1e-12
 
 
