@@ -152,7 +152,7 @@ def plan_file(
     kinds that no path asked for takes, and as `plan` does.
     """
     pair = Pair.open(file, input_kind, target_kind)
-    return _plan("file", [pair.case(slice(0, 1))], paths or (*MAIN, GIVEN), dtypes or pair.dtype, devices, pair)
+    return _plan("file", [pair.case(slice(0, 1))], paths or (*MAIN, GIVEN), dtypes or pair.input.dtype, devices, pair)
 
 
 def _plan(
@@ -250,7 +250,8 @@ def execute(
         workers=workers,
         seconds={name: round(value, 3) for name, value in seconds.items()},
     )
-    return Audit(tables, environment, seconds, stale, gold.damaged)
+    # A file's numbers are none of those the acknowledgements are about.
+    return Audit(tables, environment, seconds, stale if plan.file is None else [], gold.damaged)
 
 
 def _blocks(
@@ -284,9 +285,9 @@ def _closer_looks(plan: Plan, problems: Problems) -> dict[str, pd.DataFrame]:
     kl = [p for p in plan.paths if p.kind == "kl" and p.reduction == "none" and p.target_kind == "logits"]
     # Every check of a compiled path would be another compilation: its eager form is compared with it instead.
     paths = [p for p in kl if not p.compiles]
-    compiled = {"quick": [], "standard": [COMPARISON], "full": [p.name for p in paths]}[plan.profile]
+    compiled = {"quick": (), "standard": (COMPARISON,), "full": MAIN}[plan.profile]
     closer, wide, thread = (_some(plan, problems, names) for names in (CLOSER, (WIDE,), ("identical_n1000",)))
-    narrow = [p for p in problems.values() if p.input.shape[1] <= NARROW]
+    narrow = [p for p in problems.values() if p.input.shape[1] <= NARROW and p.case.input_kind == "logits"]
     looks: dict[str, list[pd.DataFrame]] = {"elements": [], "invariance": [], "attribution": []}
     for device in (d.name for d in plan.devices):
         looks["elements"].append(measure_elements(narrow, device))
@@ -302,7 +303,7 @@ def _some(plan: Plan, problems: Problems, names: Iterable[str]) -> list[Problem]
 def _streamed(plan: Plan, engine: Engine, advance: Callable[[str], None]) -> pd.DataFrame:
     """The rows of errors.csv of a user's file, a block of its rows in memory at a time."""
     assert plan.file is not None
-    rows, classes = plan.file.shape
+    rows, classes = plan.file.input.shape
     step = max(1, ELEMENTS_AT_ONCE // classes)
     parts: list[pd.DataFrame] = []
     stopped: dict[tuple[str, str], str] = {}
