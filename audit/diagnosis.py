@@ -71,8 +71,8 @@ VERDICTS = {
         "F.kl_div(input, target / target.sum({dim}, keepdim=True))",
     ),
     "unnormalised_input": (
-        "The input's exponentials do not sum to 1, though none exceeds 1: as after log(p + eps) or log(p.clamp(min=eps)), "
-        "a sigmoid, a logarithm to another base, or with logits that are all negative.",
+        "The input's exponentials do not sum to 1, though none exceeds 1: as after log(p + eps), log(p.clamp(eps)), a "
+        "sigmoid, a logarithm to another base, or with logits that are all negative.",
         RIGHT,
     ),
     "double_softmax": ("The input looks like log_softmax of probabilities: softmax was applied twice.", RIGHT),

@@ -11,7 +11,7 @@ Tables = Mapping[str, pd.DataFrame]
 
 
 def sentences(tables: Tables) -> list[str]:
-    """Does log_softmax drift less than softmax then log; is anything wrong; does the thread's 1e-11 reproduce; and why."""
+    """Does log_softmax drift less than softmax, then log; is all well; does the thread's 1e-11 reproduce, and why."""
     return [s for s in (_stable_or_not(tables), _wrong(tables), _thread(tables), origin(tables)) if s]
 
 
