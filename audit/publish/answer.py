@@ -115,7 +115,8 @@ def matrix(errors: pd.DataFrame) -> pd.DataFrame:
         non_finite=("result_class", lambda s: int((~s.isin(["finite", "not_computed"])).sum())),
         worst_of_bound=("drift", lambda s: _worst(gated.loc[s.index])),
     )
-    return table.reset_index()
+    # Where a path computed nothing at all, the share is None to pandas.
+    return table.astype({"negative": "float64"}).reset_index()
 
 
 def _worst(rows: pd.DataFrame) -> float:

@@ -157,6 +157,34 @@ def test_what_a_users_kernel_does_not_compute_is_a_finding(tmp_path: Path) -> No
         assert set(run(kernel, cases=["random_scale1"], dtypes=["float32"]).new_findings["symptom"]) == {"not_computed"}
 
 
+def test_a_kernel_that_computes_nothing_has_its_report_and_exit_status_1(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("def fails(x, y):\n    raise NotImplementedError('not yet')\n")
+    command = [
+        sys.executable,
+        "-m",
+        "audit",
+        "run",
+        "--profile",
+        "quick",
+        "--case",
+        "random_scale1",
+        "--dtype",
+        "float32",
+    ]
+    command += [
+        "--device",
+        "cpu",
+        "--path-file",
+        str(tmp_path / "mine.py") + ":fails",
+        "--out",
+        str(tmp_path / "report"),
+    ]
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert answer.returncode == 1, answer.stderr
+    assert "fails float32 cpu: not_computed" in answer.stdout and "NotImplementedError: not yet" in answer.stdout
+    assert (tmp_path / "report" / "report.html").exists()
+
+
 def test_what_no_path_computes_is_the_devices_limit_and_no_finding() -> None:
     errors = run(raises, cases=["random_scale1"], dtypes=["float32", "float64"]).tables["errors"]
     lacking = errors["dtype"] == "float64"
