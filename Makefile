@@ -19,8 +19,8 @@ test-browser: ## the report in Chromium, the tables in polars, DuckDB and R
 regress: ## audit and bench, then compare with this machine's baseline
 	@$(call pick,test) && { $(audit) || [ $$? -eq 1 ]; } && { $(bench) || [ $$? -eq 1 ]; } && "$$python" -m audit regress
 baseline: ## audit and bench, and record both as this machine's baseline (REASON="…")
-	@test -n "$(REASON)" || { echo 'a baseline needs a reason: make baseline REASON="…"' >&2; exit 2; }
-	@$(call pick,test) && $(audit) && $(bench) && "$$python" -m audit baseline --reason "$(REASON)"
+	@printf %s "$$REASON" | grep -q '[^[:space:]]' || { echo 'a baseline needs a reason: make baseline REASON="…"' >&2; exit 2; }
+	@$(call pick,test) && $(audit) && $(bench) && "$$python" -m audit baseline --reason "$$REASON"
 bench: ## speed and accuracy of every path side by side (BENCH=short|full); the reference engine against others
 	@$(call pick,test) && $(bench)
 references: ## compute the committed references anew, and check them in a second way

@@ -29,9 +29,11 @@ MEDIAN, TAIL, BITS = 1.5, 2.0, 1.0
 # are normal, the quotient of two such medians one of 1.65 / sqrt(n). The factor grows with it, so far that a report
 # all of whose results are rounded anew, with no loss, raises an alarm in one of a hundred comparisons.
 SPREAD, ALARMS = 1.65, 0.01
-# The median of few has more chance to have been small than a normal law gives it: the power of the factor that keeps
-# the promise, fitted to the medians of 1 to 64 normal errors. Where errors count as LEAST at least, it is not needed.
-SMALL, POWER = 5.0, 2.0
+# The largest errors scatter twice as far where tails are exponential, as those of rows of unlike size are.
+TAIL_POWER = 2.0
+# The median of few has more chance to have been small than a normal law gives it: 1 + SMALL / n times as far, at most
+# twice, fitted to medians of 1 to 64 normal errors. Where errors count as LEAST at least, that does not matter.
+SMALL = 5.0
 LEAST = 0.25  # roundoffs: below that an error is no error, however it multiplies
 WIDEST = 32.0  # a sound result, though it stands alone, is within 8 roundoffs: 32 times the least
 # Where the median has 3 correct bits, a value is 5 standard deviations of its drift away from 0: no sign is chance.
@@ -40,14 +42,14 @@ SIGN_BITS = 3.0
 # cores; a kernel that takes twice as long must show every time it is repeated.
 SLOWER, REPEATS = 1.5, 3
 
-# Column of the summary, the factor its errors may grow by, and what they count as at least.
+# Column of the summary, the factor its errors may grow by, what they count as at least, how far they scatter.
 MEASURES = [
-    ("scaled_error_median", MEDIAN, LEAST),
-    ("scaled_error_p99", TAIL, LEAST),
-    ("scaled_error_max", TAIL, LEAST),
-    ("correct_bits_median", 2**BITS, 0.0),
+    ("scaled_error_median", MEDIAN, LEAST, 1.0),
+    ("scaled_error_p99", TAIL, LEAST, TAIL_POWER),
+    ("scaled_error_max", TAIL, LEAST, TAIL_POWER),
+    ("correct_bits_median", 2**BITS, 0.0, 1.0),
 ]
-METRICS = [*(column for column, _, _ in MEASURES), "negative_share", "non_finite"]
+METRICS = [*(column for column, *_ in MEASURES), "negative_share", "non_finite"]
 COLUMNS = ["worse", "what", "path", "dtype", "where", "before", "after", "times", "allowed"]
 Repeat = Callable[[pd.DataFrame], pd.DataFrame]
 
@@ -156,21 +158,22 @@ def _accuracy(pairs: pd.DataFrame) -> list[pd.DataFrame]:
     sigmas = NormalDist().inv_cdf(1 - ALARMS / (len(MEASURES) * len(moved)))
     n = moved[["n_before", "n_after"]].min(axis=1).astype("float64")
     widened = np.exp(sigmas * SPREAD / np.sqrt(n))
-    # An identity's terms are not weighted by p as the scale is: where it means 0, its bound alone judges its size.
+    # An identity that means 0 may have either sign, and its terms are not weighted by p as the scale's are: its bound
+    # alone judges its size.
     sized = (pairs["kind_before"] == "kl") | pairs["correct_bits_median_before"].notna()
     changes = [_throughout(pairs[sized], sigmas)]
-    for column, factor, least in MEASURES:
+    for column, factor, least, power in MEASURES:
         before, after = (moved[f"{column}_{side}"].astype("float64") for side in ("before", "after"))
         if column == "correct_bits_median":
             before, after = (2.0 ** -bits.clip(lower=0) for bits in (before, after))
-        allowed = widened.clip(upper=WIDEST) if least else widened ** (1 + SMALL / n).clip(upper=POWER)
+        allowed = (widened**power).clip(upper=WIDEST) if least else widened ** (1 + SMALL / n).clip(upper=2.0)
         allowed = allowed.clip(lower=factor)
         for worse, times in ((True, after / before.clip(lower=least)), (False, before / after.clip(lower=least))):
             found = (times >= allowed) & sized[moved.index]
             what = f"{column} {'worse' if worse else 'better'}"
             changes.append(_rows(moved[found], worse, what, column, times=times[found], allowed=allowed[found]))
     finite = moved["non_finite_after"] - moved["non_finite_before"]
-    negative = (moved["negative_share_after"] > 0) & (moved["negative_share_before"] == 0)
+    negative = (moved["negative_share_after"] > 0) & (moved["negative_share_before"] == 0) & sized[moved.index]
     bits = moved[["correct_bits_median_before", "correct_bits_median_after"]].max(axis=1)
     # Where a value is all rounding its sign is chance, unless it was exactly 0.
     telling = (bits >= SIGN_BITS) | (moved["scaled_error_max_before"] == 0)

@@ -197,7 +197,7 @@ def drawn(generator: np.random.Generator, law: str, factor: dict[str, float]) ->
 
 
 @pytest.mark.parametrize("comparisons", [5, pytest.param(400, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("law", ["standard_normal", "uniform"])
+@pytest.mark.parametrize("law", ["standard_normal", "uniform", "laplace"])
 def test_results_rounded_anew_raise_no_alarm(law: str, comparisons: int) -> None:
     """Of comparisons whose 1,280 results are all drawn anew, one in a hundred may raise an alarm."""
     generator = np.random.default_rng(7)
