@@ -34,7 +34,7 @@ def origin(tables: Tables) -> str:
         return ""
     sizes = rows[list(_PARTS)].abs().sum().sort_values(ascending=False)
     (first, second), shares = sizes.index[:2], (sizes / sizes.sum()).iloc[:2]
-    signs = int((np.sign(rows["drift"]) == np.sign(rows["mass_difference"])).sum())
+    signs = int(((rows["drift"] * rows["mass_difference"]) > 0).sum())
     return (
         f"For equal logits in float32 the drift is made by {_PARTS[first]} ({shares.iloc[0]:.0%} of the parts' sizes), "
         f"and {_PARTS[second]} ({shares.iloc[1]:.0%}); its sign is that of the mass of the rounded probabilities less "
