@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Context, Decimal
-from itertools import chain, groupby
+from itertools import chain, groupby, product
 from pathlib import Path as FilePath
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -273,10 +273,13 @@ def _blocks(
 
 def _gradients(plan: Plan, problems: Problems, errors: pd.DataFrame) -> pd.DataFrame:
     """Of every path, or of the user's own, that computed all it was given, on a few cases."""
-    failed = set(errors.loc[errors["result_class"] == "not_computed", "path"])
-    paths = [p for p in plan.paths if not p.compiles and p.name not in failed and (not plan.own or p.name in plan.own)]
-    closer = _some(plan, problems, CLOSER)
-    parts = [measure_gradients(closer, [p for p in paths if p.runs_on(d)], d) for d in (d.name for d in plan.devices)]
+    closer, parts = _some(plan, problems, CLOSER), []
+    failed = errors.loc[errors["result_class"] == "not_computed", ["path", "dtype", "device"]].drop_duplicates()
+    lacking = set(failed.itertuples(index=False, name=None))
+    for device, dtype in product((d.name for d in plan.devices), plan.dtypes):
+        paths = [p for p in plan.paths if not p.compiles and p.runs_on(device) and (not plan.own or p.name in plan.own)]
+        able = [p for p in paths if (p.name, dtype, device) not in lacking]
+        parts.append(measure_gradients([p for p in closer if p.dtype == dtype], able, device))
     return typed(pd.concat(parts, ignore_index=True), "gradients")
 
 
