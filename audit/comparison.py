@@ -38,11 +38,19 @@ LEAST = 0.25  # roundoffs: below that an error is no error, however it multiplie
 WIDEST = 32.0  # a sound result, though it stands alone, is within 8 roundoffs: 32 times the least
 # Where the median has 3 correct bits, a value is 5 standard deviations of its drift away from 0: no sign is chance.
 SIGN_BITS = 3.0
-# Unchanged ratios to the calibration stay within 1.4 of each other with twice as many busy processes as cores, and within
-# 2.5 with ten times as many, where small calls lose their caches; a kernel that takes twice as long must show, and every
+# Unchanged ratios to the calibration stay within 1.4 of each other with twice as many busy processes as cores, within
+# 2.5 with ten times as many, where small calls lose their caches. A kernel that takes twice as long must show, every
 # time it is repeated.
 SLOWER, REPEATS = 1.7, 3
 
+# Column of the summary, the factor its errors may grow by, what they count as at least, how far they scatter.
+MEASURES = [
+    ("scaled_error_median", MEDIAN, LEAST, 1.0),
+    ("scaled_error_p99", TAIL, LEAST, TAIL_POWER),
+    ("scaled_error_max", TAIL, LEAST, TAIL_POWER),
+    ("correct_bits_median", 2**BITS, 0.0, 1.0),
+]
+METRICS = [*(column for column, *_ in MEASURES), "negative_share", "non_finite"]
 COLUMNS = ["worse", "what", "path", "dtype", "where", "before", "after", "times", "allowed"]
 Repeat = Callable[[pd.DataFrame], pd.DataFrame]
 
