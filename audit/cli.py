@@ -194,7 +194,9 @@ def references(
 @app.command("list")
 def list_(what: Annotated[str, typer.Argument(help="cases, paths or devices.")]) -> None:
     """One line for each case, path or device there is."""
-    for name, text in _listing(what):
+    from audit.coverage import listing
+
+    for name, text in listing(what):
         typer.echo(f"{name:28s} {text}")
 
 
@@ -223,22 +225,6 @@ def diagnose(
     from audit.diagnosis import diagnose
 
     typer.echo(str(diagnose(*read_pair(file), reduction=reduction, log_target=log_target, dim=dim)))
-
-
-def _listing(what: str) -> list[tuple[str, str]]:
-    if what == "cases":
-        from audit.cases import registered as cases
-
-        return [(c.name, f"{c.profile:9s} {c.summary}") for c in cases()]
-    if what == "paths":
-        from audit.paths import registered as paths
-
-        return [(p.name, f"{p.kind:9s} {p.summary}" + (f" (absent: {p.absent})" if p.absent else "")) for p in paths()]
-    if what == "devices":
-        from audit.devices import found
-
-        return [(d.name, f"absent: {d.absent}" if d.absent else d.model) for d in found()]
-    raise UsageError(f"list: {what!r} is not one of cases, paths, devices")
 
 
 def _function(text: str) -> Callable[..., Any]:

@@ -10,11 +10,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from audit.errors import UsageError
-from audit.formats import FORMATS
+from audit.formats import FORMATS, Format
 from audit.paths import REDUCTIONS
 from audit.reference.exact import exact_kl
 
 RIGHT = 'F.kl_div(log_softmax(input_logits, {dim}), softmax(target_logits, {dim}), reduction="batchmean")'
+EXACTLY = 2**17  # three seconds of exact arithmetic
 REMEDY = "audit.kl_div_from_logits(input_logits, target_logits)"
 
 
@@ -23,7 +24,7 @@ class Diagnosis:
     """What the call gives and why. `verdict` is "rounding" for a sound call, a key of VERDICTS, or "cannot_tell".
 
     `value` is what torch returns; `exact` the exact value of the same formula on the same numbers, None where it has
-    none. `evidence` is what in the tensors says so; `call` the corrected call, empty where nothing is to be corrected.
+    none, and for more than EXACTLY numbers. `evidence` is what in the tensors says so; `call` the corrected call, empty where nothing is to be corrected.
     """
 
     verdict: str
@@ -66,10 +67,11 @@ VERDICTS = {
     "wrong_dim": ("Both sides are normalised along another dim than the one named.", RIGHT),
     "unnormalised_target": (
         "The target does not sum to 1: a mass of c adds c log c to the divergence of the normalised target times c.",
-        "F.kl_div(input, target / target.sum(dim, keepdim=True))",
+        "F.kl_div(input, target / target.sum({dim}, keepdim=True))",
     ),
     "unnormalised_input": (
-        "The input's exponentials do not sum to 1, as after log(p + eps) or log(p.clamp(min=eps)).",
+        "The input's exponentials do not sum to 1, though none exceeds it: as after log(p + eps), log(p.clamp(min=eps)), "
+        "a sigmoid, a logarithm to another base, or with logits that are all negative.",
         RIGHT,
     ),
     "double_softmax": ("The input looks like log_softmax of probabilities: softmax was applied twice.", RIGHT),
@@ -83,18 +85,19 @@ def diagnose(
 ) -> Diagnosis:
     """Says what KLDivLoss(reduction, log_target)(input, target) means, the classes being along `dim`.
 
-    Raises UsageError, a ValueError, for tensors of different shapes or not of a floating dtype.
+    Both are tensors, or what torch.as_tensor takes, of one shape; for "none" the value is that of "sum". Raises
+    UsageError, a ValueError, for different or empty shapes and for other dtypes than the four floating ones.
     """
-    if input.shape != target.shape or not input.numel() or not input.dim():
-        raise UsageError(f"expected two tensors of one shape, got {tuple(input.shape)} and {tuple(target.shape)}")
-    for name, tensor in (("input", input), ("target", target)):
-        if str(tensor.dtype).removeprefix("torch.") not in FORMATS:
-            raise UsageError(f"{name} is {tensor.dtype}: expected one of {', '.join(FORMATS)}")
+    x, y = (_numbers(side, name) for side, name in ((input, "input"), (target, "target")))
+    if x.shape != y.shape or not x.numel() or not x.dim():
+        raise UsageError(
+            f"expected two tensors of one shape, not empty, with a dimension of classes; got {tuple(x.shape)} and "
+            f"{tuple(y.shape)}"
+        )
     if reduction not in REDUCTIONS:
         raise UsageError(f"reduction {reduction!r} is not one of {', '.join(REDUCTIONS)}")
-    if not -input.dim() <= dim < input.dim():
-        raise UsageError(f"dim {dim} is none of a tensor of shape {tuple(input.shape)}")
-    x, y = input.detach().cpu(), target.detach().cpu()
+    if not -x.dim() <= dim < x.dim():
+        raise UsageError(f"dim {dim} is none of a tensor of shape {tuple(x.shape)}")
     value = float(F.kl_div(x, y, reduction="sum", log_target=log_target).double())
     divisor = {"none": 1, "sum": 1, "mean": x.numel(), "batchmean": len(x)}[reduction]
     verdict, evidence = _verdict(x, y, log_target, dim)
@@ -108,12 +111,33 @@ def diagnose(
         None if exact is None else exact / divisor,
         meaning,
         evidence,
-        call.format(dim=dim) if call == RIGHT else call,
+        call.format(dim=dim),
     )
 
 
+def _numbers(side: Tensor, name: str) -> Tensor:
+    try:
+        tensor = torch.as_tensor(side).detach().cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UsageError(f"{name}: expected a tensor with numbers in it, got {type(side).__name__}: {error}") from None
+    if str(tensor.dtype).removeprefix("torch.") not in FORMATS or tensor.layout != torch.strided:
+        raise UsageError(f"{name} is {tensor.dtype}, {tensor.layout}: expected a dense tensor of {', '.join(FORMATS)}")
+    return tensor
+
+
+def _format(x: Tensor, y: Tensor) -> Format:
+    """The coarser format of two tensors' numbers: double that holds nothing but float32 numbers was computed in that."""
+    held = [
+        t.float() if t.dtype == torch.float64 and torch.equal(t.float().double().nan_to_num(), t.nan_to_num()) else t
+        for t in (x, y)
+    ]
+    return min((FORMATS[str(t.dtype).removeprefix("torch.")] for t in held), key=lambda f: f.precision)
+
+
 def _exact(x: Tensor, y: Tensor, log_target: bool) -> float | None:
-    """The exact sum of the formula's terms; None where a number is outside its domain."""
+    """The exact sum of the formula's terms; None where a number is outside its domain, or there are too many."""
+    if x.numel() > EXACTLY:
+        return None
     kind = "log_probs" if log_target else "probs"
     rows = [t.reshape(1, -1) for t in (x, y)]
     try:
@@ -132,10 +156,9 @@ class _Sums:
     log_total: float
 
     @classmethod
-    def of(cls, tensor: Tensor, dim: int) -> _Sums:
+    def of(cls, tensor: Tensor, dim: int, format: Format) -> _Sums:
         t = tensor.double()
         n = t.shape[dim]
-        format = FORMATS[str(tensor.dtype).removeprefix("torch.")]
         u = format.unit_roundoff
         total, weights = t.sum(dim), t.exp()
         # What a sound softmax may be off: a few roundoffs, those of a sum of n terms in four lanes, and half an ulp of
@@ -160,7 +183,8 @@ def _verdict(x: Tensor, y: Tensor, log_target: bool, dim: int) -> tuple[str, str
     if x.isnan().any() or y.isnan().any():
         return "nan_in_data", f"{int(x.isnan().sum())} NaN in the input, {int(y.isnan().sum())} in the target"
     others = [d for d in range(x.dim()) if d != dim % x.dim()]
-    sums = {d: (_Sums.of(x, d), _Sums.of(y, d)) for d in [dim, *others]}
+    format = _format(x, y)
+    sums = {d: (_Sums.of(x, d, format), _Sums.of(y, d, format)) for d in [dim, *others]}
     given, wanted = sums[dim]
     totals = f"rows of the input sum to {given.total:.6g}, their exponentials to {given.log_total:.6g}; " + (
         f"rows of the target to {wanted.total:.6g}, their exponentials to {wanted.log_total:.6g}"
@@ -191,7 +215,7 @@ def _verdict(x: Tensor, y: Tensor, log_target: bool, dim: int) -> tuple[str, str
             return ("wrong_dim" if right else "different_dims"), f"the input is normalised along dim {d}"
     if n == 1:
         return "cannot_tell", totals
-    if bool((x <= 0).all()) and abs(given.log_total - 1) < 0.05 and target_right:
+    if bool((x <= 0).all()) and target_right:
         return "unnormalised_input", totals
     if target_right or wanted.probs or wanted.log_probs:
         return "logits_as_input", totals

@@ -21,6 +21,7 @@ from audit.paths import Path
 
 # Of one path on one problem. The slowest of ours take a second on the widest problem, and compiling a few.
 LIMIT_SECONDS = 30.0
+TOO_SLOW = "too slow"
 
 
 class Stopwatch:
@@ -78,7 +79,7 @@ def measure(path: Path, input: Tensor, target: Tensor, originals: tuple[Tensor, 
                     # On an accelerator the numbers are there only once they are here.
                     here = output.detach().cpu()
     except _TooSlow:
-        note = f"took more than {LIMIT_SECONDS:g} s"
+        note = f"{TOO_SLOW}: took more than {LIMIT_SECONDS:g} s"
     except (Exception, SystemExit) as error:
         note = describe(error)
     too_slow = perf_counter() - start > LIMIT_SECONDS

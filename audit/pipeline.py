@@ -31,12 +31,13 @@ from audit.judge.gradients import measure_gradients
 from audit.judge.invariance import measure_invariance
 from audit.judge.references import Engine, References, divisor, published, reduced
 from audit.judge.scale import magnitude
-from audit.measure import COMPILING, LIMIT_SECONDS, TORCH, Result, describe, measure
+from audit.measure import COMPILING, TOO_SLOW, TORCH, Result, describe, measure
 from audit.paths import Path, own_path
 from audit.paths import registered as registered_paths
 from audit.paths.rounding import Rounding
 from audit.publish.schema import SCHEMA_VERSION, typed
 from audit.publish.tables import summarise
+from audit.reference.cache import Cache, default_file
 from audit.reference.gold import read_gold
 from audit.reproducer import Shrinker
 from audit.selection import choose
@@ -166,11 +167,10 @@ def _plan(
     known = registered_paths()
     own = [own_path(p) for p in given or () if callable(p)]
     if file is not None:
-        kinds = {"input_kind": file.input_kind, "target_kind": file.target_kind}
-        own = [p if p in known else replace(p, **kinds) for p in own]
+        own = [p if p in known else replace(p, input_kind=file.input_kind, target_kind=file.target_kind) for p in own]
     wanted: list[str] | None = None if given is None else [p for p in given if isinstance(p, str)]
     if own:
-        wanted = [*(wanted or []), COMPARISON if file is None or kinds["input_kind"] == "logits" else GIVEN]
+        wanted = [*(wanted or []), COMPARISON if file is None or file.input_kind == "logits" else GIVEN]
     standard = [p for p in known if not p.absent]
     for missing in (p for p in known if p.absent and p.name in (wanted or ())):
         raise UsageError(f"path {missing.name!r} cannot run here: {missing.absent}")
@@ -208,7 +208,7 @@ def execute(
     seconds: dict[str, float] = {}
     start, spent = perf_counter(), (TORCH.seconds, COMPILING.seconds)
     gold = read_gold(references)
-    with Engine(workers, gold.values) as engine:
+    with Engine(workers, gold.values, Cache(default_file()) if plan.file is not None else None) as engine:
         if plan.file is None:
             blocks = _blocks(plan, engine, advance, {})
             seconds["paths"] = perf_counter() - start
@@ -265,7 +265,7 @@ def _blocks(
         before = None if case.native else engine.request(build(case, "float64"))
         wanted = {q: engine.request(problem, q) for q in {p.quantity for p in paths}}
         for device in plan.devices:
-            for path, result in _run_paths(problem, device.name, paths, stopped):
+            for path, result in _run_paths(problem, device.name, [p for p in paths if p.runs_on(device.name)], stopped):
                 blocks.append(_Block(problem, device.name, path, result, wanted[path.quantity], exact, before))
     return blocks
 
@@ -275,7 +275,7 @@ def _gradients(plan: Plan, problems: Problems, errors: pd.DataFrame) -> pd.DataF
     failed = set(errors.loc[errors["result_class"] == "not_computed", "path"])
     paths = [p for p in plan.paths if not p.compiles and p.name not in failed and (not plan.own or p.name in plan.own)]
     closer = _some(plan, problems, CLOSER)
-    parts = [measure_gradients(closer, paths, device.name) for device in plan.devices]
+    parts = [measure_gradients(closer, [p for p in paths if p.runs_on(d)], d) for d in (d.name for d in plan.devices)]
     return typed(pd.concat(parts, ignore_index=True), "gradients")
 
 
@@ -290,7 +290,7 @@ def _closer_looks(plan: Plan, problems: Problems) -> dict[str, pd.DataFrame]:
     looks: dict[str, list[pd.DataFrame]] = {"elements": [], "invariance": [], "attribution": []}
     for device in (d.name for d in plan.devices):
         looks["elements"].append(measure_elements(narrow, device))
-        looks["attribution"].append(measure_attribution([*closer, *thread], device))
+        looks["attribution"] += [measure_attribution(closer, device), measure_attribution(thread, device, 8)]
         looks["invariance"].append(measure_invariance([*closer, *wide], paths, device, compiled))
     return {name: pd.concat(parts, ignore_index=True) for name, parts in looks.items()}
 
@@ -359,13 +359,13 @@ def _run_paths(
     for path in paths:
         if where := stopped.get((path.name, device)):
             rows = len(problem.input) if path.reduction == "none" else 1
-            yield path, Result(np.full(rows, np.nan), note=f"not run: took more than {LIMIT_SECONDS:g} s on {where}")
+            yield path, Result(np.full(rows, np.nan), note=f"not run: {where}")
             continue
         result = measure(path, x, y, originals)
         if result.note:
             x, y = (t.clone() for t in originals)
         if result.too_slow:
-            stopped[path.name, device] = f"{problem.case.name} {problem.dtype}"
+            stopped[path.name, device] = f"{result.note or TOO_SLOW} on {problem.case.name} {problem.dtype}"
         yield path, result
 
 
@@ -440,7 +440,7 @@ def _with_reproducers(findings: pd.DataFrame, plan: Plan, problems: Problems) ->
     """The findings with the smallest input that shows each."""
     paths = {(p.name, p.reduction, p.target_kind): p for p in plan.paths}
     shrinker = Shrinker()
-    found = []
+    found: list[dict[str, object]] = []
     for finding in findings.to_dict("records"):
         name, dtype, row = str(finding["case"]), str(finding["dtype"]), finding["row"]
         rows = slice(None) if row is pd.NA else slice(int(row), int(row) + 1)
@@ -451,8 +451,9 @@ def _with_reproducers(findings: pd.DataFrame, plan: Plan, problems: Problems) ->
             problem = problems[name, dtype]
             input, target = problem.input[rows], problem.target[rows]
         path = paths[str(finding["path"]), str(finding["reduction"]), problem.case.target_kind]
-        if "log_probs" in problem.case.kinds or path.input_kind != "logits":
-            found.append({})  # the script that reproduces a finding normalises logits
+        # The script that reproduces a finding normalises logits; what is too slow is too slow to be tried again.
+        if "log_probs" in problem.case.kinds or path.input_kind != "logits" or TOO_SLOW in str(finding["note"]):
+            found.append({})
             continue
         # A reduced result does not say which row it is of.
         tries = (

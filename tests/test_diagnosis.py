@@ -92,6 +92,58 @@ def test_it_says_when_it_cannot_tell() -> None:
     assert audit.diagnose(*noise).verdict == "cannot_tell"
 
 
+@pytest.mark.parametrize("dtype", FORMATS)
+def test_the_format_that_a_side_was_computed_in_is_what_counts(dtype: str) -> None:
+    """Neither a later cast to double nor two different formats make a call unsound."""
+    for seed in range(20):
+        x, y = logits(dtype, seed)
+        for input, target in (
+            (log_softmax(x, -1), softmax(y.double(), -1)),
+            (log_softmax(x.float(), -1).double(), softmax(y.float(), -1).double()),
+        ):
+            assert audit.diagnose(input, target, reduction="batchmean").verdict == "rounding"
+
+
+def test_arrays_and_lists_are_as_good_as_tensors() -> None:
+    x, y = logits("float32", 5)
+    assert audit.diagnose(log_softmax(x, -1).numpy(), softmax(y, -1).tolist()).verdict == "rounding"
+
+
+def test_what_is_normalised_in_no_way_is_not_called_logits_where_nothing_is_positive() -> None:
+    x, y = logits("float32", 6)
+    for input in (softmax(x, -1).log2(), torch.sigmoid(x).log(), (softmax(x, -1) + 1e-3).log().clamp(max=0)):
+        assert audit.diagnose(input, softmax(y, -1)).verdict == "unnormalised_input"
+
+
+def test_maps_of_classes_along_dim_1() -> None:
+    x, y = logits("float32", 7, (2, 5, 4, 4))
+    diagnosis = audit.diagnose(log_softmax(x, 1), softmax(y, 1), dim=1, reduction="batchmean")
+    torchs = F.kl_div(log_softmax(x, 1), softmax(y, 1), reduction="batchmean").item()
+    assert diagnosis.verdict == "rounding" and diagnosis.value == pytest.approx(torchs, rel=1e-6)
+    wrong = audit.diagnose(log_softmax(x, -1), softmax(y, -1), dim=1)
+    assert wrong.verdict == "wrong_dim" and "log_softmax(input_logits, 1)" in wrong.call
+
+
+@pytest.mark.parametrize(
+    ("input", "target", "arguments", "complaint"),
+    [
+        (None, None, {}, "got NoneType"),
+        (torch.zeros(0, 3), torch.zeros(0, 3), {}, "(0, 3)"),
+        (torch.tensor(1.0), torch.tensor(1.0), {}, "()"),
+        (torch.zeros(2, 3), torch.zeros(1, 3), {}, "(2, 3) and (1, 3)"),
+        (torch.zeros(2, 3).long(), torch.zeros(2, 3), {}, "int64"),
+        (torch.zeros(2, 3), torch.zeros(2, 3).to_sparse(), {}, "sparse"),
+        (torch.zeros(2, 3, device="meta"), torch.zeros(2, 3), {}, "with numbers in it"),
+        (torch.zeros(2, 3), torch.zeros(2, 3), {"dim": 2}, "dim 2"),
+        (torch.zeros(2, 3), torch.zeros(2, 3), {"reduction": "average"}, "'average'"),
+    ],
+)
+def test_what_is_no_call_of_kl_div_is_refused_in_words(input, target, arguments: dict, complaint: str) -> None:
+    with pytest.raises(audit.UsageError) as raised:
+        audit.diagnose(input, target, **arguments)
+    assert complaint in str(raised.value)
+
+
 def diagnose(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "audit", "diagnose", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=60)

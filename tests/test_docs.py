@@ -35,6 +35,8 @@ ELSEWHERE = {
     "make test-browser": "a job of its own in .ci/run",
     "make check": "part of make test",
     "make bench": "minutes; tests/benchmarks is what it runs",
+    "make baseline": "an audit and a bench; tests/test_comparison.py records baselines",
+    "make regress": "an audit and a bench; tests/test_comparison.py compares with baselines",
     "make references": "tests/reference/test_gold.py builds and verifies",
     "pip install": "needs a package index",
     "git clone": "needs a network",

@@ -18,7 +18,7 @@ LAYERS = [
     {"thread", "environment"},
     {"reproducer"},
     {"pipeline", "comparison", "diagnosis"},
-    {"certify", "baselines", "timing"},
+    {"certify", "baselines", "coverage", "timing"},
     {"cli"},
     {"__main__"},
 ]

@@ -39,7 +39,7 @@ def wide(classes: int, _: Format) -> tuple[Rows, Rows]:
 
 
 def apart(classes: int, _: Format) -> tuple[Rows, Rows]:
-    """The target's leader is the last class, the input's the first: nearly all of the divergence is one term, the last."""
+    """Led by the last class in the target, by the first in the input: nearly all of the divergence is its last term."""
     input, target = normal(f"apart {classes} input", 1, classes), normal(f"apart {classes} target", 1, classes)
     input[0, 0], target[0, -1] = 20.0, 20.0
     return input, target

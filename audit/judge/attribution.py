@@ -24,13 +24,16 @@ PARTS = ("softmax", "shift", "log_softmax", "log", "product", "summation", "outp
 _BITS = 200
 
 
-def measure_attribution(problems: Sequence[Problem], device: str) -> pd.DataFrame:
-    """The rows of attribution.csv: a row of a case x dtype on one device, for the staged log_softmax path."""
-    return pd.DataFrame([row for problem in problems for row in _rows(problem, device)])
+def measure_attribution(problems: Sequence[Problem], device: str, rows: int = ROWS) -> pd.DataFrame:
+    """The rows of attribution.csv: a row of a case x dtype on one device, for the staged log_softmax path.
+
+    Taken are the first `rows` rows of each problem.
+    """
+    return pd.DataFrame([row for problem in problems for row in _rows(problem, device, rows)])
 
 
-def _rows(problem: Problem, device: str) -> Iterator[dict[str, object]]:
-    x, y = (t[:ROWS].to(device) for t in (problem.input, problem.target))
+def _rows(problem: Problem, device: str, rows: int) -> Iterator[dict[str, object]]:
+    x, y = (t[:rows].to(device) for t in (problem.input, problem.target))
     p, l = torch.softmax(y, -1), torch.log_softmax(x, -1)
     log_p = torch.log(p)
     terms = torch.where(p > 0, p * (log_p - l), 0)

@@ -56,7 +56,7 @@ def _problem_checks(
     exact = Exact.of(*problem.numbers, *problem.case.kinds)
     x, y = problem.input.to(device), problem.target.to(device)
     for path in paths:
-        if not path.takes(problem.case.name, problem.dtype, *problem.case.kinds):
+        if not (path.runs_on(device) and path.takes(problem.case.name, problem.dtype, *problem.case.kinds)):
             continue
         plain, limit = measure(path, x, y), bound(path, exact, problem.dtype)
         for name, check in EXECUTIONS.items():

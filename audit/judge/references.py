@@ -14,11 +14,13 @@ from typing import Any
 import numpy as np
 
 from audit.cases import Problem
-from audit.reference.exact import row_references
+from audit.reference.cache import Cache
+from audit.reference.exact import Certified, certified_rows
+from audit.reference.gold import DIGITS, Record, radius_of, versions
 from audit.reference.quantities import quantity_references
 from audit.reference.values import Rows
 
-Work = Callable[[Rows, Rows], list[str]]
+Work = Callable[[Rows, Rows], list[Certified]]
 PUBLISHED_DIGITS = 50
 _WIDE = Context(prec=400)
 _PUBLISHED = Context(prec=PUBLISHED_DIGITS)
@@ -60,8 +62,12 @@ def reference_keys(problem: Problem, quantity: str) -> list[tuple[str, str]]:
 class References:
     """A problem's exact values, one a row, as text of 60 digits."""
 
-    values: list[str]
+    rows: list[Certified]
     gold: list[bool]
+
+    @cached_property
+    def values(self) -> list[str]:
+        return [row.value for row in self.rows]
 
     @cached_property
     def sources(self) -> list[str]:
@@ -75,13 +81,16 @@ class References:
 class Engine:
     """Computes references, in `workers` processes beside the devices' work, or for 1 in this one when asked for.
 
-    Values that were asked for before, or stand in `gold`, are not computed again.
+    Values that were asked for before, stand in `gold` or in the `cache`, are not computed again; the cache is given
+    those that were.
     """
 
-    def __init__(self, workers: int, gold: Mapping[tuple[str, str], str] | None = None) -> None:
-        self._gold = gold or {}
+    def __init__(
+        self, workers: int, gold: Mapping[tuple[str, str], str] | None = None, cache: Cache | None = None
+    ) -> None:
+        self._gold, self._cache = gold or {}, cache
         self._pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn")) if workers > 1 else None
-        self._known: dict[tuple[str, str], Callable[[], str]] = {}
+        self._known: dict[tuple[str, str], Callable[[], Certified]] = {}
 
     def __enter__(self) -> Engine:
         return self
@@ -99,18 +108,22 @@ class Engine:
         """
         rows, classes = problem.input.shape
         if quantity == "zero":
-            return lambda: References(["0"] * rows, [False] * rows)
+            return lambda: References([Certified("0", "proof")] * rows, [False] * rows)
         keys = reference_keys(problem, quantity)
         if quantity == "kl":
             step = max(1, CLASSES_A_TASK // classes)
-            work = partial(row_references, target_kind=problem.case.target_kind, input_kind=problem.case.input_kind)
+            work = partial(certified_rows, target_kind=problem.case.target_kind, input_kind=problem.case.input_kind)
         else:
             step = rows
-            work = partial(quantity_references, quantity)
+            work = partial(_formula, quantity)
         gold = [key in self._gold for key in keys]
         for key in keys:
             if key in self._gold:
-                self._known[key] = partial(self._gold.__getitem__, key)
+                self._known[key] = partial(Certified, self._gold[key], "gold")
+        if self._cache is not None:
+            missing = [key for key in keys if key not in self._known]
+            for key, record in self._cache.read(missing, versions()).items():
+                self._known[key] = partial(Certified, record.value, record.engine)
         fresh = [row for row, key in enumerate(keys) if key not in self._known]
         input, target = problem.numbers if fresh else (np.empty(0), np.empty(0))
         for start in range(0, len(fresh), step):
@@ -118,14 +131,21 @@ class Engine:
             answer = self._start(work, input[part], target[part])
             for place, row in enumerate(part):
                 self._known[keys[row]] = partial(_take, answer, place)
-        return cache(lambda: References([self._known[key]() for key in keys], gold))
 
-    def _start(self, work: Work, input: Rows, target: Rows) -> Callable[[], list[str]]:
+        def wait() -> References:
+            references = References([self._known[key]() for key in keys], gold)
+            if self._cache is not None and fresh:
+                self._cache.write([sealed(keys[row], references.rows[row]) for row in fresh])
+            return references
+
+        return cache(wait)
+
+    def _start(self, work: Work, input: Rows, target: Rows) -> Callable[[], list[Certified]]:
         if self._pool is not None:
             return self._pool.submit(work, input, target).result
         pending: list[Any] = [partial(work, input, target)]
 
-        def answer() -> list[str]:
+        def answer() -> list[Certified]:
             # Done once, and the rows let go.
             if callable(pending[0]):
                 pending[0] = pending[0]()
@@ -134,5 +154,15 @@ class Engine:
         return answer
 
 
-def _take(answer: Callable[[], list[str]], place: int) -> str:
+def _take(answer: Callable[[], list[Certified]], place: int) -> Certified:
     return answer()[place]
+
+
+def _formula(quantity: str, input: Rows, target: Rows) -> list[Certified]:
+    return [Certified(value, "formula") for value in quantity_references(quantity, input, target)]
+
+
+def sealed(key: tuple[str, str], row: Certified) -> Record:
+    """The record of a value that was computed here."""
+    radius = radius_of(row.value, DIGITS)
+    return Record(*key, row.value, radius, str(DIGITS), row.engine, versions()).sealed()

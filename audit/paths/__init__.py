@@ -34,7 +34,7 @@ class Path:
     `quantity` is that value's name: "kl", "zero" (every identity), or one of reference.quantities. `reduction` says
     how rows become one value, "none" where they do not. `cases`: globs of the only cases it runs on, none for all.
     `rounding`: what its bound needs. `compiles`: its first call on a shape takes seconds, which are counted apart.
-    `absent`: why it cannot run here, empty where it can.
+    `absent`: why it cannot run here, empty where it can. `where`: "cpu" or "accelerator" for what runs there alone.
     """
 
     name: str
@@ -50,6 +50,10 @@ class Path:
     compiles: bool = False
     absent: str = ""
     input_kind: str = "logits"
+    where: str = ""
+
+    def runs_on(self, device: str) -> bool:
+        return self.where in ("", "cpu" if device == "cpu" else "accelerator")
 
     def takes(self, case: str, dtype: str, target_kind: str, input_kind: str) -> bool:
         """Whether it runs on a case of this name and these kinds, in this dtype."""
@@ -86,6 +90,7 @@ def path(
     rounding: Rounding = UNDECLARED,
     compiles: bool = False,
     absent: str = "",
+    where: str = "",
 ) -> Callable[[Function], Function]:
     """Decorator: registers a function under `name`; one name may stand once for each reduction and kinds.
 
@@ -109,7 +114,7 @@ def path(
             raise UsageError(
                 f"path {name!r} with reduction {reduction!r} for {input_kind} and {target_kind} is registered already"
             )
-        text = summary or (function.__doc__ or name).strip().splitlines()[0]
+        text = summary or (function.__doc__ or name).strip().splitlines()[0].removesuffix(".")
         _REGISTRY[key] = Path(
             name,
             function,
@@ -124,6 +129,7 @@ def path(
             compiles,
             absent,
             input_kind,
+            where,
         )
         return function
 

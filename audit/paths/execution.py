@@ -119,17 +119,19 @@ EXECUTIONS: dict[str, Execution] = {
 
 # Vectors may not line up with a row's beginning, so that only the form is promised, not the order of the sums.
 ANY_ORDER = Rounding("softmax", "log_softmax", separate=False, exp_slope=0.0)
-for _name, _execution, _rounding, _summary in (
-    ("row_alone", row_alone, PLAIN, "each row in a batch of its own"),
-    ("one_thread", one_thread, PLAIN, "on one thread"),
-    ("strided", strided, ANY_ORDER, "on logits that are two elements apart in memory"),
+for _name, _execution, _rounding, _where, _summary in (
+    ("row_alone", row_alone, PLAIN, "", "each row in a batch of its own"),
+    ("one_thread", one_thread, PLAIN, "cpu", "on one thread"),
+    ("strided", strided, ANY_ORDER, "", "on logits that are two elements apart in memory"),
 ):
-    path(_name, summary=f"the log_softmax path, {_summary}", rounding=_rounding)(partial(_execution, log_softmax))
+    path(_name, summary=f"the log_softmax path, {_summary}", rounding=_rounding, where=_where)(
+        partial(_execution, log_softmax)
+    )
 
 
 path(
     "compiled",
-    summary="torch.compile of the log_softmax path",
+    summary="torch.compile of the log_softmax path: needs a C++ compiler",
     # A few shapes and no more: they show what fusing changes, and compiling takes seconds a dtype.
     cases=("random_scale10", "near_1e-02", "peaked_gap12", "zipf_n32000"),
     compiles=True,

@@ -18,9 +18,9 @@ ABSENT = (
 )
 
 
-@path("liger", absent=ABSENT)
+@path("liger", absent=ABSENT, where="accelerator")
 def liger(input: Tensor, target: Tensor) -> Tensor:
-    """LigerKLDIVLoss(reduction="none")(log_softmax(input), softmax(target)), summed over the classes."""
+    """LigerKLDIVLoss(reduction="none")(log_softmax(input), softmax(target)), summed: needs liger_kernel and CUDA."""
     from liger_kernel.transformers import LigerKLDIVLoss
 
     loss: Tensor = LigerKLDIVLoss(reduction="none")(torch.log_softmax(input, -1), torch.softmax(target, -1))

@@ -21,7 +21,7 @@ def _probabilities(input: Tensor, target: Tensor, function: Callable[..., object
     return torch.as_tensor(function(p, q))
 
 
-@path("scipy_rel_entr", dtypes=DTYPES, rounding=PROBABILITIES, absent=ABSENT)
+@path("scipy_rel_entr", dtypes=DTYPES, rounding=PROBABILITIES, absent=ABSENT, where="cpu")
 def rel_entr(input: Tensor, target: Tensor) -> Tensor:
     """scipy.special.rel_entr(softmax(target), softmax(input)), summed over the classes."""
     from scipy.special import rel_entr
@@ -29,7 +29,7 @@ def rel_entr(input: Tensor, target: Tensor) -> Tensor:
     return _probabilities(input, target, rel_entr).sum(-1)
 
 
-@path("scipy_kl_div", dtypes=DTYPES, rounding=Rounding("softmax", "softmax", masses=True), absent=ABSENT)
+@path("scipy_kl_div", dtypes=DTYPES, rounding=Rounding("softmax", "softmax", masses=True), absent=ABSENT, where="cpu")
 def kl_div(input: Tensor, target: Tensor) -> Tensor:
     """scipy.special.kl_div(softmax(target), softmax(input)), summed: p log(p / q) - p + q."""
     from scipy.special import kl_div
@@ -37,7 +37,7 @@ def kl_div(input: Tensor, target: Tensor) -> Tensor:
     return _probabilities(input, target, kl_div).sum(-1)
 
 
-@path("scipy_entropy", dtypes=DTYPES, rounding=PROBABILITIES, absent=ABSENT)
+@path("scipy_entropy", dtypes=DTYPES, rounding=PROBABILITIES, absent=ABSENT, where="cpu")
 def entropy(input: Tensor, target: Tensor) -> Tensor:
     """scipy.stats.entropy(softmax(target), softmax(input)), which normalises both once more."""
     from scipy.stats import entropy

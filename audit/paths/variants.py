@@ -101,7 +101,7 @@ def _first_dim(input: Tensor, target: Tensor, *, reduction: str) -> Tensor:
 for _reduction in ("none", "sum", "mean"):  # "batchmean" would divide by the first dim, the number of classes
     path(
         "first_dim",
-        summary=f'kl_div(log_softmax(input, 0), softmax(target, 0), reduction="{_reduction}"), classes down the first dim',
+        summary=f'kl_div(log_softmax(input, 0), softmax(target, 0), reduction="{_reduction}"): classes first',
         reduction=_reduction,
         rounding=SHIFTED,
     )(partial(_first_dim, reduction=_reduction))

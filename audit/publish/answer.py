@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
 import pandas as pd
 
 Tables = Mapping[str, pd.DataFrame]
@@ -78,18 +77,12 @@ def _sentence(text: str) -> str:
 def matrix(errors: pd.DataFrame) -> pd.DataFrame:
     """Path x dtype and device: median correct bits, and the share of negative results."""
     gated = errors[errors["kind"].isin(["kl", "identity"])]
+    gated = gated.assign(of_bound=gated["abs_error"] / gated["bound"])
     groups = gated.groupby(["path", "dtype", "device"], sort=False, observed=True)
     table = groups.agg(
         results=("computed", "size"),
         correct_bits=("correct_bits", "median"),
-        scaled_error=("scaled_error", "median"),
         negative=("negative", lambda s: float(s.astype("float64").mean())),
-        non_finite=("result_class", lambda s: int((~s.isin(["finite", "not_computed"])).sum())),
-        worst_of_bound=("drift", lambda s: _worst(gated.loc[s.index])),
+        worst_of_bound=("of_bound", "max"),
     )
     return table.reset_index()
-
-
-def _worst(rows: pd.DataFrame) -> float:
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return float((rows["abs_error"] / rows["bound"]).max())

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from decimal import Decimal, InvalidOperation
-from typing import Any
+from typing import Any, NamedTuple
 
 import mpmath
 
@@ -51,9 +52,16 @@ def exact_kl(
     check_kind(x, input_kind, "input")
     check_kind(y, target_kind, "target")
     if reduction == "none" and not single:
-        return [_public(ball) for ball in _row_balls(x, y, input_kind, target_kind, digits)]
+        return [_public(ball) for ball, _ in _row_balls(x, y, input_kind, target_kind, digits)]
     divisor = {"none": 1, "sum": 1, "mean": x.size, "batchmean": x.size if single else len(x)}[reduction]
     return _public(kl_sum(x, y, input_kind, target_kind, digits, divisor=divisor))
+
+
+class Certified(NamedTuple):
+    """A value as text, and the engine that proved it: "limbs" or "oracle"."""
+
+    value: str
+    engine: str
 
 
 def row_references(
@@ -66,27 +74,38 @@ def row_references(
 
     Raises UsageError as `exact_kl` does, and for a row whose KL is beyond the exponents of decimal.Decimal.
     """
+    return [row.value for row in certified_rows(input, target, target_kind, digits, input_kind)]
+
+
+def certified_rows(
+    input: Rows, target: Rows, target_kind: str, digits: int = 60, input_kind: str = "logits"
+) -> list[Certified]:
+    """`row_references`, each with the engine that computed it."""
     check_kind(input, input_kind, "input")
     check_kind(target, target_kind, "target")
-    texts = [_text(ball, digits) for ball in _row_balls(input, target, input_kind, target_kind, digits)]
-    for row, text in enumerate(texts):
+    rows = [
+        Certified(_text(ball, digits), name)
+        for ball, name in _row_balls(input, target, input_kind, target_kind, digits)
+    ]
+    for row, (text, _) in enumerate(rows):
         try:
             Decimal(text)
         except InvalidOperation:
             raise UsageError(f"row {row}: KL is {text[:12]}... with an exponent beyond +-10^18; scale it") from None
-    return texts
+    return rows
 
 
-def _row_balls(input: Rows, target: Rows, input_kind: str, target_kind: str, digits: int) -> list[Ball]:
-    """One ball a row. Long rows of logits go to the fast engine; what it declines, and all else, to the oracle."""
+def _row_balls(input: Rows, target: Rows, input_kind: str, target_kind: str, digits: int) -> Iterator[tuple[Ball, str]]:
+    """A ball and its engine for each row. Long rows of logits go to the fast one; what it declines, and all else, to
+    the oracle."""
     fast = input_kind == target_kind == "logits" and input.shape[1] >= engine.SMALLEST
-    balls = []
     for row in range(len(input)):
         ball = engine.kl_row(input[row], target[row], digits + GUARD_DIGITS) if fast else None
-        balls.append(
-            ball or kl_sum(input[[row]], target[[row]], input_kind, target_kind, digits, name=f"row {row}: KL")
-        )
-    return balls
+        if ball is not None:
+            yield ball, "limbs"
+        else:
+            name = f"row {row}: KL"
+            yield kl_sum(input[[row]], target[[row]], input_kind, target_kind, digits, name=name), "oracle"
 
 
 def _text(ball: Ball, digits: int) -> str:

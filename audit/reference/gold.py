@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import platform
 from collections.abc import Iterable
 from dataclasses import astuple, dataclass, fields, replace
+from decimal import Decimal
+from functools import cache
+from importlib.metadata import version
 from pathlib import Path
+
+from audit import __version__
 
 NAME = "gold.csv"
 DIGITS = 60
@@ -16,13 +22,14 @@ DIGITS = 60
 class Record:
     """One exact value. `digest` is of the row's dtype, shape and bytes, or of the case's for a `quantity` with a row.
 
-    `value` has `digits` significant digits, its radius at most one unit of the last; 0 and inf are exact. `engine` made
-    it with `versions`; `checksum` covers all of that.
+    The exact number lies within `radius` of `value`, which has `digits` significant digits; 0, inf and nan are decided.
+    `engine` made it with `versions`; `checksum` covers all of that.
     """
 
     digest: str
     quantity: str
     value: str
+    radius: str
     digits: str
     engine: str
     versions: str
@@ -39,12 +46,32 @@ class Record:
         return self.checksum == self._sum()
 
 
+@cache
+def versions() -> str:
+    return f"kl-audit {__version__}, mpmath {version('mpmath')}, Python {platform.python_version()}"
+
+
+def radius_of(value: str, digits: int) -> str:
+    """The proven radius of a value that was rounded to `digits` digits from one 10 digits sharper, two digits, upwards.
+
+    Half a unit of the last digit, and what the sharper value may be off by; 0 for what is decided.
+    """
+    number = Decimal(value)
+    if not number.is_finite() or not number:
+        return "0"
+    return f"5.1e{number.adjusted() - digits}"
+
+
 @dataclass(frozen=True)
 class Gold:
     """A table's values by digest and quantity; `damaged` names what was edited, cut off or is there twice, unused."""
 
     values: dict[tuple[str, str], str]
     damaged: list[str]
+
+
+def record_name(digest: str, quantity: str) -> str:
+    return f"{digest[:12]}… {quantity}"
 
 
 def read_records(folder: Path) -> list[Record]:
@@ -65,7 +92,7 @@ def read_gold(folder: Path) -> Gold:
     twice = [r for r in good if values[r.digest, r.quantity] != r.value]
     for record in twice:
         values.pop((record.digest, record.quantity), None)
-    damaged = [f"{r.digest[:12]}… {r.quantity}" for r in [*(r for r in records if not r.intact), *twice]]
+    damaged = [record_name(r.digest, r.quantity) for r in [*(r for r in records if not r.intact), *twice]]
     return Gold(values, damaged)
 
 

@@ -1,9 +1,15 @@
 """Every path, against the exact value and on a device that is not there."""
 
 import math
+import signal
+import sys
+import time
 from dataclasses import replace
+from decimal import Decimal
 from fractions import Fraction
+from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -12,7 +18,9 @@ import audit
 from audit.errors import UsageError
 from audit.formats import FORMATS
 from audit.measure import measure
-from audit.paths import Path, own_path, path, registered
+from audit.paths import Path, execution, own_path, path, registered
+from audit.paths.misuse import MAPS
+from audit.reference.quantities import quantity_references
 
 PATHS = registered()
 RAISING = {"loss_from_tensors", "log_softmax_from_tensor"}
@@ -62,7 +70,8 @@ def test_every_path_runs_on_cuda_without_mixing_devices(tested: Path, dtype: str
     if dtype not in tested.dtypes:
         pytest.skip("not one of the path's dtypes")
     with FakeTensorMode():
-        logits = torch.empty(4, 10, device="cuda", dtype=getattr(torch, dtype))
+        shape = (3, 64) if tested.cases == (MAPS,) else (4, 10)
+        logits = torch.empty(shape, device="cuda", dtype=getattr(torch, dtype))
         try:
             output = tested.function(logits, torch.empty_like(logits))
         except RuntimeError as error:
@@ -71,7 +80,7 @@ def test_every_path_runs_on_cuda_without_mixing_devices(tested: Path, dtype: str
                 pytest.skip(str(error))
             raise
     assert output.device.type == "cuda"
-    assert tuple(output.shape) == ((4,) if tested.reduction == "none" else ())
+    assert tuple(output.shape) == (shape[:1] if tested.reduction == "none" else ())
 
 
 @pytest.mark.parametrize("tested", [p for p in PATHS if p.name in RAISING], ids=name)
@@ -118,6 +127,10 @@ def broken(input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         (lambda x, y: x, "returned shape (6, 20), expected one value a row: (6,)"),
         (lambda x, y: x.sum(-1).long(), "returned torch.int64, expected one of float16"),
         (lambda x, y: x.sub_(1).sum(-1), "changed its inputs in place"),
+        (lambda x, y: x.data.sub_(1).sum(-1), "changed its inputs in place"),
+        (lambda x, y: y.numpy().sort() or x.sum(-1), "changed its inputs in place"),
+        (lambda x, y: x.t_().sum(0), "changed its inputs in place"),
+        (lambda x, y: sys.exit("enough"), "SystemExit: enough"),
         (lambda x, y: x.sum(-1).to("meta"), "returned a tensor on meta, expected cpu"),
     ],
 )
@@ -126,6 +139,123 @@ def test_what_a_kernel_does_wrong_becomes_its_note(function: object, note: str) 
     assert result.note.startswith(note)
     assert len(result.computed) == 6
     assert all(value != value for value in result.computed)
+
+
+def survives(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    while True:
+        try:
+            time.sleep(0.01)
+        except Exception:
+            continue
+
+
+@pytest.mark.parametrize("function", [survives, lambda x, y: time.sleep(1) or x.sum(-1)])
+def test_a_kernel_that_does_not_end_is_stopped(function: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("audit.measure.LIMIT_SECONDS", 0.1)
+    start = time.monotonic()
+    result = measure(Path("slow", function, ""), *pair("float32"))  # type: ignore[arg-type]
+    assert result.note == "too slow: took more than 0.1 s" and result.too_slow
+    assert time.monotonic() - start < 0.9
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+
+
+def test_a_timer_of_the_callers_own_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    rang = []
+    signal.signal(signal.SIGALRM, lambda *_: rang.append(1))
+    signal.setitimer(signal.ITIMER_REAL, 0.2)
+    assert not measure(Path("quick", lambda x, y: x.sum(-1), ""), *pair("float32")).note
+    time.sleep(0.3)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    assert rang == [1]
+
+
+def test_a_kernel_that_was_too_slow_once_is_not_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("audit.measure.LIMIT_SECONDS", 0.5)
+    runs = []
+
+    def dawdles(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        runs.append(len(x))
+        time.sleep(2)
+        return x.sum(-1)
+
+    errors = audit.run(cases=["two_classes", "one_ulp"], paths=[dawdles], dtypes="float32", devices="cpu")
+    notes = errors[errors["path"] == "dawdles"].groupby("case")["note"].unique().map(list)
+    assert notes["one_ulp"] == ["too slow: took more than 0.5 s"]
+    assert notes["two_classes"][0].startswith("not run: too slow") and "on one_ulp float32" in notes["two_classes"][0]
+    assert runs == [8]
+    assert (errors.loc[errors["path"] == "log_softmax", "note"] == "").all()
+
+
+def test_a_path_of_one_kind_of_device_runs_there_alone() -> None:
+    by_name = {p.name: p for p in PATHS}
+    assert by_name["scipy_entropy"].runs_on("cpu") and not by_name["scipy_entropy"].runs_on("cuda:1")
+    assert by_name["liger"].runs_on("cuda") and not by_name["liger"].runs_on("cpu")
+    assert by_name["log_softmax"].runs_on("cpu") and by_name["log_softmax"].runs_on("cuda")
+
+
+def test_compiled_raises_rather_than_falling_back_and_says_nothing_of_recompiling(
+    capfd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled = next(p for p in PATHS if p.name == "compiled")
+    if compiled.absent:
+        pytest.skip(compiled.absent)
+    # Two kernels, where dynamo would give up after one.
+    monkeypatch.setattr("torch._dynamo.config.recompile_limit", 1)
+    for rows in (1, 2):
+        assert not measure(compiled, *(t[:rows] for t in pair("float32"))).note
+    assert capfd.readouterr().err == ""
+
+    def breaks(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        torch._dynamo.graph_break()
+        return x.sum(-1)
+
+    assert measure(Path("breaks", partial(execution.compiled, breaks), ""), *pair("float32")).note
+
+
+MISUSE = {p.name: p for p in PATHS if p.kind == "misuse" and p.name not in RAISING}
+
+
+@pytest.mark.parametrize("name", MISUSE)
+def test_a_mistakes_reference_is_its_own_formula_at_two_equal_classes(name: str) -> None:
+    """Where softmax gives 1/2 and 1/2 on both sides, each mistake has a value in closed form."""
+    if name == "maps_over_different_dims":
+        pytest.skip("of maps alone")
+    half, e = math.log(2), math.e
+    wanted = {
+        "probabilities_as_input": -half - 0.5,
+        "logits_as_input": -half,
+        "logits_as_target": 0.0,
+        "log_probabilities_as_target": math.nan,
+        "probabilities_with_log_target": 2 * e**0.5 * (0.5 + half),
+        "swapped": 0.0,
+        "wrong_dim": 0.0,
+        "different_dims": 0.0,
+        "half_mass": 0.5 * math.log(0.5),
+        "double_softmax": 0.0,
+        "epsilon_in_log": 0.0,
+        "clamped": 0.0,
+        "threshold_skipped": 0.0,
+        "mean_for_batchmean": 0.0,
+    }
+    zeros = np.zeros((2, 2))
+    exact = [float(v) for v in quantity_references(MISUSE[name].quantity, zeros, zeros)]
+    assert exact == pytest.approx([wanted[name]] * 2, rel=1e-15, nan_ok=True)
+    computed = measure(MISUSE[name], torch.zeros(2, 2, dtype=torch.float64), torch.zeros(2, 2, dtype=torch.float64))
+    assert computed.computed.item() == pytest.approx(wanted[name], rel=1e-14, abs=1e-15, nan_ok=True)
+
+
+def test_mean_for_batchmean_stands_beside_the_kl_that_was_meant() -> None:
+    errors = audit.run(cases="mistakes_apart", paths="mean_for_batchmean", dtypes="float64", devices="cpu")
+    (row,) = errors.to_dict("records")
+    assert Decimal(row["exact_kl"]) / 10 == pytest.approx(Decimal(row["reference"]), rel=Decimal("1e-48"))
+    assert row["computed"] == pytest.approx(float(row["reference"]), rel=1e-14)
+
+
+def test_maps_over_different_dims_is_what_torch_gives_in_three_dimensions() -> None:
+    errors = audit.run(cases="maps_3x8x8", paths="maps_over_different_dims", dtypes="float64", devices="cpu")
+    (row,) = errors.to_dict("records")
+    assert row["computed"] == pytest.approx(float(row["reference"]), rel=1e-13)
+    assert float(row["reference"]) < -1
 
 
 def test_a_path_that_cannot_run_here_is_listed_and_left_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,116 @@
+"""What an audit covers, from the registries: the lines of `list`, and `python -m audit.coverage > docs/coverage.md`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from audit import cases, devices, paths
+from audit.errors import UsageError
+from audit.formats import FORMATS
+from audit.paths.execution import EXECUTIONS
+
+_HEAD = """# What is audited
+
+`python -m audit list cases|paths|devices` prints the same lines, with what is absent on the machine at hand.
+
+## Profiles
+
+Each profile has the cases of the one before. Time is CPU time on one core of an Intel Xeon with AVX-512, torch
+2.13, gold references in place; compiling is what torch.compile takes of it.
+
+| profile | for | cases | CPU time | of it compiling | peak memory |
+|---|---|---|---|---|---|
+"""
+_PROFILES = {
+    "quick": ("each commit: every path, small cases", "", "", ""),
+    "standard": ("the audit: every family of inputs, vocabularies to 128,256 classes", "", "", ""),
+    "full": (
+        "a new torch or device: vocabularies to 262,144 classes, every path against its compiled form",
+        "",
+        "",
+        "",
+    ),
+}
+_KINDS = {
+    "kl": "Means to compute KL, and is gated by its bound.",
+    "identity": "Means to give a known value, and is gated by its bound.",
+    "estimator": "Estimates KL from a sampled token; compared with its exact value on the same sample.",
+    "misuse": "A known mistake: compared with the exact value of its own formula, beside the KL that was meant.",
+}
+
+
+def listing(what: str) -> list[tuple[str, str]]:
+    """Name and one line for each case, path or device. Raises UsageError for anything else."""
+    if what == "cases":
+        return [(c.name, f"{c.profile:9s} {c.summary}") for c in _cases()]
+    if what == "paths":
+        return [
+            (p.name, f"{p.kind:9s} {p.reduction:9s} {p.summary}" + (f" (absent: {p.absent})" if p.absent else ""))
+            for p in _paths()
+        ]
+    if what == "devices":
+        return [(d.name, f"absent: {d.absent}" if d.absent else d.model) for d in devices.found()]
+    raise UsageError(f"list: {what!r} is not one of cases, paths, devices")
+
+
+def page() -> str:
+    parts = [_HEAD]
+    for profile, (purpose, *measured) in _PROFILES.items():
+        parts.append(_row([profile, purpose, str(len(cases.registered(profile))), *measured]))
+    for kind, text in _KINDS.items():
+        parts.append(f"\n## Paths: {kind}\n\n{text}\n\n")
+        parts.append(_head(["path", "reduction", "what it computes", "input, target", "dtypes", "only on cases"]))
+        parts += [_path(p) for p in _paths() if p.kind == kind]
+    parts.append("\n## Invariance\n\nWhat should change nothing, for every path that gives a value a row.\n\n")
+    parts.append(_head(["check", "where"]))
+    parts += [_row([name, _where(check.where, check.costly)]) for name, check in EXECUTIONS.items()]
+    parts.append(
+        "\n## Cases\n\n" + _head(["case", "smallest profile", "rows x classes", "input, target", "dtypes", "what"])
+    )
+    for case in _cases():
+        shape = "x".join(map(str, case.make(FORMATS[case.dtypes[0]])[0].shape))
+        parts.append(_row([case.name, case.profile, shape, _kinds(case), _dtypes(case.dtypes), case.summary]))
+    return "".join(parts)
+
+
+def _cases() -> list[cases.Case]:
+    """In an order that does not depend on which module was imported first."""
+    return sorted(cases.registered(), key=lambda c: c.name)
+
+
+def _paths() -> list[paths.Path]:
+    order = list(_KINDS)
+    return sorted(
+        paths.registered(), key=lambda p: (order.index(p.kind), p.name, p.input_kind, p.target_kind, p.reduction)
+    )
+
+
+def _path(path: paths.Path) -> str:
+    reduction = "" if path.reduction == "none" else path.reduction
+    return _row([path.name, reduction, path.summary, _kinds(path), _dtypes(path.dtypes), ", ".join(path.cases)])
+
+
+def _kinds(of: cases.Case | paths.Path) -> str:
+    return "" if of.input_kind == of.target_kind == "logits" else f"{of.input_kind}, {of.target_kind}"
+
+
+def _dtypes(names: Sequence[str]) -> str:
+    return "" if tuple(names) == tuple(FORMATS) else ", ".join(names)
+
+
+def _where(where: str, costly: bool) -> str:
+    return {"": "", "cpu": "on the CPU", "accelerator": "on an accelerator"}[where] + (
+        "standard: the log_softmax path; full: every path" if costly else ""
+    )
+
+
+def _head(names: Sequence[str]) -> str:
+    return _row(names) + _row(["---"] * len(names))
+
+
+def _row(fields: Iterable[str]) -> str:
+    return "| " + " | ".join(field.replace("|", "\\|").replace("*", "\\*") for field in fields) + " |\n"
+
+
+if __name__ == "__main__":
+    print(page(), end="")

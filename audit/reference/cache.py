@@ -1,0 +1,67 @@
+"""References of a user's own logits, kept from one run to the next: sealed records in one SQLite file.
+
+A record is used only where its checksum fits and the same versions made it. What cannot be read or written is no
+failure: the values are computed again. SQLite's locks let two runs share the file.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterable, Sequence
+from contextlib import closing
+from dataclasses import astuple
+from pathlib import Path
+
+from audit.reference.gold import Record
+
+LIMIT = 50_000  # records, of about 400 bytes
+_SECONDS = 10.0  # to wait for another run
+_COLUMNS = ", ".join(Record.__dataclass_fields__)
+
+
+def default_file() -> Path:
+    """In the user's cache folder, which XDG_CACHE_HOME may name."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kl-audit" / "references.sqlite"
+
+
+class Cache:
+    """The records of a file, the oldest dropped where there would be more than `limit`."""
+
+    def __init__(self, file: Path, limit: int = LIMIT) -> None:
+        self._file, self._limit = file, limit
+
+    def read(self, keys: Iterable[tuple[str, str]], versions: str) -> dict[tuple[str, str], Record]:
+        """The intact records of these digests and quantities that the versions made."""
+        found: dict[tuple[str, str], Record] = {}
+        try:
+            with closing(self._connect()) as database:
+                for key in keys:
+                    for row in database.execute(
+                        f"SELECT {_COLUMNS} FROM records WHERE digest = ? AND quantity = ?", key
+                    ):
+                        record = Record(*map(str, row))
+                        if record.intact and record.versions == versions:
+                            found[key] = record
+        except (OSError, sqlite3.Error):
+            return {}
+        return found
+
+    def write(self, records: Sequence[Record]) -> None:
+        marks = ", ".join("?" * len(Record.__dataclass_fields__))
+        try:
+            with closing(self._connect()) as database, database:
+                database.executemany(f"INSERT OR REPLACE INTO records VALUES ({marks})", map(astuple, records))
+                (count,) = database.execute("SELECT COUNT(*) FROM records").fetchone()
+                database.execute(
+                    "DELETE FROM records WHERE rowid IN (SELECT rowid FROM records ORDER BY rowid LIMIT ?)",
+                    (max(0, count - self._limit),),
+                )
+        except (OSError, sqlite3.Error):
+            return
+
+    def _connect(self) -> sqlite3.Connection:
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        database = sqlite3.connect(self._file, timeout=_SECONDS)
+        database.execute(f"CREATE TABLE IF NOT EXISTS records ({_COLUMNS}, PRIMARY KEY (digest, quantity))")
+        return database
