@@ -198,7 +198,7 @@ def test_compiled_raises_rather_than_falling_back_and_says_nothing_of_recompilin
     compiled = next(p for p in PATHS if p.name == "compiled")
     if compiled.absent:
         pytest.skip(compiled.absent)
-    # Two kernels, where dynamo would give up after one. (monkeypatch would leave its configuration without the setting.)
+    # Two kernels, where dynamo would give up after one. monkeypatch would leave its configuration without the setting.
     with dynamo.patch(recompile_limit=1):
         for rows in (1, 2):
             assert not measure(compiled, *(t[:rows] for t in pair("float32"))).note
