@@ -12,6 +12,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+import torch._dynamo.config as dynamo
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import audit
@@ -194,16 +195,14 @@ def test_a_path_of_one_kind_of_device_runs_there_alone() -> None:
     assert by_name["log_softmax"].runs_on("cpu") and by_name["log_softmax"].runs_on("cuda")
 
 
-def test_compiled_raises_rather_than_falling_back_and_says_nothing_of_recompiling(
-    capfd, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_compiled_raises_rather_than_falling_back_and_says_nothing_of_recompiling(capfd) -> None:
     compiled = next(p for p in PATHS if p.name == "compiled")
     if compiled.absent:
         pytest.skip(compiled.absent)
-    # Two kernels, where dynamo would give up after one.
-    monkeypatch.setattr("torch._dynamo.config.recompile_limit", 1)
-    for rows in (1, 2):
-        assert not measure(compiled, *(t[:rows] for t in pair("float32"))).note
+    # Two kernels, where dynamo would give up after one. monkeypatch would leave its configuration without the setting.
+    with dynamo.patch(recompile_limit=1):
+        for rows in (1, 2):
+            assert not measure(compiled, *(t[:rows] for t in pair("float32"))).note
     assert capfd.readouterr().err == ""
 
     def breaks(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
