@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Context, Decimal
-from itertools import chain, groupby
+from itertools import chain, groupby, product
 from pathlib import Path as FilePath
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -152,7 +152,7 @@ def plan_file(
     kinds that no path asked for takes, and as `plan` does.
     """
     pair = Pair.open(file, input_kind, target_kind)
-    return _plan("file", [pair.case(slice(0, 1))], paths or (*MAIN, GIVEN), dtypes or pair.dtype, devices, pair)
+    return _plan("file", [pair.case(slice(0, 1))], paths or (*MAIN, GIVEN), dtypes or pair.input.dtype, devices, pair)
 
 
 def _plan(
@@ -250,7 +250,8 @@ def execute(
         workers=workers,
         seconds={name: round(value, 3) for name, value in seconds.items()},
     )
-    return Audit(tables, environment, seconds, stale, gold.damaged)
+    # A file's numbers are none of those the acknowledgements are about.
+    return Audit(tables, environment, seconds, stale if plan.file is None else [], gold.damaged)
 
 
 def _blocks(
@@ -272,10 +273,13 @@ def _blocks(
 
 def _gradients(plan: Plan, problems: Problems, errors: pd.DataFrame) -> pd.DataFrame:
     """Of every path, or of the user's own, that computed all it was given, on a few cases."""
-    failed = set(errors.loc[errors["result_class"] == "not_computed", "path"])
-    paths = [p for p in plan.paths if not p.compiles and p.name not in failed and (not plan.own or p.name in plan.own)]
-    closer = _some(plan, problems, CLOSER)
-    parts = [measure_gradients(closer, [p for p in paths if p.runs_on(d)], d) for d in (d.name for d in plan.devices)]
+    closer, parts = _some(plan, problems, CLOSER), []
+    failed = errors.loc[errors["result_class"] == "not_computed", ["path", "dtype", "device"]].drop_duplicates()
+    lacking = set(failed.itertuples(index=False, name=None))
+    for device, dtype in product((d.name for d in plan.devices), plan.dtypes):
+        paths = [p for p in plan.paths if not p.compiles and p.runs_on(device) and (not plan.own or p.name in plan.own)]
+        able = [p for p in paths if (p.name, dtype, device) not in lacking]
+        parts.append(measure_gradients([p for p in closer if p.dtype == dtype], able, device))
     return typed(pd.concat(parts, ignore_index=True), "gradients")
 
 
@@ -284,9 +288,9 @@ def _closer_looks(plan: Plan, problems: Problems) -> dict[str, pd.DataFrame]:
     kl = [p for p in plan.paths if p.kind == "kl" and p.reduction == "none" and p.target_kind == "logits"]
     # Every check of a compiled path would be another compilation: its eager form is compared with it instead.
     paths = [p for p in kl if not p.compiles]
-    compiled = {"quick": [], "standard": [COMPARISON], "full": [p.name for p in paths]}[plan.profile]
+    compiled = {"quick": (), "standard": (COMPARISON,), "full": MAIN}[plan.profile]
     closer, wide, thread = (_some(plan, problems, names) for names in (CLOSER, (WIDE,), ("identical_n1000",)))
-    narrow = [p for p in problems.values() if p.input.shape[1] <= NARROW]
+    narrow = [p for p in problems.values() if p.input.shape[1] <= NARROW and p.case.input_kind == "logits"]
     looks: dict[str, list[pd.DataFrame]] = {"elements": [], "invariance": [], "attribution": []}
     for device in (d.name for d in plan.devices):
         looks["elements"].append(measure_elements(narrow, device))
@@ -302,7 +306,7 @@ def _some(plan: Plan, problems: Problems, names: Iterable[str]) -> list[Problem]
 def _streamed(plan: Plan, engine: Engine, advance: Callable[[str], None]) -> pd.DataFrame:
     """The rows of errors.csv of a user's file, a block of its rows in memory at a time."""
     assert plan.file is not None
-    rows, classes = plan.file.shape
+    rows, classes = plan.file.input.shape
     step = max(1, ELEMENTS_AT_ONCE // classes)
     parts: list[pd.DataFrame] = []
     stopped: dict[tuple[str, str], str] = {}

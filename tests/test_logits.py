@@ -151,7 +151,7 @@ def resident():
 pairs = [Pair.open(Path(f), "logits", "logits") for f in sys.argv[1:]]
 before, most = resident(), 0
 for pair in pairs:
-    for row in range(0, pair.shape[0], 4):
+    for row in range(0, pair.input.shape[0], 4):
         pair.case(slice(row, row + 4)).make(FORMATS["float32"])
         most = max(most, resident())
 print(most - before)
