@@ -69,15 +69,16 @@ def run(
     import torch
 
     from audit import pipeline
+    from audit import plan as plans
     from audit.publish.folder import check_replaceable
     from audit.publish.report import write_report
 
     check_replaceable(out)
     chosen = [*(path or ()), *own] or None
     if logits is None:
-        plan = pipeline.plan(profile, case, chosen, dtype, device)
+        plan = plans.plan(profile, case, chosen, dtype, device)
     else:
-        plan = pipeline.plan_file(logits, input_kind, target_kind, chosen, dtype, device)
+        plan = plans.plan_file(logits, input_kind, target_kind, chosen, dtype, device)
     console = terminal.console()
     names = ", ".join(f"{d.name} ({d.model})" for d in plan.devices)
     console.print(f"{sys.executable}, torch {torch.__version__}", highlight=False, soft_wrap=True)
@@ -104,7 +105,8 @@ def run(
     for record in audit.damaged:
         console.print(f"gold record {record} is damaged: computed instead; `references build` mends it", soft_wrap=True)
     for name in audit.stale:
-        console.print(f"acknowledgement [{name}]: no finding of its scope occurs any more", soft_wrap=True)
+        text = f"acknowledgement [{name}]: no finding of its scope occurs any more"
+        console.print(text, soft_wrap=True, markup=False)
     if len(audit.new_findings):
         from audit.judge.findings import stanza
 
@@ -228,7 +230,7 @@ def diagnose(
 
 
 def _function(text: str) -> Callable[..., Any]:
-    """The function that FILE.py:FUNCTION names."""
+    """The function that FILE.py:FUNCTION names, which may import what lies beside its file."""
     file, _, name = text.rpartition(":")
     if not file or not Path(file).is_file():
         raise UsageError(f"--path-file {text}: expected FILE.py:FUNCTION with a file that exists")
@@ -236,9 +238,10 @@ def _function(text: str) -> Callable[..., Any]:
     if spec is None or spec.loader is None:
         raise UsageError(f"--path-file {text}: {file} is not a Python file")
     module = module_from_spec(spec)
+    sys.path.append(str(Path(file).resolve().parent))
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UsageError(f"--path-file {text}: importing {file} raised {type(error).__name__}: {error}") from error
     function = getattr(module, name, None)
     if not callable(function):

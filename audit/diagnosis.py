@@ -24,7 +24,8 @@ class Diagnosis:
     """What the call gives and why. `verdict` is "rounding" for a sound call, a key of VERDICTS, or "cannot_tell".
 
     `value` is what torch returns; `exact` the exact value of the same formula on the same numbers, None where it has
-    none, and for more than EXACTLY numbers. `evidence` is what in the tensors says so; `call` the corrected call, empty where nothing is to be corrected.
+    none, and for more than EXACTLY numbers. `evidence` is what in the tensors says so; `call` the corrected call, empty
+    where nothing is to be corrected.
     """
 
     verdict: str
@@ -70,8 +71,8 @@ VERDICTS = {
         "F.kl_div(input, target / target.sum({dim}, keepdim=True))",
     ),
     "unnormalised_input": (
-        "The input's exponentials do not sum to 1, though none exceeds it: as after log(p + eps), log(p.clamp(min=eps)), "
-        "a sigmoid, a logarithm to another base, or with logits that are all negative.",
+        "The input's exponentials do not sum to 1, though none exceeds 1: as after log(p + eps), log(p.clamp(eps)), a "
+        "sigmoid, a logarithm to another base, or with logits that are all negative.",
         RIGHT,
     ),
     "double_softmax": ("The input looks like log_softmax of probabilities: softmax was applied twice.", RIGHT),
@@ -126,7 +127,7 @@ def _numbers(side: Tensor, name: str) -> Tensor:
 
 
 def _format(x: Tensor, y: Tensor) -> Format:
-    """The coarser format of two tensors' numbers: double that holds nothing but float32 numbers was computed in that."""
+    """The coarser of two tensors' formats; double that holds nothing but float32 numbers was computed in float32."""
     held = [
         t.float() if t.dtype == torch.float64 and torch.equal(t.float().double().nan_to_num(), t.nan_to_num()) else t
         for t in (x, y)

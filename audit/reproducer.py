@@ -239,8 +239,15 @@ def _written(value: object, name: str, seen: dict[str, str], module: str = "") -
         seen[name] = f"from {value.__module__ or 'torch'} import {value.__name__} as {name}"
     elif isinstance(value, ModuleType) and name:
         seen[name] = f"import {value.__name__} as {name}"
-    elif isinstance(value, (int, float, str, tuple, dict)) and name:
-        seen[name] = f"{name} = {value!r}"
+    elif isinstance(value, (int, float, str, tuple, dict)):
+        text = repr(value)
+        if isinstance(value, tuple):
+            text = "".join(f"{_written(v, '', seen)}, " for v in value).join("()")
+        elif isinstance(value, dict):
+            text = "".join(f"{_written(k, '', seen)}: {_written(v, '', seen)}, " for k, v in value.items()).join("{}")
+        if not name:
+            return text
+        seen[name] = f"{name} = {text}"
     elif name:
         seen[name] = f"from {module} import {name}"
     return getattr(value, "__name__", repr(value))
@@ -252,7 +259,8 @@ def _collect(used: FunctionType | type, seen: dict[str, str]) -> None:
         tree = ast.parse(textwrap.dedent(inspect.getsource(used))).body[0]
     except (OSError, TypeError, SyntaxError):
         tree = None
-    if not isinstance(tree, (ast.FunctionDef, ast.ClassDef)) or used.__module__.startswith(("torch.", "builtins")):
+    installed = used.__module__.partition(".")[0] in ("torch", "builtins")
+    if installed or not isinstance(tree, (ast.FunctionDef, ast.ClassDef)):
         seen[used.__name__] = f"from {used.__module__} import {used.__name__}"
         return
     tree.decorator_list = []

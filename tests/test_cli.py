@@ -10,6 +10,8 @@ import pandas as pd
 import pytest
 
 import audit
+from audit.cli import _function
+from audit.errors import UsageError
 
 CPU = ("run", "--profile", "quick", "--device", "cpu", "--workers", "1")
 ROOT = Path(__file__).parents[1]
@@ -91,6 +93,29 @@ def test_a_kernel_of_ones_own_that_raises_is_a_finding_beside_log_softmax(tmp_pa
     mine = errors[errors["path"] == "my_kl"]
     assert set(mine["note"]) == {"RuntimeError: not today"}
     assert set(mine["result_class"]) == {"not_computed"}
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ("import sys\nsys.exit(3)\n", "raised SystemExit: 3"),
+        ("import nothing_of_the_kind\n", "raised ModuleNotFoundError"),
+        ("def other(x, y):\n    return x\n", "has no function 'my_kl'; it has other"),
+    ],
+)
+def test_a_kernels_file_that_does_not_give_the_function_is_refused(tmp_path: Path, lines: str, message: str) -> None:
+    (tmp_path / "mine.py").write_text(lines)
+    with pytest.raises(UsageError, match=message):
+        _function(f"{tmp_path / 'mine.py'}:my_kl")
+
+
+def test_a_kernels_file_may_import_its_neighbours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "a_neighbour.py").write_text("FACTOR = 2\n")
+    (tmp_path / "mine.py").write_text(
+        "from a_neighbour import FACTOR\n\ndef my_kl(x, y):\n    return FACTOR * x.sum(-1)\n"
+    )
+    assert _function(f"{tmp_path / 'mine.py'}:my_kl").__name__ == "my_kl"
 
 
 def test_help_is_there_without_torch(tmp_path: Path) -> None:

@@ -56,14 +56,6 @@ class Pair:
             raise UsageError(f"{file}: expected shape (rows, classes), got {input.shape}")
         return cls(file, input, target, input_kind, target_kind)
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.input.shape
-
-    @property
-    def dtype(self) -> str:
-        return self.input.dtype
-
     def case(self, rows: slice) -> Case:
         """Some of its rows as a case. What was rounded to make the file is not known: it is native.
 

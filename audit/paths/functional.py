@@ -60,37 +60,31 @@ def kl_div_loss(input: Tensor, target: Tensor, *, reduction: str) -> Tensor:
     return loss.sum(-1) if reduction == "none" else loss
 
 
-def _softmax_log_reduced(input: Tensor, target: Tensor, *, reduction: str) -> Tensor:
+def softmax_log_reduced(input: Tensor, target: Tensor, *, reduction: str) -> Tensor:
     return F.kl_div(torch.log(torch.softmax(input, -1)), torch.softmax(target, -1), reduction=reduction)
 
 
-def _log_target_reduced(input: Tensor, target: Tensor, *, reduction: str) -> Tensor:
+def log_target_reduced(input: Tensor, target: Tensor, *, reduction: str) -> Tensor:
     log_q, log_p = torch.log_softmax(input, -1), torch.log_softmax(target, -1)
     return F.kl_div(log_q, log_p, reduction=reduction, log_target=True)
 
 
-for _reduction in ("sum", "mean", "batchmean"):
-    path(
+for _name, _function, _rounding, _reductions, _text in (
+    ("kl_div_loss", kl_div_loss, PLAIN, REDUCTIONS, "nn.KLDivLoss of log_softmax(input), softmax(target)"),
+    (
         "softmax_log",
-        summary=f'kl_div(log(softmax(input)), softmax(target), reduction="{_reduction}")',
-        reduction=_reduction,
-        rounding=SOFTMAX_FIRST,
-    )(partial(_softmax_log_reduced, reduction=_reduction))
-    path(
-        "log_target",
-        summary=f'kl_div(log_softmax(input), log_softmax(target), log_target=True, reduction="{_reduction}")',
-        reduction=_reduction,
-        rounding=torch_rounding("log_softmax"),
-    )(partial(_log_target_reduced, reduction=_reduction))
-
-for _reduction in REDUCTIONS:
-    path(
-        "kl_div_loss",
-        summary=f'nn.KLDivLoss(reduction="{_reduction}")(log_softmax(input), softmax(target))'
-        + (", summed over the classes" if _reduction == "none" else ""),
-        reduction=_reduction,
-        rounding=PLAIN,
-    )(partial(kl_div_loss, reduction=_reduction))
+        softmax_log_reduced,
+        SOFTMAX_FIRST,
+        REDUCTIONS[1:],
+        "kl_div of log(softmax(input)), softmax(target)",
+    ),
+    ("log_target", log_target_reduced, torch_rounding("log_softmax"), REDUCTIONS[1:], "kl_div with log_target=True"),
+):
+    for _reduction in _reductions:
+        _summed = ", summed over the classes" if _reduction == "none" else ""
+        path(_name, summary=f'{_text}, reduction="{_reduction}"{_summed}', reduction=_reduction, rounding=_rounding)(
+            partial(_function, reduction=_reduction)
+        )
 
 
 @path("difference", kind="identity", rounding=SOFTMAX_FIRST)

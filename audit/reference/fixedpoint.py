@@ -29,6 +29,7 @@ from audit.reference.limbs import (
     Plan,
     add_products,
     aligned,
+    any_nonzero,
     at_most,
     carry,
     divide,
@@ -45,7 +46,7 @@ Integers = NDArray[np.int64]
 # So many classes are worked on at a time.
 BLOCK = 4080
 # So many classes at most keep the sums of their pieces within 63 bits.
-MOST = 2**19
+MOST = 500_000
 LARGEST = 2.0**39
 
 Members = slice | Integers
@@ -292,7 +293,8 @@ def _times(
     np.multiply(limbs[top : len(out) - first], weights[0], out=out[start:])
     out[:start] = 0
     for m, weight in enumerate(weights[1:], start + 1):
-        add_products(limbs[top:], weight, m, out, scratch)
+        if any_nonzero(weight):
+            add_products(limbs[top:], weight, m, out, scratch)
     for _ in range(passes):
         carry(out[max(0, start - passes) :], scratch)
 

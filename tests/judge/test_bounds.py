@@ -87,7 +87,7 @@ def trial(paths: list[Path], sizes: list[int], seed: int) -> pd.DataFrame:
 TORCHS = [
     p
     for p in registered()
-    if p.target_kind == "logits"
+    if p.input_kind == p.target_kind == "logits"
     and p.quantity in ("kl", "distillation")
     and p.kind in ("kl", "identity")
     and not p.compiles
@@ -121,7 +121,7 @@ def test_no_sound_kernel_is_beyond_its_bound() -> None:
 
 @pytest.mark.slow
 def test_no_sound_kernel_is_beyond_its_bound_in_100_000_trials() -> None:
-    sizes = [[2, 3, 10, 81]] * 3 + [[1_000, 5_000], [32_000]]
+    sizes = [[2, 3, 10, 81]] * 2 + [[1_000, 5_000], [32_000]]
     table = pd.concat([trial(sound_paths(), each, seed) for seed, each in enumerate(sizes)], ignore_index=True)
     ratio = (table["bound"] / table["abs_error"]).replace(np.inf, np.nan)
     kinds = table["path"].isin([p.name for p in TORCHS]).map({True: "torch's paths", False: "undeclared kernels"})

@@ -11,6 +11,7 @@ from audit.cases import Problem, build, registered
 from audit.formats import FORMATS
 from audit.judge.attribution import PARTS, measure_attribution
 from audit.judge.elements import measure_elements
+from audit.publish.answer import origin
 
 CASES = {case.name: case for case in registered()}
 
@@ -53,3 +54,16 @@ def test_for_equal_logits_the_drift_is_the_difference_of_the_masses() -> None:
     before_rounding = table[["softmax", "shift", "log_softmax"]].sum(axis=1)
     rest = before_rounding - table["mass_difference"]
     assert (rest >= 0).all() and (rest < 1e-11).all()
+
+
+def test_one_sentence_says_which_rounding_makes_the_threads_drift_and_which_sign_it_gets() -> None:
+    """Read from the table: with the parts of two roundings exchanged it says the other."""
+    table = measure_attribution([problem("identical_n1000", "float32")], "cpu", 6)
+    parts = table[["softmax", "shift", "log_softmax", "log", "product", "summation", "output"]].abs().sum()
+    table["shift"], table[parts.idxmax()] = table[parts.idxmax()].copy(), table["shift"].copy()
+    said = origin({"attribution": table})
+    assert "drift is made by the rounding of log sum exp, one number a row" in said
+    assert f"of {len(table)} rows" in said
+    table["mass_difference"] = -np.sign(table["drift"])
+    assert f"in 0 of {len(table)} rows" in origin({"attribution": table})
+    assert origin({"attribution": table.iloc[:0]}) == origin({}) == ""

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, log_softmax
+from torch.nn import functional as F
 
 import audit
 from audit.judge.findings import COMMITTED, Acknowledgement, find, read_acknowledgements, stanza
-from audit.pipeline import Audit, execute, plan
+from audit.paths import own_path
+from audit.pipeline import Audit, execute
+from audit.plan import plan
+from audit.reproducer import Shrinker
 
 CASES = ["identical_n1000", "random_*", "near_*", "zeros_in_target", "one_hot"]
 
@@ -151,6 +158,34 @@ def test_what_a_users_kernel_does_not_compute_is_a_finding(tmp_path: Path) -> No
         assert set(run(kernel, cases=["random_scale1"], dtypes=["float32"]).new_findings["symptom"]) == {"not_computed"}
 
 
+def test_a_kernel_that_computes_nothing_has_its_report_and_exit_status_1(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("def fails(x, y):\n    raise NotImplementedError('not yet')\n")
+    command = [
+        sys.executable,
+        "-m",
+        "audit",
+        "run",
+        "--profile",
+        "quick",
+        "--case",
+        "random_scale1",
+        "--dtype",
+        "float32",
+    ]
+    command += [
+        "--device",
+        "cpu",
+        "--path-file",
+        str(tmp_path / "mine.py") + ":fails",
+        "--out",
+        str(tmp_path / "report"),
+    ]
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert answer.returncode == 1, answer.stderr
+    assert "fails float32 cpu: not_computed" in answer.stdout and "NotImplementedError: not yet" in answer.stdout
+    assert (tmp_path / "report" / "report.html").exists()
+
+
 def test_what_no_path_computes_is_the_devices_limit_and_no_finding() -> None:
     errors = run(raises, cases=["random_scale1"], dtypes=["float32", "float64"]).tables["errors"]
     lacking = errors["dtype"] == "float64"
@@ -158,3 +193,41 @@ def test_what_no_path_computes_is_the_devices_limit_and_no_finding() -> None:
     found, _ = find(errors, [], own=["raises"])
     assert found["dtype"].tolist() == ["float32"]
     assert find(errors, [])[0].empty, "nor is what a path of the audit's own cannot do on a device"
+
+
+def mean_dropping_the_last(input: Tensor, target: Tensor) -> Tensor:
+    return tail_dropped(input, target).sum() / input.numel()
+
+
+def test_every_kind_of_script_shows_its_finding_with_torch_and_mpmath_alone(tmp_path: Path) -> None:
+    """Identities, reduced results, given probabilities, functions given to functions, constants and closures."""
+    factor = 2.0
+
+    def scaled(input: Tensor, target: Tensor) -> Tensor:
+        return F.kl_div(log_softmax(input, -1), torch.softmax(target, -1), reduction="none").sum(-1) * factor
+
+    paths = [
+        *("difference", "kl_div_loss", "softmax_log", "row_alone", "thread_era", "era_difference"),
+        *("kl_div_from_logits", "scipy_entropy", "upcast", "distillation"),
+    ]
+    cases = ["impossible_matched", "largest", "gap_104", "one_hot", "offset_limit"]
+    tables = [execute(plan("quick", cases, paths, ["float32", "float64"], "cpu")).tables["findings"]]
+    tables.append(run(scaled, cases=["random_scale1"], dtypes=["float32"]).tables["findings"])
+    mean = own_path(mean_dropping_the_last)
+    shrinker, row = Shrinker(), torch.tensor([[0.0, 1.0, 2.0]])
+    made = shrinker.reproduce(replace(mean, reduction="mean"), row, -row, "cpu", "beyond_bound")
+    assert made is not None
+    findings = pd.concat(tables).query("script != ''").drop_duplicates(["path", "reduction", "symptom"])
+    assert len(findings) > 12
+    scripts, symptoms = [*findings["script"], made.script], [*findings["symptom"], "beyond_bound"]
+    (tmp_path / "all.py").write_text(
+        f"import sys\nfor s in {scripts!r}:\n    exec(s, {{}})\nassert 'audit' not in sys.modules"
+    )
+    answer = subprocess.run([sys.executable, "all.py"], capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    assert answer.returncode == 0, answer.stderr
+    numbers = [float(line.split()[1]) for line in answer.stdout.splitlines()]
+    for symptom, computed, exact in zip(symptoms, numbers[::2], numbers[1::2], strict=True):
+        said = {"not_a_number": math.isnan(computed), "plus_infinity": computed == math.inf}
+        said["minus_infinity"] = computed == -math.inf
+        assert math.isfinite(exact)
+        assert said.get(symptom, abs(computed - exact) > 1e-6 * max(1, abs(exact))), (symptom, computed, exact)

@@ -12,6 +12,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+import torch._dynamo.config as dynamo
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import audit
@@ -20,6 +21,7 @@ from audit.formats import FORMATS
 from audit.measure import measure
 from audit.paths import Path, execution, own_path, path, registered
 from audit.paths.misuse import MAPS
+from audit.plan import plan
 from audit.reference.quantities import quantity_references
 
 PATHS = registered()
@@ -193,16 +195,14 @@ def test_a_path_of_one_kind_of_device_runs_there_alone() -> None:
     assert by_name["log_softmax"].runs_on("cpu") and by_name["log_softmax"].runs_on("cuda")
 
 
-def test_compiled_raises_rather_than_falling_back_and_says_nothing_of_recompiling(
-    capfd, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_compiled_raises_rather_than_falling_back_and_says_nothing_of_recompiling(capfd) -> None:
     compiled = next(p for p in PATHS if p.name == "compiled")
     if compiled.absent:
         pytest.skip(compiled.absent)
-    # Two kernels, where dynamo would give up after one.
-    monkeypatch.setattr("torch._dynamo.config.recompile_limit", 1)
-    for rows in (1, 2):
-        assert not measure(compiled, *(t[:rows] for t in pair("float32"))).note
+    # Two kernels, where dynamo would give up after one. monkeypatch would leave its configuration without the setting.
+    with dynamo.patch(recompile_limit=1):
+        for rows in (1, 2):
+            assert not measure(compiled, *(t[:rows] for t in pair("float32"))).note
     assert capfd.readouterr().err == ""
 
     def breaks(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -259,15 +259,15 @@ def test_maps_over_different_dims_is_what_torch_gives_in_three_dimensions() -> N
 
 
 def test_a_path_that_cannot_run_here_is_listed_and_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    from audit import paths, pipeline
+    from audit import paths
 
     key = ("liger", "none", "logits", "logits")
     absent = replace(paths._REGISTRY[key], absent="no such package")
     monkeypatch.setitem(paths._REGISTRY, key, absent)
     assert absent in registered()
     with pytest.raises(UsageError, match="path 'liger' cannot run here: no such package"):
-        pipeline.plan("quick", paths="liger")
-    assert absent not in pipeline.plan("quick").paths
+        plan("quick", paths="liger")
+    assert absent not in plan("quick").paths
 
 
 def test_the_estimators_at_a_known_ratio() -> None:

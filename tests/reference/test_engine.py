@@ -138,6 +138,11 @@ def extremes():
         "subnormal beside large": (np.where(signs > 0, TINY, 700.0), np.where(signs > 0, 3 * TINY, 699.0)),
         "every exponent of binary64": (2.0 ** rng.uniform(-1074, 8, n) * signs, 2.0 ** rng.uniform(-1074, 8, n)),
         "differences with an error": (normal * 1e-20, 1.0 + np.arange(n) % 11 * 2.0**-40),
+        "weights long at the end alone": (np.where(np.arange(n) < 4_300, ramp, normal), ramp),
+        "unlikely classes that weigh much": (
+            np.where(np.arange(n) % 100, normal, -(2.0**38)),
+            np.where(np.arange(n) % 100, normal[::-1], -140.0),
+        ),
         "two numbers": (np.where(signs > 0, 1.0, 0.0), np.where(np.arange(n) % 3, 1.0, 0.0)),
         "one number against two": (np.zeros(n), np.where(np.arange(n) == 7, 2.0**-10, 0.0)),
     }
@@ -301,6 +306,11 @@ def test_horners_rule_stays_within_its_plan_for_extreme_limbs(width, tail_limbs,
     assert largest < 2.0**53
 
 
+def test_the_longest_row_stays_within_63_bits() -> None:
+    assert fixedpoint.MOST * limbs.LOOSE * limbs.HALF < 2**63
+    assert fixedpoint.LARGEST * 2**12 <= 2**53
+
+
 def test_an_integer_that_may_exceed_the_limit_is_an_error() -> None:
     with pytest.raises(ArithmeticError, match="may reach"):
         limbs.carried(2**53)
@@ -308,13 +318,69 @@ def test_an_integer_that_may_exceed_the_limit_is_an_error() -> None:
         limbs.product(8, 4096, 2**22, (2**24,), 0)
 
 
+def test_a_sum_without_tails_is_the_tables_products_to_the_last_bit() -> None:
+    """Classes that are all the same, whose limbs are the largest found, in more than one block."""
+    table, n = fixedpoint.tables(8), fixedpoint.BLOCK + 700
+    largest = np.abs(table.coarse[:4000]).max(axis=1)
+    i, l = int(np.argmax(largest)), int(np.argmax(np.abs(table.fine).max(axis=0)))
+    values = np.full(n, -i * 2.0**-12 + (l - fixedpoint.SPAN) * 2.0**-27)
+    values[0] = 0
+    _, (total,) = fixedpoint.exponential_sums(values, [fixedpoint.Weights.ones(n)], 8)
+
+    def product(i, l):
+        return value_of(table.coarse[i], 1) * value_of(table.fine[:, l], 1)
+
+    assert total.value == product(0, fixedpoint.SPAN) + (n - 1) * product(i, l)
+
+
+def test_the_radius_of_a_sum_holds_where_all_errors_add_up_and_is_no_larger_than_it_must() -> None:
+    n, worst, ctx = 600, 0.0, mpmath.MPContext()
+    ctx.prec = 400
+    for place in range(150):
+        exact_x = -(place % 15) * 2.0**-12 + (37 * place - 2_700) * 2.0**-27
+        values = np.append(np.full(n, exact_x), 0.0)
+        _, (total,) = fixedpoint.exponential_sums(values, [fixedpoint.Weights.ones(n + 1)], 3)
+        power = 1 + n * ctx.exp(ctx.mpf(exact_x))
+        error = abs(total.value - Fraction(int(power.man)) * Fraction(2) ** int(power.exp))
+        worst = max(worst, float(error / total.radius))
+        assert error <= total.radius
+    assert worst > 0.6
+
+
+@pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.parametrize("count", [1, 3, 9])
+def test_a_product_drops_no_more_than_it_says(count: int, first: int) -> None:
+    width, half = 8, limbs.HALF
+    bound = 2 * half
+    rows = np.full((width + 2, 4), float(bound))
+    rows[0], rows[:, 1], rows[1::2, 2] = 0, -bound, -bound
+    rows[0] = 0
+    weights = np.full((count, 4), half, float)
+    weights[:, 3] = -half
+    if first == 0:
+        weights[0] = 3
+    needs = limbs.product(width, 24, bound, (half,) * count, first)
+    out, scratch = np.zeros((2, width + 2, 4))
+    fixedpoint._times(rows, 1, weights, first, needs.passes, out, scratch)
+    worst = 0
+    for column in range(4):
+        weight = sum(Fraction(int(v), 2 ** (22 * m)) for m, v in enumerate(weights[:, column], first))
+        error = abs(value_of(out[:, column], 0) - weight * value_of(rows[:, column], 0))
+        assert error <= needs.dropped
+        worst = max(worst, error)
+    assert count == 1 or worst > needs.dropped / 20
+    assert np.abs(out).max() <= needs.bound
+
+
+@pytest.mark.parametrize("limit", [2, 9])
 @pytest.mark.parametrize("errors", [False, True])
-def test_differences_are_split_exactly(errors: bool) -> None:
+def test_differences_are_split_exactly_or_to_within_what_is_missing(limit: int, errors: bool) -> None:
     rng = np.random.default_rng(13)
     values = rng.standard_normal(500)
     small = np.where(rng.random(500) < 0.5, 0, values * 2.0**-54) if errors else None
-    weights = fixedpoint.Weights.differences(values, small, 4, 9)
+    weights = fixedpoint.Weights.differences(values, small, 4, limit)
     rows = np.array(weights.limbs(slice(None)))
+    assert limit == 2 or not weights.missing
     assert all((np.abs(row) <= bound).all() for row, bound in zip(rows, weights.bounds, strict=True))
     for column in range(500):
         got = sum(Fraction(int(v)) / 2 ** (22 * (m + 1)) for m, v in enumerate(rows[:, column])) * 16
