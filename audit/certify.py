@@ -9,7 +9,7 @@ from pathlib import Path
 from audit.cases import Problem
 from audit.cases import build as build_problem
 from audit.judge.references import Engine, reference_keys, sealed
-from audit.pipeline import plan
+from audit.plan import plan
 from audit.reference.enclosure import agrees
 from audit.reference.gold import DIGITS, Record, radius_of, read_gold, read_records, record_name, write_records
 from audit.reference.quantities import as_text, evaluate

@@ -69,15 +69,16 @@ def run(
     import torch
 
     from audit import pipeline
+    from audit import plan as plans
     from audit.publish.folder import check_replaceable
     from audit.publish.report import write_report
 
     check_replaceable(out)
     chosen = [*(path or ()), *own] or None
     if logits is None:
-        plan = pipeline.plan(profile, case, chosen, dtype, device)
+        plan = plans.plan(profile, case, chosen, dtype, device)
     else:
-        plan = pipeline.plan_file(logits, input_kind, target_kind, chosen, dtype, device)
+        plan = plans.plan_file(logits, input_kind, target_kind, chosen, dtype, device)
     console = terminal.console()
     names = ", ".join(f"{d.name} ({d.model})" for d in plan.devices)
     console.print(f"{sys.executable}, torch {torch.__version__}", highlight=False, soft_wrap=True)

@@ -15,21 +15,16 @@ _HEAD = """# What is audited
 
 ## Profiles
 
-Each profile has the cases of the one before. Time is CPU time on one core of an Intel Xeon with AVX-512, torch
-2.13, gold references in place; compiling is what torch.compile takes of it.
+Each profile has the cases of the one before. Time is CPU time on one thread and memory the peak, both measured on an
+Intel Xeon with AVX-512, torch 2.13, the CPU alone, everything installed, gold references in place.
 
-| profile | for | cases | CPU time | of it compiling | peak memory |
-|---|---|---|---|---|---|
+| profile | for | cases | CPU time | memory |
+|---|---|---|---|---|
 """
 _PROFILES = {
-    "quick": ("each commit: every path, small cases", "", "", ""),
-    "standard": ("the audit: every family of inputs, vocabularies to 128,256 classes", "", "", ""),
-    "full": (
-        "a new torch or device: vocabularies to 262,144 classes, the main paths against their compiled form",
-        "",
-        "",
-        "",
-    ),
+    "quick": ("each commit: every path, small cases", "11 s", "0.7 GB"),
+    "standard": ("the audit: every family of inputs, vocabularies to 128,256 classes", "35 s", "1.0 GB"),
+    "full": ("a new torch or device: to 262,144 classes, the main paths compiled as well", "94 s", "1.6 GB"),
 }
 _KINDS = {
     "kl": "Means to compute KL, and is gated by its bound.",

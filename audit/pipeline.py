@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from decimal import Context, Decimal
-from itertools import chain, groupby, product
+from itertools import product
 from pathlib import Path as FilePath
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -15,73 +14,35 @@ import numpy as np
 import pandas as pd
 
 from audit import devices as devices_module
-from audit.cases import PROFILES, Case, Problem, Rows, build
-from audit.cases import registered as registered_cases
-from audit.cases.files import Pair
-from audit.devices import Device
+from audit.cases import Problem, build
 from audit.environment import describe_environment
-from audit.errors import UsageError
-from audit.formats import FORMATS
 from audit.judge.attribution import measure_attribution
-from audit.judge.bounds import Exact, bound, rest, within_bound
 from audit.judge.elements import measure_elements
-from audit.judge.errors import error_columns
 from audit.judge.findings import COMMITTED, NEW, find, read_acknowledgements
 from audit.judge.gradients import measure_gradients
 from audit.judge.invariance import measure_invariance
-from audit.judge.references import Engine, References, divisor, published, reduced
-from audit.judge.scale import magnitude
+from audit.judge.references import Engine
+from audit.judge.table import Block, error_table
 from audit.measure import COMPILING, TOO_SLOW, TORCH, Result, describe, measure
-from audit.paths import Path, own_path
-from audit.paths import registered as registered_paths
-from audit.paths.rounding import Rounding
+from audit.paths import Path
+from audit.plan import COMPARISON, MAIN, Plan, plan
 from audit.publish.schema import SCHEMA_VERSION, typed
 from audit.publish.tables import summarise
 from audit.reference.cache import Cache, default_file
 from audit.reference.gold import read_gold
 from audit.reproducer import Shrinker
-from audit.selection import choose
 from audit.thread import measure_thread
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from audit.plan import Names, Own
 
-    Own = Callable[[Tensor, Tensor], Tensor]
-    Names = Iterable[str] | str | None
-
-Wait = Callable[[], References]
 Problems = Mapping[tuple[str, str], Problem]
-COMPARISON, GIVEN = "log_softmax", "kl_div"  # beside a path of the user's own, for logits and for other kinds
 CLOSER = ("random_scale1", "random_scale10", "near_1e-04", "peaked_gap20", "offset_1e+04", "gap_88")
 WIDE = "zipf_n128256"  # of more than 32,768 classes: torch shares those among threads
 NARROW = 1_000  # classes that can be had exactly one by one
-MAIN = ("softmax_log", "log_softmax", "log_target", "kl_div_from_logits")
 # Of a user's file, in memory at a time: 4 MB in each of the some fifty binary64 arrays of the judgement.
 ELEMENTS_AT_ONCE = 2**19
 COMMITTED_GOLD = FilePath(__file__).parents[1] / "references"
-_EXACT = Context(prec=2_000)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What one run covers. Where there are paths of the user's `own`, they alone are judged."""
-
-    profile: str
-    cases: list[Case]
-    paths: list[Path]
-    dtypes: list[str]
-    devices: list[Device]
-    whole: bool = False
-    own: frozenset[str] = frozenset()
-    file: Pair | None = None
-
-    def problems(self) -> Iterator[tuple[Case, str, list[Path]]]:
-        """Each case in each dtype, with the paths that take it."""
-        for case in self.cases:
-            for dtype in self.dtypes:
-                paths = [p for p in self.paths if p.takes(case.name, dtype, *case.kinds)]
-                if paths and dtype in case.dtypes:
-                    yield case, dtype, paths
 
 
 @dataclass(frozen=True)
@@ -102,94 +63,6 @@ class Audit:
     def new_findings(self) -> pd.DataFrame:
         findings = self.tables["findings"]
         return findings[findings["status"] == NEW]
-
-
-@dataclass(frozen=True)
-class _Block:
-    """What one path gave for one problem on one device, and how to get the exact values it is compared with.
-
-    `reference` is of what the path means to compute, `exact` KL itself, `before` KL before rounding to the dtype.
-    """
-
-    problem: Problem
-    device: str
-    path: Path
-    result: Result
-    reference: Wait
-    exact: Wait
-    before: Wait | None
-
-
-def plan(
-    profile: str = "standard",
-    cases: Names = None,
-    paths: Iterable[str | Own] | str | Own | None = None,
-    dtypes: Names = None,
-    devices: Names = None,
-) -> Plan:
-    """Resolves names and globs. Raises UsageError, naming what there is, for one that matches nothing."""
-    if profile not in PROFILES:
-        raise UsageError(f"unknown profile {profile!r}: there are {', '.join(PROFILES)}")
-    # A case that is asked for by name is run whatever its profile.
-    known = registered_cases(profile if cases is None else "full")
-    names = choose(cases, [c.name for c in known], "case")
-    chosen = _plan(profile, [c for c in known if c.name in names], paths, dtypes, devices)
-    return replace(chosen, whole=cases is None and paths is None and dtypes is None)
-
-
-def plan_file(
-    file: FilePath,
-    input_kind: str = "logits",
-    target_kind: str = "logits",
-    paths: Iterable[str | Own] | None = None,
-    dtypes: Names = None,
-    devices: Names = None,
-) -> Plan:
-    """A plan for a file's `input` and `target`: by default the main paths, per row, in the file's dtype.
-
-    Kinds other than logits are taken as they are, never normalised. A callable that declares no kinds is given what
-    the file holds. Raises UsageError for a file that cannot be read as two tensors of shape (rows, classes), for
-    kinds that no path asked for takes, and as `plan` does.
-    """
-    pair = Pair.open(file, input_kind, target_kind)
-    return _plan("file", [pair.case(slice(0, 1))], paths or (*MAIN, GIVEN), dtypes or pair.input.dtype, devices, pair)
-
-
-def _plan(
-    profile: str,
-    cases: list[Case],
-    paths: Iterable[str | Own] | str | Own | None,
-    dtypes: Names,
-    devices: Names,
-    file: Pair | None = None,
-) -> Plan:
-    given = None if paths is None else [paths] if isinstance(paths, str) or callable(paths) else list(paths)
-    known = registered_paths()
-    own = [own_path(p) for p in given or () if callable(p)]
-    if file is not None:
-        own = [p if p in known else replace(p, input_kind=file.input_kind, target_kind=file.target_kind) for p in own]
-    wanted: list[str] | None = None if given is None else [p for p in given if isinstance(p, str)]
-    if own:
-        wanted = [*(wanted or []), COMPARISON if file is None or file.input_kind == "logits" else GIVEN]
-    standard = [p for p in known if not p.absent]
-    for missing in (p for p in known if p.absent and p.name in (wanted or ())):
-        raise UsageError(f"path {missing.name!r} cannot run here: {missing.absent}")
-    names = choose(wanted, list(dict.fromkeys(p.name for p in standard)), "path")
-    formats = choose(dtypes, list(FORMATS), "dtype")
-    asked = [*own, *(p for p in standard if p.name in names and p not in own)]
-    taking = [
-        p
-        for p in asked
-        if any(p.takes(case.name, dtype, *case.kinds) for case in cases for dtype in formats if dtype in case.dtypes)
-        and (file is None or p.reduction == "none")
-    ]
-    if not taking:
-        what = "case" if file is None else f"{file.input_kind} against {file.target_kind}, a value a row,"
-        raise UsageError(
-            f"none of {', '.join(dict.fromkeys(p.name for p in asked))} takes any such {what} in {', '.join(formats)}"
-        )
-    found = devices_module.select(None if devices is None else [devices] if isinstance(devices, str) else list(devices))
-    return Plan(profile, cases, taking, formats, found, False, frozenset(p.name for p in own), file)
 
 
 def execute(
@@ -219,7 +92,7 @@ def execute(
                 block.reference(), block.exact()
             seconds["references"] = perf_counter() - start - seconds["thread"] - seconds["paths"]
             advance("errors")
-            errors = _errors(blocks)
+            errors = typed(error_table(blocks), "errors")
             problems = {(b.problem.case.name, b.problem.dtype): b.problem for b in blocks}
         else:
             errors, problems, thread = _streamed(plan, engine, advance), {}, []
@@ -256,9 +129,9 @@ def execute(
 
 def _blocks(
     plan: Plan, engine: Engine, advance: Callable[[str], None], stopped: dict[tuple[str, str], str]
-) -> list[_Block]:
+) -> list[Block]:
     """Every path's results on every problem, and the references they wait for. `stopped`: paths that took too long."""
-    blocks: list[_Block] = []
+    blocks: list[Block] = []
     for case, dtype, paths in plan.problems():
         advance(f"{case.name} {dtype}")
         problem = build(case, dtype)
@@ -267,7 +140,7 @@ def _blocks(
         wanted = {q: engine.request(problem, q) for q in {p.quantity for p in paths}}
         for device in plan.devices:
             for path, result in _run_paths(problem, device.name, [p for p in paths if p.runs_on(device.name)], stopped):
-                blocks.append(_Block(problem, device.name, path, result, wanted[path.quantity], exact, before))
+                blocks.append(Block(problem, device.name, path, result, wanted[path.quantity], exact, before))
     return blocks
 
 
@@ -312,7 +185,7 @@ def _streamed(plan: Plan, engine: Engine, advance: Callable[[str], None]) -> pd.
     stopped: dict[tuple[str, str], str] = {}
     for start in range(0, rows, step):
         cases = [plan.file.case(slice(start, start + step))]
-        part = _errors(_blocks(replace(plan, cases=cases), engine, advance, stopped))
+        part = typed(error_table(_blocks(replace(plan, cases=cases), engine, advance, stopped)), "errors")
         parts.append(part.assign(row=part["row"] + start, rows=rows))
     return typed(pd.concat(parts, ignore_index=True), "errors")
 
@@ -373,73 +246,6 @@ def _run_paths(
         yield path, result
 
 
-def _errors(blocks: Sequence[_Block]) -> pd.DataFrame:
-    """The rows of errors.csv, their errors computed for the whole table at once."""
-    # Logits near the largest number of a format overflow in scales and bounds, as they should.
-    with np.errstate(over="ignore"):
-        groups = groupby(blocks, key=lambda b: id(b.problem))
-        parts = [part for _, group in groups for part in _row_columns(list(group))]
-    shared = pd.DataFrame([_block_columns(block) for block in blocks])
-    table = shared.take(np.repeat(np.arange(len(blocks)), [len(part["row"]) for part in parts])).reset_index(drop=True)
-    for name in parts[0]:
-        table[name] = list(chain.from_iterable(part[name] for part in parts))
-    table = pd.concat([table.drop(columns="result_class"), error_columns(table)], axis=1)
-    table["within_bound"] = within_bound(table)
-    table["input_error"] = [
-        _difference(exact, before) for exact, before in zip(table["exact_kl"], table["before"], strict=True)
-    ]
-    return typed(table, "errors")
-
-
-def _block_columns(block: _Block) -> dict[str, object]:
-    """What the rows of a block have in common."""
-    case, path = block.problem.case, block.path
-    rows, classes = block.problem.input.shape
-    return {
-        "case": case.name,
-        "path": path.name,
-        "reduction": path.reduction,
-        "dtype": block.problem.dtype,
-        "device": block.device,
-        "kind": path.kind,
-        "rows": rows,
-        "classes": classes,
-        "target_kind": case.target_kind,
-        "result_dtype": block.result.dtype,
-        "result_class": "not_computed" if block.result.note else "",
-        "note": block.result.note,
-    }
-
-
-def _row_columns(blocks: Sequence[_Block]) -> Iterator[dict[str, Sequence[object] | Rows]]:
-    """What differs from row to row, of one problem's blocks; what is the same for all blocks is computed once."""
-    problem = blocks[0].problem
-    rows, classes = problem.input.shape
-    scale = magnitude(*problem.numbers, *problem.case.kinds)
-    exact = Exact.of(*problem.numbers, *problem.case.kinds)
-    remaining = rest(exact, problem.dtype)
-    bounds: dict[tuple[str, Rounding, str], Rows] = {}
-    for block in blocks:
-        path, reduction = block.path, block.path.reduction
-        key = (path.kind, path.rounding, reduction)
-        if key not in bounds:
-            bounds[key] = bound(path, exact, problem.dtype)
-        sources = block.reference().sources
-        each = reduction == "none"
-        yield {
-            "row": range(rows) if each else [pd.NA],
-            "input_digest": problem.row_digests if each else [problem.case_digest],
-            "reference": _text(block.reference, reduction, classes),
-            "exact_kl": _text(block.exact, reduction, classes),
-            "before": _text(block.before, reduction, classes) if block.before else [""] * (rows if each else 1),
-            "reference_source": sources if each else [next(s for s in ("computed", "gold", "exact") if s in sources)],
-            "computed": block.result.computed,
-            "scale": scale if each else [scale.sum() / divisor(reduction, rows, classes)],
-            "bound": bounds[key],
-            "rest": remaining if each else [np.nan],
-        }
-
-
 def _with_reproducers(findings: pd.DataFrame, plan: Plan, problems: Problems) -> pd.DataFrame:
     """The findings with the smallest input that shows each."""
     paths = {(p.name, p.reduction, p.target_kind): p for p in plan.paths}
@@ -466,15 +272,3 @@ def _with_reproducers(findings: pd.DataFrame, plan: Plan, problems: Problems) ->
         )
         found.append(next((vars(r) for r in tries if r is not None), {}))
     return findings.join(pd.DataFrame(found, index=findings.index))
-
-
-def _difference(exact: str, before: str) -> float:
-    """exact - before, rounded once; not a number where either is infinite or there is nothing before."""
-    a, b = Decimal(exact), Decimal(before or "nan")
-    return float(_EXACT.subtract(a, b)) if a.is_finite() and b.is_finite() else float("nan")
-
-
-def _text(values: Wait, reduction: str, classes: int) -> list[str]:
-    """References as they are published: one a row, or one in all."""
-    rows = values().values
-    return [published(row) for row in rows] if reduction == "none" else [reduced(rows, reduction, classes)]

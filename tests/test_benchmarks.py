@@ -14,7 +14,8 @@ import pandas as pd
 import pytest
 
 from audit.comparison import REPEATS, Report, compare, read_report
-from audit.pipeline import execute, plan
+from audit.pipeline import execute
+from audit.plan import plan
 from audit.publish.bench import figure, pareto, read_bench
 from audit.publish.report import write_report
 from audit.publish.schema import check

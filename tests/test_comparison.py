@@ -18,7 +18,8 @@ import audit
 from audit.baselines import newest, record
 from audit.cli import app
 from audit.comparison import REPEATS, Report, compare, machine_key, read_report
-from audit.pipeline import execute, plan
+from audit.pipeline import execute
+from audit.plan import plan
 from audit.publish.changes import render
 from audit.publish.report import write_report
 from audit.publish.schema import typed

@@ -15,7 +15,7 @@ LAYERS = [
     {"cases", "devices", "paths"},
     {"measure"},
     {"judge"},
-    {"thread", "environment"},
+    {"thread", "environment", "plan"},
     {"reproducer"},
     {"pipeline", "comparison", "diagnosis"},
     {"certify", "baselines", "coverage", "timing"},

@@ -16,6 +16,7 @@ from audit import pipeline
 from audit.cases.files import Pair, read_pair
 from audit.errors import UsageError
 from audit.formats import FORMATS
+from audit.plan import MAIN, plan_file
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -37,7 +38,7 @@ def test_the_main_paths_run_per_row_in_the_files_dtype(pair, tmp_path: Path) -> 
     assert answer.returncode == 0, answer.stderr
     errors = audit.read_errors(tmp_path / "report")
     assert set(errors["case"]) == {"mine"} and set(errors["dtype"]) == {"float32"}
-    assert set(errors["path"]) == set(pipeline.MAIN)
+    assert set(errors["path"]) == set(MAIN)
     for _, rows in errors.groupby("path"):
         assert list(rows["row"]) == list(range(7))
         assert [f"{float(v):.12e}" for v in rows["reference"]] == [f"{float(v):.12e}" for v in audit.exact_kl(*pair)]
@@ -46,9 +47,9 @@ def test_the_main_paths_run_per_row_in_the_files_dtype(pair, tmp_path: Path) -> 
 def test_blocks_of_rows_give_what_one_block_gives(pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "mine.pt"
     torch.save(dict(zip(("input", "target"), pair, strict=True)), file)
-    whole = pipeline.execute(pipeline.plan_file(file, devices="cpu")).tables["errors"]
+    whole = pipeline.execute(plan_file(file, devices="cpu")).tables["errors"]
     monkeypatch.setattr(pipeline, "ELEMENTS_AT_ONCE", 150)
-    blocks = pipeline.execute(pipeline.plan_file(file, devices="cpu")).tables["errors"]
+    blocks = pipeline.execute(plan_file(file, devices="cpu")).tables["errors"]
     key = ["path", "row"]
     one, other = (t.sort_values(key, ignore_index=True) for t in (whole, blocks))
     exact = ["row", "rows", "path", "input_digest", "reference", "bound"]
@@ -65,7 +66,7 @@ def test_each_kind_is_taken_as_it_is(input_kind: str, target_kind: str, pair, tm
     x, y = (FORM[k](t).bfloat16() for k, t in zip((input_kind, target_kind), pair, strict=True))
     file = tmp_path / "mine.pt"
     torch.save({"input": x, "target": y}, file)
-    errors = pipeline.execute(pipeline.plan_file(file, input_kind, target_kind, devices="cpu")).tables["errors"]
+    errors = pipeline.execute(plan_file(file, input_kind, target_kind, devices="cpu")).tables["errors"]
     exact = audit.exact_kl(x, y, input_kind=input_kind, target_kind=target_kind)
     assert set(errors["target_kind"]) == {target_kind}
     for path, rows in errors.groupby("path"):
@@ -82,7 +83,7 @@ def test_a_kernel_of_ones_own_gets_what_the_file_holds_and_is_judged_by_it(pair,
 
     file = tmp_path / "mine.pt"
     torch.save({"input": pair[0].log_softmax(-1), "target": (5 * pair[1]).softmax(-1)}, file)
-    run = pipeline.execute(pipeline.plan_file(file, "log_probs", "probs", [mine, backwards], devices="cpu"))
+    run = pipeline.execute(plan_file(file, "log_probs", "probs", [mine, backwards], devices="cpu"))
     assert set(run.tables["errors"]["path"]) == {"mine", "backwards", "kl_div"}
     assert set(run.new_findings["path"]) == {"backwards"}
 
@@ -90,7 +91,7 @@ def test_a_kernel_of_ones_own_gets_what_the_file_holds_and_is_judged_by_it(pair,
 def test_kinds_that_no_path_asked_for_takes_are_refused(pair, tmp_path: Path) -> None:
     np.savez(tmp_path / "mine.npz", input=pair[0].softmax(-1), target=pair[1])
     with pytest.raises(UsageError, match="none of log_target takes any such probs against logits"):
-        pipeline.plan_file(tmp_path / "mine.npz", "probs", "logits", ["log_target"])
+        plan_file(tmp_path / "mine.npz", "probs", "logits", ["log_target"])
 
 
 def files(folder: Path, pair: tuple[torch.Tensor, torch.Tensor]) -> dict[str, Path]:
@@ -126,7 +127,7 @@ def test_a_wrong_number_is_named_by_the_files_own_row(pair, tmp_path: Path, monk
     torch.save(dict(zip(("input", "target"), pair, strict=True)), file)
     monkeypatch.setattr(pipeline, "ELEMENTS_AT_ONCE", 100)
     with pytest.raises(UsageError, match=r"mine.pt: target: row 5, column 3 is nan; logits must be"):
-        pipeline.execute(pipeline.plan_file(file, devices="cpu"))
+        pipeline.execute(plan_file(file, devices="cpu"))
 
 
 @pytest.mark.parametrize("name", ["plain", "compressed", "mapped", "safe"])
@@ -136,7 +137,7 @@ def test_a_file_that_is_cut_off_is_refused(name: str, pair, tmp_path: Path) -> N
         pytest.skip("safetensors is not installed")
     file.write_bytes(file.read_bytes()[:700])
     with pytest.raises(UsageError, match=f"{file.name}: cannot be read as"):
-        pipeline.plan_file(file)
+        plan_file(file)
 
 
 MEMORY = """

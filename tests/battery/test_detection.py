@@ -15,7 +15,8 @@ from torch import Tensor
 from audit.formats import FORMATS
 from audit.judge.bounds import within_bound
 from audit.judge.findings import find
-from audit.pipeline import Audit, execute, plan
+from audit.pipeline import Audit, execute
+from audit.plan import plan
 from tests.battery.defects import DEFECTS
 from tests.battery.sound import SOUND, log_softmax, masked
 

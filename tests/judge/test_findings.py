@@ -18,7 +18,8 @@ from torch.nn import functional as F
 import audit
 from audit.judge.findings import COMMITTED, Acknowledgement, find, read_acknowledgements, stanza
 from audit.paths import own_path
-from audit.pipeline import Audit, execute, plan
+from audit.pipeline import Audit, execute
+from audit.plan import plan
 from audit.reproducer import Shrinker
 
 CASES = ["identical_n1000", "random_*", "near_*", "zeros_in_target", "one_hot"]

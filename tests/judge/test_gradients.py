@@ -19,7 +19,8 @@ from audit.formats import FORMATS
 from audit.judge.findings import COMMITTED, find, read_acknowledgements
 from audit.judge.gradients import GAPS, Truth, breaking_gaps
 from audit.paths import Path, registered
-from audit.pipeline import Audit, execute, plan
+from audit.pipeline import Audit, execute
+from audit.plan import plan
 from audit.reference.softmax import exact_gradients
 from tests.battery.sound import SOUND
 from tests.judge.test_bounds import problems

@@ -21,6 +21,7 @@ from audit.formats import FORMATS
 from audit.measure import measure
 from audit.paths import Path, execution, own_path, path, registered
 from audit.paths.misuse import MAPS
+from audit.plan import plan
 from audit.reference.quantities import quantity_references
 
 PATHS = registered()
@@ -258,15 +259,15 @@ def test_maps_over_different_dims_is_what_torch_gives_in_three_dimensions() -> N
 
 
 def test_a_path_that_cannot_run_here_is_listed_and_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    from audit import paths, pipeline
+    from audit import paths
 
     key = ("liger", "none", "logits", "logits")
     absent = replace(paths._REGISTRY[key], absent="no such package")
     monkeypatch.setitem(paths._REGISTRY, key, absent)
     assert absent in registered()
     with pytest.raises(UsageError, match="path 'liger' cannot run here: no such package"):
-        pipeline.plan("quick", paths="liger")
-    assert absent not in pipeline.plan("quick").paths
+        plan("quick", paths="liger")
+    assert absent not in plan("quick").paths
 
 
 def test_the_estimators_at_a_known_ratio() -> None:

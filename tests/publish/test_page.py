@@ -11,7 +11,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from audit.pipeline import execute, plan
+from audit.pipeline import execute
+from audit.plan import plan
 from audit.publish import figures
 from audit.publish.answer import matrix, sentences
 from audit.publish.figures import draw

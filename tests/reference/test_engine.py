@@ -347,6 +347,31 @@ def test_the_radius_of_a_sum_holds_where_all_errors_add_up_and_is_no_larger_than
     assert worst > 0.6
 
 
+@pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.parametrize("count", [1, 3, 9])
+def test_a_product_drops_no_more_than_it_says(count: int, first: int) -> None:
+    width, half = 8, limbs.HALF
+    bound = 2 * half
+    rows = np.full((width + 2, 4), float(bound))
+    rows[0], rows[:, 1], rows[1::2, 2] = 0, -bound, -bound
+    rows[0] = 0
+    weights = np.full((count, 4), half, float)
+    weights[:, 3] = -half
+    if first == 0:
+        weights[0] = 3
+    needs = limbs.product(width, 24, bound, (half,) * count, first)
+    out, scratch = np.zeros((2, width + 2, 4))
+    fixedpoint._times(rows, 1, weights, first, needs.passes, out, scratch)
+    worst = 0
+    for column in range(4):
+        weight = sum(Fraction(int(v), 2 ** (22 * m)) for m, v in enumerate(weights[:, column], first))
+        error = abs(value_of(out[:, column], 0) - weight * value_of(rows[:, column], 0))
+        assert error <= needs.dropped
+        worst = max(worst, error)
+    assert count == 1 or worst > needs.dropped / 20
+    assert np.abs(out).max() <= needs.bound
+
+
 @pytest.mark.parametrize("limit", [2, 9])
 @pytest.mark.parametrize("errors", [False, True])
 def test_differences_are_split_exactly_or_to_within_what_is_missing(limit: int, errors: bool) -> None:

@@ -13,7 +13,8 @@ import pytest
 from audit.cases import build, registered
 from audit.certify import verify
 from audit.judge.references import reference_keys, sealed
-from audit.pipeline import COMMITTED_GOLD, execute, plan
+from audit.pipeline import COMMITTED_GOLD, execute
+from audit.plan import plan
 from audit.reference import enclosure
 from audit.reference.exact import Certified
 from audit.reference.gold import Record, read_gold, read_records, write_records
