@@ -22,8 +22,7 @@ from torch import Tensor
 
 from audit.errors import UsageError
 from audit.judge.bounds import Exact, bound, within_bound
-from audit.judge.errors import error_columns
-from audit.judge.findings import symptoms
+from audit.judge.errors import exact_error
 from audit.judge.gradients import Truth
 from audit.judge.references import reduced
 from audit.measure import measure
@@ -129,20 +128,21 @@ def _symptom(path: Path, input: Tensor, target: Tensor, device: str) -> str:
             references = ["0"] if path.quantity == "zero" else quantity_references(path.quantity, *numbers)
     except UsageError:
         return ""
+    reference = reduced(references, path.reduction, input.shape[1])
     row = pd.DataFrame(
         {
-            "kind": path.kind,
             "computed": result.computed,
             "result_dtype": result.dtype,
-            "result_class": "",
-            "reference": reduced(references, path.reduction, input.shape[1]),
-            "scale": 1.0,
+            "result_class": "finite",
+            "reference": reference,
+            "abs_error": exact_error(computed, reference),
             "bound": bound(path, exact, dtype),
             "rest": np.nan,
         }
     )
-    row = pd.concat([row.drop(columns="result_class"), error_columns(row)], axis=1)
-    return str(symptoms(row.assign(within_bound=within_bound(row))).iloc[0])
+    if within_bound(row).all():
+        return ""
+    return "plus_infinity" if np.isinf(computed) else "beyond_bound"
 
 
 def _gradient_symptom(path: Path, input: Tensor, target: Tensor, device: str, side: str) -> str:

@@ -60,7 +60,7 @@ def _split(stages: list[list[float]], total: float, result: float) -> dict[str, 
     ctx = _context()
     with ctx.workprec(_BITS):
         exact_p, exact_log_p = softmax(y)
-        _, exact_l = softmax(x)
+        exact_l = exact_log_p if x == y else softmax(x)[1]
         there = [i for i, v in enumerate(p) if v > 0]
         stored = {i: ctx.mpf(p[i]) for i in there}
         logarithms = {i: ctx.log(v) for i, v in stored.items()}

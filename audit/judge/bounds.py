@@ -58,7 +58,7 @@ class Softmax:
         return cls(log_p, log_p, p, np.zeros((len(p), 1)), np.zeros((len(p), 1)))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Exact:
     """What a bound is made of, for a problem's rows: target p and log p, the input's softmax, L = log p - log q.
 
@@ -73,6 +73,7 @@ class Exact:
     L: Rows
     there: NDArray[np.bool_]
     logarithmic: bool = False
+    errors: dict[object, Any] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, input: Rows, target: Rows, target_kind: str, input_kind: str = "logits") -> Exact:
@@ -119,9 +120,9 @@ def gamma(steps: float, u: float) -> float:
 
 
 def _kept(function: Error) -> Error:
-    """Computes an error of a Softmax once for each kernel; it is kept as long as the Softmax is."""
+    """Computes an error of exact rows once for each kernel; it is kept as long as they are."""
 
-    def once(s: Softmax, *args: object) -> object:
+    def once(s: Softmax | Exact, *args: object) -> object:
         key = (function, *args)
         if key not in s.errors:
             s.errors[key] = function(s, *args)
@@ -215,19 +216,12 @@ def input_error(q: Softmax, way: str, kernel: Kernel) -> Rows:
     return np.asarray(np.maximum(plain, -np.log1p(-np.minimum(r, 0.9)) + stored))
 
 
-@OVERFLOWS
-def kl_bound(exact: Exact, rounding: Rounding, dtype: str, reduction: str = "none") -> NDArray[np.float64]:
-    """The largest |computed - KL| of a sound implementation, in nats: one a row, or one in all for a reduction."""
-    if rounding.temperature != 1:
-        plain = replace(rounding, temperature=1.0)
-        lost = FORMATS[rounding.storage or dtype].smallest_subnormal  # a quotient may be subnormal
-        logits = exact.tempered(rounding.temperature)
-        moved = 4 * lost * (logits.p * (1 + np.abs(logits.L))).sum(axis=1)
-        return np.asarray(rounding.temperature**2 * (kl_bound(logits, plain, dtype, reduction) + moved))
+@_kept
+def _row_terms(exact: Exact, rounding: Rounding, dtype: str) -> tuple[Rows, Rows]:
+    """A row's errors but those of its sum, and the sum of the magnitudes that those are proportional to."""
     kernel = Kernel.of(rounding, dtype)
-    storage, compute, result = kernel.storage, kernel.compute, FORMATS[rounding.result or kernel.storage.name]
+    storage, compute = kernel.storage, kernel.compute
     us, uc = storage.unit_roundoff, compute.unit_roundoff
-    rows, classes = exact.p.shape
     there, p = exact.there, np.where(exact.there, exact.p, 0.0)
     log_p = np.where(there, np.abs(exact.log_p), 0.0)
     log_q = np.where(there, np.abs(exact.q.log_p), 0.0)
@@ -265,15 +259,31 @@ def kl_bound(exact: Exact, rounding: Rounding, dtype: str, reduction: str = "non
         terms, size = terms + 3 * us * masses, size + masses
     terms = np.where(there, terms + 3 * storage.smallest_subnormal, 0.0)
     size = np.where(p > 0, size + terms, 0.0)
-    count = classes if reduction == "none" else rows * classes
-    growth = gamma(_total_steps(count, rounding), uc)
-    divisor = 1
-    row = (np.where(p > 0, perturbed, 0.0) + np.where(p > 0, terms, 0.0) + growth * size).sum(axis=1)
+    errors = np.where(p > 0, perturbed + terms, 0.0).sum(axis=1)
     if rounding.exp_slope:
         # A kernel that may count in bits overflows where numbers larger by log2(e) do.
         highest = np.where(p > 0, difference + log_p + log_q, 0.0).max(axis=1) * math.log2(math.e)
-        row = np.where(highest >= compute.overflow_threshold, np.inf, row)
-    value = np.abs((p * exact.L).sum(axis=1))
+        errors = np.where(highest >= compute.overflow_threshold, np.inf, errors)
+    return errors, size.sum(axis=1)
+
+
+@OVERFLOWS
+def kl_bound(exact: Exact, rounding: Rounding, dtype: str, reduction: str = "none") -> NDArray[np.float64]:
+    """The largest |computed - KL| of a sound implementation, in nats: one a row, or one in all for a reduction."""
+    if rounding.temperature != 1:
+        plain = replace(rounding, temperature=1.0)
+        lost = FORMATS[rounding.storage or dtype].smallest_subnormal  # a quotient may be subnormal
+        logits = exact.tempered(rounding.temperature)
+        moved = 4 * lost * (logits.p * (1 + np.abs(logits.L))).sum(axis=1)
+        return np.asarray(rounding.temperature**2 * (kl_bound(logits, plain, dtype, reduction) + moved))
+    kernel = Kernel.of(rounding, dtype)
+    result = FORMATS[rounding.result or kernel.storage.name]
+    rows, classes = exact.p.shape
+    errors, size = _row_terms(exact, rounding, dtype)
+    count = classes if reduction == "none" else rows * classes
+    row = errors + gamma(_total_steps(count, rounding), kernel.compute.unit_roundoff) * size
+    value = np.abs((np.where(exact.there, exact.p, 0.0) * exact.L).sum(axis=1))
+    divisor = 1
     if reduction != "none":
         divisor = {"sum": 1, "mean": rows * classes, "batchmean": rows}[reduction]
         row, value = np.array([row.sum()]), np.array([value.sum()])

@@ -67,6 +67,14 @@ def error_columns(table: pd.DataFrame) -> pd.DataFrame:
     )
 
 
+def exact_error(computed: float, reference: str) -> float:
+    """|computed - reference|, rounded once; NaN where either is not finite."""
+    exact = _number(reference)
+    if not math.isfinite(computed) or not exact.is_finite():
+        return _NAN
+    return float(_WIDE.subtract(Decimal(computed), exact).copy_abs())
+
+
 def _exact_errors(computed: float, reference: str, dtype: str) -> tuple[float, float, float, float, float, bool]:
     """`_EXACT_COLUMNS` of one result."""
     exact = _number(reference)
