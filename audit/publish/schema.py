@@ -237,7 +237,9 @@ def typed(frame: pd.DataFrame, name: str) -> pd.DataFrame:
 
 
 def _convert(series: pd.Series, dtype: str) -> pd.Series:
-    return series.fillna("").astype(str) if dtype == TEXT else pd.Series(series, dtype=dtype)
+    return (
+        series.astype(object).where(series.notna(), "").astype(str) if dtype == TEXT else pd.Series(series, dtype=dtype)
+    )
 
 
 def check(frame: pd.DataFrame, name: str) -> None:
