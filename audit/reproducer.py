@@ -11,7 +11,7 @@ import textwrap
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from time import perf_counter
 from types import BuiltinFunctionType, FunctionType, ModuleType
 
@@ -220,6 +220,7 @@ print("exact   ", mp.nstr(({exact}){scale}, 17))
 """
 
 
+@cache
 def _sources(function: Callable[..., object]) -> tuple[str, str]:
     """How a function is called, and its source after that of what it uses."""
     seen: dict[str, str] = {}

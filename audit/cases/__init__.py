@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -23,7 +23,7 @@ PROFILES = ("quick", "standard", "full")
 
 @dataclass(frozen=True)
 class Case:
-    """`make` gives input and target, each rows x classes in binary64, for a format that it may ignore.
+    """`make` gives input and target, each rows x classes in binary64, for a format that it ignores unless `native`.
 
     The kinds say what they are: logits, log_probs or probs, the last two taken as they are, whatever they sum to.
     `profile` is the smallest profile that has the case; `native` says that `make` builds the format's own numbers,
@@ -83,8 +83,15 @@ def build(case: Case, dtype: str) -> Problem:
     """The case rounded to `dtype`, to nearest even."""
     import torch
 
-    input, target = (torch.from_numpy(rows).to(getattr(torch, dtype)) for rows in case.make(FORMATS[dtype]))
+    pair = _made(case, FORMATS[dtype] if case.native else FORMATS["float64"])
+    input, target = (torch.from_numpy(rows).to(getattr(torch, dtype)) for rows in pair)
     return Problem(case, dtype, input, target)
+
+
+@lru_cache(maxsize=1)
+def _made(case: Case, format: Format) -> tuple[Rows, Rows]:
+    """The last pair made: a run asks for a case in each dtype, and before it was rounded to it, in turn."""
+    return case.make(format)
 
 
 _REGISTRY: dict[str, Case] = {}
