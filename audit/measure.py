@@ -110,7 +110,8 @@ def _limited() -> Iterator[None]:
         raise _TooSlow
 
     handler = signal.signal(signal.SIGALRM, stop)
-    others = signal.setitimer(signal.ITIMER_REAL, LIMIT_SECONDS)
+    # Again every second: Python swallows what is raised in a callback of its garbage collector.
+    others = signal.setitimer(signal.ITIMER_REAL, LIMIT_SECONDS, 1.0)
     try:
         yield
     finally:

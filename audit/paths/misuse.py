@@ -32,7 +32,7 @@ def mistake(function: Mistake) -> Mistake:
 
 @mistake
 def probabilities_as_input(x: Tensor, y: Tensor) -> Tensor:
-    """kl_div(softmax(x), softmax(y)): probabilities where log-probabilities belong; negative, within [-1, 0] a row."""
+    """kl_div(softmax(x), softmax(y)): probabilities where log-probabilities belong; negative, -1 - log n at least."""
     return _batchmean(softmax(x, -1), softmax(y, -1))
 
 

@@ -31,7 +31,7 @@ from audit.reference.exact import row_references
 PATHS = {
     p.name: p
     for p in registered()
-    if p.kind == "kl" and p.reduction == "none" and p.target_kind == "logits" and not p.absent
+    if p.kind == "kl" and p.reduction == "none" and {p.input_kind, p.target_kind} == {"logits"} and not p.absent
 }
 # A loop over the classes, and a compilation for every shape: minutes each. And on one thread all are.
 LEFT_OUT = ("thread_era", "compiled", "one_thread")
