@@ -91,12 +91,16 @@ def measure(path: Path, input: Tensor, target: Tensor, originals: tuple[Tensor, 
     return Result(here.reshape(rows).double().numpy(), str(here.dtype).removeprefix("torch."))
 
 
+def bits(tensor: Tensor) -> Tensor:
+    """The tensor's bytes as integers, one a number: what tells -0.0 from 0.0, and a NaN from another."""
+    return tensor.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()])
+
+
 def _same(tensor: Tensor, original: Tensor) -> bool:
     """Whether shape, strides and bytes are the same: NaN is unlike itself, and torch counts no write through .data."""
-    bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[original.element_size()]
     layout = (original.shape, original.stride(), original.dtype, original.device)
     return layout == (tensor.shape, tensor.stride(), tensor.dtype, tensor.device) and torch.equal(
-        tensor.view(bits), original.view(bits)
+        bits(tensor), bits(original)
     )
 
 

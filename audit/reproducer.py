@@ -25,7 +25,7 @@ from audit.judge.bounds import Exact, bound, within_bound
 from audit.judge.errors import exact_error
 from audit.judge.gradients import Truth
 from audit.judge.references import reduced
-from audit.measure import measure
+from audit.measure import bits, measure
 from audit.paths import Path
 from audit.reference.exact import row_references
 from audit.reference.quantities import quantity_references
@@ -33,7 +33,6 @@ from audit.reference.quantities import quantity_references
 TRIALS = 80
 SECONDS = 3.0
 MAX_RUNS = 64
-_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 GIVEN = {"torch", "Tensor", "nn", "F", "partial"}  # what every script imports
 
 
@@ -151,8 +150,7 @@ def _gradient_symptom(path: Path, input: Tensor, target: Tensor, device: str, si
 
 def _hexadecimal(tensor: Tensor) -> str:
     """The row's numbers as hexadecimal floats, with how often each repeats; empty for more than MAX_RUNS runs."""
-    bits = tensor[0].contiguous().view(_INTEGERS[tensor.element_size()])
-    runs, counts = torch.unique_consecutive(bits, return_counts=True)
+    runs, counts = torch.unique_consecutive(bits(tensor[0].contiguous()), return_counts=True)
     if len(runs) > MAX_RUNS:
         return ""
     pairs = zip(runs.view(tensor.dtype).tolist(), counts.tolist(), strict=True)
