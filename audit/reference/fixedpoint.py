@@ -23,14 +23,15 @@ from audit.reference.limbs import (
     BITS,
     EXACT,
     HALF,
+    NARROW,
     RADIX,
     SLACK,
     Floats,
     Plan,
+    Product,
     add_products,
     aligned,
     any_nonzero,
-    at_most,
     carry,
     divide,
     passes_of,
@@ -39,7 +40,7 @@ from audit.reference.limbs import (
     split,
     unit,
 )
-from audit.reference.tables import COARSE, FINE, PAGE_BITS, SPAN, page_factor, tables
+from audit.reference.tables import COARSE, FINE, PAGE_BITS, SPAN, narrow_limbs, page_factor, tables
 
 Integers = NDArray[np.int64]
 
@@ -58,7 +59,7 @@ def _pick(array: Floats, members: Members) -> Floats:
 
 @dataclass(frozen=True)
 class Weights:
-    """Numbers w, one a class: the sum over m of limb m times 2^(-22 (first + m)), to within `missing`.
+    """Numbers w, one a class: the sum over m of limb m times 2^(-25 (first + m)), to within `missing`.
 
     `limbs` gives those of the classes it is asked for, limb m within `bounds[m]`, and no bounds say
     w = 1. |w| is at most `ratio` times the class's count, and all of them add up to `total` at most.
@@ -85,19 +86,22 @@ class Weights:
         """(values + errors) / 2^exponent, at most 1/2 in magnitude; each error is at most half an ulp of its value."""
         scale = 2.0 ** (BITS - exponent)
 
-        def cut(members: Members, count: int) -> tuple[list[Floats], bool]:
-            small = None if errors is None else _pick(errors, members) * scale
-            return split(_pick(values, members) * scale, small, count)
+        def scaled(members: Members) -> tuple[Floats, Floats | None]:
+            return _pick(values, members) * scale, None if errors is None else _pick(errors, members) * scale
 
         count = 2
         for start in range(0, len(values), BLOCK):
-            while not cut(slice(start, start + BLOCK), count)[1] and count < limit:
+            while count < limit:
+                left = scaled(slice(start, start + BLOCK))
+                split(*left, count)
+                if not any(any_nonzero(part) for part in left if part is not None):
+                    break
                 count += 1
         missing = Fraction(1, 2 ** (BITS * count)) if count == limit else Fraction(0)
         each = HALF if errors is None else 2 * HALF
         # In binary64 a sum of n numbers of one sign errs by less than n 2^-53 of it.
         total = SLACK * Fraction(float(np.abs(values).sum())) / Fraction(2) ** exponent
-        return cls(lambda m: cut(m, count)[0], 1, (each,) * count, missing, Fraction(1, 2), total)
+        return cls(lambda m: split(*scaled(m), count), 1, (each,) * count, missing, Fraction(1, 2), total)
 
     def grouped(self, group: Integers, counts: Integers) -> Weights:
         """The sums over the classes of each group, in few enough limbs to be multiplied again."""
@@ -142,11 +146,15 @@ def exponential_sums(values: Floats, weights: list[Weights], width: int) -> tupl
 
 def _digits(values: Floats, top: float) -> tuple[Integers, Floats, Floats]:
     """(i, l, t 2^27) of every value, for `top` in 2^-12."""
-    steps = np.rint(values * 2.0**COARSE)
-    tails = (values - steps * 2.0**-COARSE) * 2.0**FINE
+    steps = values * 2.0**COARSE
+    np.rint(steps, out=steps)
+    tails = steps * -(2.0**-COARSE)
+    tails += values
+    tails *= 2.0**FINE
     fine = np.rint(tails)
     tails -= fine
-    return (top - steps).astype(np.int64), fine, tails
+    np.subtract(top, steps, out=steps)
+    return steps.astype(np.int64), fine, tails
 
 
 def _runs(values: Floats, top: float, width: int) -> Iterator[tuple[int, int, Integers | None]]:
@@ -181,18 +189,17 @@ class _Space:
     """The arrays that a block of classes is worked on in."""
 
     def __init__(self, width: int) -> None:
-        self.left = aligned(BLOCK, width)
+        self.left = aligned(BLOCK, narrow_limbs(width))
         # Of every sum, limbs 0 ... width + 1. The first has T2 at first.
         self.sums = aligned(2, width + 2, BLOCK)
         self.results = aligned(2, width + 2, BLOCK)
         self.scratch = aligned(width + 2, BLOCK)
-        self.factors = aligned(width + 2, BLOCK)
 
     def of(self, size: int) -> _Space:
         """The same memory for fewer classes."""
         part = object.__new__(_Space)
         part.left = self.left[:size]
-        for name in ("sums", "results", "scratch", "factors"):
+        for name in ("sums", "results", "scratch"):
             setattr(part, name, getattr(self, name)[..., :size])
         return part
 
@@ -209,7 +216,7 @@ def _run_sums(
     chosen = plan(width, tail_limbs)
     products = [product(width, chosen.scale, chosen.bound, w.bounds, w.first) for w in weights]
     # The longest pieces whose sums are exact.
-    piece = EXACT // (HALF * max(p.bound for p in products))
+    piece = EXACT // (2 ** (NARROW - 1) * max(p.bound for p in products))
     count = len(values) if members is None else len(members)
     parts = []
     for start in range(0, count, BLOCK):
@@ -220,26 +227,26 @@ def _run_sums(
         if members is not None:
             block = members[block]
         coarse, fine, tails = _digits(_pick(values, block), top)
-        at_most(int(coarse.max()), 2**PAGE_BITS - 1)
         space.left[:] = np.take(table.coarse, coarse, axis=0, mode="clip")
         limbs = space.sums[0]
         limbs[:: width + 1] = 0
         fine += SPAN
-        limbs[1:-1] = np.take(table.fine, fine.astype(np.int64), axis=1, mode="clip")
+        limbs[1:-1] = np.take(table.fine, fine.astype(np.int64), axis=0, mode="clip").T
         if tail_limbs:
             _horner(limbs[chosen.top :], tails * 2.0**-FINE, tail_limbs, chosen, space)
         # The first weights last: their product takes the place of what all are products with.
         for out, needs, w in reversed([*zip(space.sums, products, weights, strict=False)]):
             if w.bounds:
-                _times(limbs, chosen.top, w.limbs(block), w.first, needs.passes, out, space.scratch)
+                _times(limbs, chosen.top, w.limbs(block), w.first, needs, out, space.scratch)
         rows = space.sums.reshape(-1, size)[: len(weights) * (width + 2)]
         parts += [rows[:, i : i + piece] @ space.left[i : i + piece] for i in range(0, size, piece)]
-    each = unit(width) * unit(width + 1) / chosen.scale
-    exact = np.array(parts).astype(np.int64).sum(axis=0).reshape(len(weights), width + 2, width)
+    narrow = space.left.shape[1]
+    each = unit(narrow, NARROW) * unit(width + 1) / chosen.scale
+    exact = np.array(parts).astype(np.int64).sum(axis=0).reshape(len(weights), width + 2, narrow)
     totals = [each * _fold(total) for total in exact]
     # The tables err by less than 0.51 units; what T1's error is multiplied by is at most SLACK times the weight.
-    stored = SLACK * Fraction(51, 100) * unit(width)
-    error = stored + chosen.error
+    stored = SLACK * Fraction(51, 100) * unit(narrow, NARROW)
+    error = SLACK * Fraction(51, 100) * unit(width) + chosen.error
     mass = SLACK * (totals[0] + stored * weights[0].total)
     return [
         Sum(value, mass * (w.ratio * error + needs.dropped / chosen.scale + SLACK * w.missing) + stored * w.total)
@@ -250,30 +257,22 @@ def _run_sums(
 def _horner(right: Floats, t: Floats, tail_limbs: int, chosen: Plan, space: _Space) -> None:
     """T2, in `right`, becomes scale e^t T2."""
     terms = len(chosen.steps) - 1
-    tail = split(t * RADIX**2, None, tail_limbs)[0]
+    tail = split(t * RADIX**2, None, tail_limbs)
     higher = t * t * (1 / (terms + 2)) * (1 + t * (1 / (terms + 3)))
     # Its first digit is 0.
-    digits = split(higher * RADIX**3, None, chosen.steps[0].factors - 1)[0]
-    factors = space.factors[: max(len(tail), len(digits) + 1)]
-    factors[:] = 0
-    for row, limb in zip(factors, tail, strict=False):
-        row[:] = limb
-    for row, limb in zip(factors[1:], digits, strict=False):
-        row += limb
-    factors = factors[: chosen.steps[0].factors]
+    first = [tail[0], *split(higher * RADIX**3, None, chosen.steps[0].factors - 1)]
+    for both, limb in zip(first[1:], tail[1:], strict=False):
+        both += limb
     result, last = right, len(chosen.steps) - 1
     for turn, step in enumerate(chosen.steps):
-        if turn == 1:
-            factors = space.factors[: len(tail)]
-            for row, limb in zip(factors, tail, strict=True):
-                row[:] = limb
+        if turn < 2:
+            factors = [(m, limb) for m, limb in enumerate(tail if turn else first, 2) if any_nonzero(limb)]
         if step.divisor > 1:
             divide(result, step.divisor)
         # After the last step T2 is not needed, but for the only step, which multiplies T2 itself.
         summed = (right if turn == last and turn else space.results[turn % 2])[: step.length]
         np.multiply(right[: step.length], float(step.scale), out=summed)
-        for m, factor in enumerate(factors):
-            add_products(result, factor, 2 + m, summed, space.scratch)
+        add_products(result, factors, step.every, summed, space.scratch)
         for _ in range(step.passes):
             carry(summed, space.scratch)
         result = summed
@@ -283,7 +282,7 @@ def _horner(right: Floats, t: Floats, tail_limbs: int, chosen: Plan, space: _Spa
 
 
 def _times(
-    limbs: Floats, top: int, weights: Sequence[Floats], first: int, passes: int, out: Floats, scratch: Floats
+    limbs: Floats, top: int, weights: Sequence[Floats], first: int, needs: Product, out: Floats, scratch: Floats
 ) -> None:
     """The limbs, of which those above `top` are 0, times the weights, which stand at `first`, on as many limbs.
 
@@ -292,19 +291,18 @@ def _times(
     start = top + first
     np.multiply(limbs[top : len(out) - first], weights[0], out=out[start:])
     out[:start] = 0
-    for m, weight in enumerate(weights[1:], start + 1):
-        if any_nonzero(weight):
-            add_products(limbs[top:], weight, m, out, scratch)
-    for _ in range(passes):
-        carry(out[max(0, start - passes) :], scratch)
+    others = ((m, weight) for m, weight in enumerate(weights[1:], start + 1) if any_nonzero(weight))
+    add_products(limbs[top:], others, needs.every, out, scratch)
+    for _ in range(needs.passes):
+        carry(out, scratch)
 
 
 def _fold(total: Integers) -> int:
-    """The number in units of its last entry, entry (i, j) weighing RADIX^-(i + j)."""
+    """The number in units of its last entry, entry (i, j) weighing 2^-(BITS i + NARROW j)."""
     result = 0
     for row in total.tolist():
         value = 0
         for entry in row:
-            value = (value << BITS) + entry
+            value = (value << NARROW) + entry
         result = (result << BITS) + value
     return result

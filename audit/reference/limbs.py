@@ -1,12 +1,13 @@
 """Arithmetic on limbs: integers held in binary64, with a bound of every one proven before anything is computed.
 
-A number is a column of limbs, limb j counting multiples of unit(j) = 2^(2 - 22 j). Sums and products of limbs are
+A number is a column of limbs, limb j counting multiples of unit(j) = 2^(2 - 25 j). Sums and products of limbs are
 exact, in any order, while no integer exceeds 2^53. `plan` and `product` carry the bounds through every step as Python
 integers and raise where one might. docs/reference-engine.md has the proof.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -16,12 +17,16 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
-BITS = 22
+BITS = 25
 RADIX = 2.0**BITS
 HALF = 2 ** (BITS - 1)
 EXACT = 2**53
 # Limbs that are to be multiplied again are kept below 4 HALF.
 LOOSE = 4 * HALF
+# The table that sums are taken against has limbs of 16 bits, so that thousands of classes add up exactly.
+NARROW = 16
+# Limbs that are to be summed: 2,048 products with narrow ones are exact.
+SUMMED = 2**27
 # |t|, what is left of an argument once the tables have taken their part.
 TAIL = Fraction(1, 2**28)
 # At most what (k + 1) E_k loses in binary64, see `Plan`: five roundings of t^2 / (k + 2), and the terms from t^4 on.
@@ -32,8 +37,8 @@ STEEPEST = 2**12
 SLACK = Fraction(101, 100)
 
 
-def unit(limb: int) -> Fraction:
-    return Fraction(4, 2 ** (BITS * limb))
+def unit(limb: int, bits: int = BITS) -> Fraction:
+    return Fraction(4, 2 ** (bits * limb))
 
 
 def at_most(bound: int, limit: int = EXACT) -> int:
@@ -69,12 +74,26 @@ def carried(bound: int) -> int:
     return int(HALF + at_most(bound, EXACT // 2) // 2**BITS + 1)
 
 
-def passes_of(bound: int) -> tuple[int, int]:
-    """How many passes of `carry` bring limbs below LOOSE, and the bound they leave."""
+def passes_of(bound: int, limit: int = LOOSE) -> tuple[int, int]:
+    """How many passes of `carry` bring limbs below the limit, and the bound they leave."""
     passes, bound = 1, carried(bound)
-    while bound > LOOSE:
+    while bound > limit:
         passes, bound = passes + 1, carried(bound)
     return passes, bound
+
+
+def bursts(start: int, factors: Sequence[int], bound: int) -> tuple[int, int]:
+    """(how many products may be added before a carry, the largest integer there is by then).
+
+    Products of numbers within `factors` and of limbs within `bound` are added to limbs within `start`.
+    """
+    limit = EXACT // 2
+    total = at_most(start, limit) + sum(factors) * bound
+    if total <= limit:
+        return len(factors), total
+    room, each = limit - max(start, carried(limit)), max(factors) * bound
+    at_most(each, room)
+    return room // each, limit
 
 
 def divide(limbs: Floats, divisor: int) -> None:
@@ -86,8 +105,8 @@ def divide(limbs: Floats, divisor: int) -> None:
         remainder -= limb * divisor
 
 
-def split(values: Floats, errors: Floats | None, count: int) -> tuple[list[Floats], bool]:
-    """`count` limbs of `values + errors`, the first being the integer part, and whether that is all; uses both up.
+def split(values: Floats, errors: Floats | None, count: int) -> list[Floats]:
+    """`count` limbs of `values + errors`, the first being the integer part. What is left in both is in its units.
 
     Limbs after the first are at most HALF, and twice that with `errors`, which must be at most 1/2 at first. Less than
     one unit of the last limb is left.
@@ -102,27 +121,39 @@ def split(values: Floats, errors: Floats | None, count: int) -> tuple[list[Float
             limb += part
         limbs.append(limb)
         if len(limbs) == count:
-            return limbs, not (any_nonzero(values) or (errors is not None and any_nonzero(errors)))
+            return limbs
         values *= RADIX
         if errors is not None:
             errors *= RADIX
 
 
-def add_products(limbs: Floats, factor: Floats, position: int, total: Floats, scratch: Floats) -> None:
-    """total += limbs times the factor, one number a class, at `position`; what falls below `total` is dropped."""
-    reach = min(len(limbs), len(total) - position)
-    if reach > 0:
-        np.multiply(limbs[:reach], factor, out=scratch[:reach])
-        total[position : position + reach] += scratch[:reach]
+def add_products(
+    limbs: Floats, factors: Iterable[tuple[int, Floats]], every: int, total: Floats, scratch: Floats
+) -> None:
+    """total += limbs times the factors, of one number a class each, with the positions where they stand.
+
+    What falls below `total` is dropped; a carry comes after `every` so many.
+    """
+    for turn, (position, factor) in enumerate(factors):
+        if turn and turn % every == 0:
+            carry(total, scratch)
+        reach = min(len(limbs), len(total) - position)
+        if reach > 0:
+            np.multiply(limbs[:reach], factor, out=scratch[:reach])
+            total[position : position + reach] += scratch[:reach]
 
 
 @dataclass(frozen=True)
 class Step:
-    """V <- scale T2 + f (V / divisor) on `length` limbs, f given by `factors` limbs; then so many passes of `carry`."""
+    """V <- scale T2 + f (V / divisor) on `length` limbs, f given by `factors` limbs; then so many passes of `carry`.
+
+    One pass more comes after `every` so many factors.
+    """
 
     scale: int
     length: int
     factors: int
+    every: int
     passes: int
     divisor: int = 1
 
@@ -176,24 +207,29 @@ def plan(width: int, tail_limbs: int) -> Plan:
                 second = int(TAIL**2 * 2 ** (3 * BITS)) + 1
                 count, each, before = top + length - 3, HALF + (second if tail_limbs < 3 else HALF), 1
                 missing = Fraction(1, 2 ** (BITS * (count + 1)))
-            factor = int(TAIL * 2 ** (2 * BITS)) + 1 + (count - 1) * each
+            factors = (int(TAIL * 2 ** (2 * BITS)) + 1, *(each,) * (count - 1))
             # What T2 loses on so many limbs, what of the product falls below them, what f is without its last limbs.
             loss = scale * unit(top + length - 1) * SLACK / 2 if top + length <= width else Fraction(0)
-            loss += factor * bound * SLACK * unit(top + length) + missing * before * SLACK**2
+            loss += sum(factors) * bound * SLACK * unit(top + length) + missing * before * SLACK**2
             if weights[k] * loss <= budget * scale:
                 break
         error += weights[k] * loss / scale
-        passes, bound = passes_of(scale * HALF + factor * bound)
+        every, largest = bursts(scale * HALF, factors, bound)
+        passes, bound = passes_of(largest)
         bound = max(bound, top * (int(scale * SLACK * 2 ** (BITS - 2)) + 8))
-        steps.append(Step(scale, length, count, passes, divisor))
+        steps.append(Step(scale, length, count, every, passes, divisor))
         shortest = length
     return Plan(top, tuple(steps), scale, bound, error)
 
 
 @dataclass(frozen=True)
 class Product:
-    """Limbs times weights: so many passes of `carry`, then no limb exceeds `bound`; what of the product is dropped."""
+    """Limbs times weights, with a pass of `carry` after `every` so many and so many passes at the end.
 
+    Then no limb exceeds `bound`; `dropped` is what of the product is.
+    """
+
+    every: int
     passes: int
     bound: int
     dropped: Fraction
@@ -206,10 +242,11 @@ def product(width: int, scale: int, bound: int, weights: tuple[int, ...], first:
     No weights are a weight of 1.
     """
     if not weights:
-        return Product(0, bound, Fraction(0))
-    passes, after = passes_of(sum(weights) * bound)
+        return Product(0, 0, bound, Fraction(0))
+    every, largest = bursts(weights[0] * bound, weights[1:], bound)
+    passes, after = passes_of(largest, SUMMED)
     below = sum(weights[max(0, 1 - first) :])
     # The topmost limb is bounded by the value.
     most = sum(Fraction(weight, 2 ** (BITS * m)) for m, weight in enumerate(weights, first))
-    after = at_most(max(after, int(scale * SLACK * most / unit(0)) + 2), EXACT // HALF)
-    return Product(passes, after, below * bound * unit(width + 2) * SLACK)
+    after = at_most(max(after, int(scale * SLACK * most / unit(0)) + 2), SUMMED)
+    return Product(every, passes, after, below * bound * unit(width + 2) * SLACK)
