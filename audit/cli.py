@@ -65,6 +65,9 @@ def run(
     """Measure every path on every device found and write the tables."""
     from audit.publish import terminal
 
+    # torch's threads wait for work by spinning for milliseconds, which beside a busy process takes a run four times as
+    # long. Read by GNU OpenMP when torch is first imported.
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     own = [_function(text) for text in path_file or ()]
     import torch
 

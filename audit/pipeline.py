@@ -21,7 +21,7 @@ from audit.judge.elements import measure_elements
 from audit.judge.findings import COMMITTED, NEW, find, read_acknowledgements
 from audit.judge.gradients import measure_gradients
 from audit.judge.invariance import measure_invariance
-from audit.judge.references import Engine
+from audit.judge.references import Engine, Later
 from audit.judge.table import Block, error_table
 from audit.measure import COMPILING, TOO_SLOW, TORCH, Result, describe, measure
 from audit.paths import Path
@@ -85,6 +85,8 @@ def execute(
         if plan.file is None:
             blocks = _blocks(plan, engine, advance, {})
             seconds["paths"] = perf_counter() - start
+            problems = {(b.problem.case.name, b.problem.dtype): b.problem for b in blocks}
+            looks = _closer_looks(plan, problems, engine) if plan.whole else ()
             thread = [measure_thread(device.name) for device in plan.devices] if plan.whole else []
             seconds["thread"] = perf_counter() - start - seconds["paths"]
             advance("references")
@@ -93,21 +95,22 @@ def execute(
             seconds["references"] = perf_counter() - start - seconds["thread"] - seconds["paths"]
             advance("errors")
             errors = typed(error_table(blocks), "errors")
-            problems = {(b.problem.case.name, b.problem.dtype): b.problem for b in blocks}
         else:
-            errors, problems, thread = _streamed(plan, engine, advance), {}, []
-    advance("findings")
-    tables = {"errors": errors, "summary": summarise(errors)}
-    if plan.whole or plan.own:
-        tables["gradients"] = _gradients(plan, problems, errors)
-    findings, stale = find(errors, acknowledged, tables.get("gradients"), plan.own)
-    tables["findings"] = typed(_with_reproducers(findings, plan, problems), "findings")
-    if plan.whole:
-        looks = _closer_looks(plan, problems)
-        key = ["case", "row", "path", "dtype", "device"]
-        known = errors[errors["target_kind"] == "logits"][[*key, "input_error"]]
-        looks["attribution"] = looks["attribution"].astype({"row": "Int64"}).merge(known, on=key, how="left")
-        tables |= {name: typed(table, name) for name, table in looks.items()}
+            errors, problems, thread, looks = _streamed(plan, engine, advance), {}, [], ()
+        advance("findings")
+        tables = {"errors": errors, "summary": summarise(errors)}
+        if plan.whole or plan.own:
+            tables["gradients"] = _gradients(plan, problems, errors, engine)
+        findings, stale = find(errors, acknowledged, tables.get("gradients"), plan.own)
+        tables["findings"] = typed(_with_reproducers(findings, plan, problems), "findings")
+        if plan.whole:
+            tables["invariance"] = _invariance(plan, problems)
+            elements, attribution = (pd.concat([part() for part in parts], ignore_index=True) for parts in looks)
+            tables["elements"] = typed(elements, "elements")
+            key = ["case", "row", "path", "dtype", "device"]
+            known = errors[errors["target_kind"] == "logits"][[*key, "input_error"]]
+            attribution = attribution.astype({"row": "Int64"}).merge(known, on=key, how="left")
+            tables["attribution"] = typed(attribution, "attribution")
     if thread:
         tables["thread"] = typed(pd.concat(thread, ignore_index=True), "thread")
     seconds |= {"torch": TORCH.seconds - spent[0], "compiling": COMPILING.seconds - spent[1]}
@@ -144,7 +147,7 @@ def _blocks(
     return blocks
 
 
-def _gradients(plan: Plan, problems: Problems, errors: pd.DataFrame) -> pd.DataFrame:
+def _gradients(plan: Plan, problems: Problems, errors: pd.DataFrame, engine: Engine) -> pd.DataFrame:
     """Of every path, or of the user's own, that computed all it was given, on a few cases."""
     closer, parts = _some(plan, problems, CLOSER), []
     failed = errors.loc[errors["result_class"] == "not_computed", ["path", "dtype", "device"]].drop_duplicates()
@@ -152,24 +155,30 @@ def _gradients(plan: Plan, problems: Problems, errors: pd.DataFrame) -> pd.DataF
     for device, dtype in product((d.name for d in plan.devices), plan.dtypes):
         paths = [p for p in plan.paths if not p.compiles and p.runs_on(device) and (not plan.own or p.name in plan.own)]
         able = [p for p in paths if (p.name, dtype, device) not in lacking]
-        parts.append(measure_gradients([p for p in closer if p.dtype == dtype], able, device))
+        parts.append(measure_gradients([p for p in closer if p.dtype == dtype], able, device, engine.submit))
     return typed(pd.concat(parts, ignore_index=True), "gradients")
 
 
-def _closer_looks(plan: Plan, problems: Problems) -> dict[str, pd.DataFrame]:
-    """Elements of all but wide cases; invariance and attribution on a few, which cost more a row."""
+def _closer_looks(plan: Plan, problems: Problems, engine: Engine) -> tuple[list[Later[pd.DataFrame]], ...]:
+    """Begins elements.csv, of all but wide cases, and attribution.csv, of a few, which cost more a row."""
+    closer, thread = (_some(plan, problems, names) for names in (CLOSER, ("identical_n1000",)))
+    narrow = [p for p in problems.values() if p.input.shape[1] <= NARROW and p.case.input_kind == "logits"]
+    elements, attribution = [], []
+    for device in (d.name for d in plan.devices):
+        elements.append(measure_elements(narrow, device, engine.submit))
+        attribution.append(measure_attribution(closer, device, submit=engine.submit))
+        attribution.append(measure_attribution(thread, device, 8, engine.submit))
+    return elements, attribution
+
+
+def _invariance(plan: Plan, problems: Problems) -> pd.DataFrame:
     kl = [p for p in plan.paths if p.kind == "kl" and p.reduction == "none" and p.target_kind == "logits"]
     # Every check of a compiled path would be another compilation: its eager form is compared with it instead.
     paths = [p for p in kl if not p.compiles]
     compiled = {"quick": (), "standard": (COMPARISON,), "full": MAIN}[plan.profile]
-    closer, wide, thread = (_some(plan, problems, names) for names in (CLOSER, (WIDE,), ("identical_n1000",)))
-    narrow = [p for p in problems.values() if p.input.shape[1] <= NARROW and p.case.input_kind == "logits"]
-    looks: dict[str, list[pd.DataFrame]] = {"elements": [], "invariance": [], "attribution": []}
-    for device in (d.name for d in plan.devices):
-        looks["elements"].append(measure_elements(narrow, device))
-        looks["attribution"] += [measure_attribution(closer, device), measure_attribution(thread, device, 8)]
-        looks["invariance"].append(measure_invariance([*closer, *wide], paths, device, compiled))
-    return {name: pd.concat(parts, ignore_index=True) for name, parts in looks.items()}
+    chosen = _some(plan, problems, (*CLOSER, WIDE))
+    parts = [measure_invariance(chosen, paths, device.name, compiled) for device in plan.devices]
+    return typed(pd.concat(parts, ignore_index=True), "invariance")
 
 
 def _some(plan: Plan, problems: Problems, names: Iterable[str]) -> list[Problem]:

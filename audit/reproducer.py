@@ -16,12 +16,12 @@ from time import perf_counter
 from types import BuiltinFunctionType, FunctionType, ModuleType
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
 from audit.errors import UsageError
-from audit.judge.bounds import Exact, bound, within_bound
+from audit.formats import FORMATS
+from audit.judge.bounds import Exact, bound, keeps
 from audit.judge.errors import exact_error
 from audit.judge.gradients import Truth
 from audit.judge.references import reduced
@@ -128,18 +128,10 @@ def _symptom(path: Path, input: Tensor, target: Tensor, device: str) -> str:
     except UsageError:
         return ""
     reference = reduced(references, path.reduction, input.shape[1])
-    row = pd.DataFrame(
-        {
-            "computed": result.computed,
-            "result_dtype": result.dtype,
-            "result_class": "finite",
-            "reference": reference,
-            "abs_error": exact_error(computed, reference),
-            "bound": bound(path, exact, dtype),
-            "rest": np.nan,
-        }
-    )
-    if within_bound(row).all():
+    allowed = bound(path, exact, dtype)
+    threshold, infinite = FORMATS[result.dtype].overflow_threshold, reference in ("inf", "-inf")
+    numbers_of = (computed, float(reference), exact_error(computed, reference), allowed, np.nan, threshold, infinite)
+    if np.isnan(allowed).all() or keeps(*map(np.asarray, numbers_of)).all():
         return ""
     return "plus_infinity" if np.isinf(computed) else "beyond_bound"
 

@@ -24,6 +24,7 @@ Error = TypeVar("Error", bound=Callable[..., object])
 EXP, LOG = 4.0, 2.0  # roundoffs of a library's exp (2 ulp) and log (1 ulp): CUDA C++ Programming Guide; glibc manual
 # A bound of logits near the largest double overflows, as it should.
 OVERFLOWS = np.errstate(over="ignore", invalid="ignore")
+IN_CACHE = 2**14  # elements of each array at a time
 _SLACK = 2.0**-48  # of this module's own arithmetic, relative to what it adds up
 
 
@@ -219,52 +220,64 @@ def input_error(q: Softmax, way: str, kernel: Kernel) -> Rows:
 @_kept
 def _row_terms(exact: Exact, rounding: Rounding, dtype: str) -> tuple[Rows, Rows]:
     """A row's errors but those of its sum, and the sum of the magnitudes that those are proportional to."""
+    rows, classes = exact.p.shape
+    step = max(1, IN_CACHE // rows)
+    parts = [_class_terms(exact, rounding, dtype, slice(i, i + step)) for i in range(0, classes, step)]
+    errors, size, highest = (np.array(part) for part in zip(*parts, strict=True))
+    errors = errors.sum(axis=0)
+    if rounding.exp_slope:
+        # A kernel that may count in bits overflows where numbers larger by log2(e) do.
+        threshold = Kernel.of(rounding, dtype).compute.overflow_threshold
+        errors = np.where(highest.max(axis=0) * math.log2(math.e) >= threshold, np.inf, errors)
+    return errors, size.sum(axis=0)
+
+
+def _class_terms(exact: Exact, rounding: Rounding, dtype: str, part: slice) -> tuple[Rows, Rows, Rows]:
+    """Of some classes: what they add to a row's errors and magnitudes, and the largest number met on the way."""
     kernel = Kernel.of(rounding, dtype)
     storage, compute = kernel.storage, kernel.compute
     us, uc = storage.unit_roundoff, compute.unit_roundoff
-    there, p = exact.there, np.where(exact.there, exact.p, 0.0)
-    log_p = np.where(there, np.abs(exact.log_p), 0.0)
-    log_q = np.where(there, np.abs(exact.q.log_p), 0.0)
-    D = np.where(there, input_error(exact.q, rounding.input, kernel), 0.0)
-    L = np.abs(exact.L) + _SLACK * (log_p + log_q)
+    there = exact.there[:, part]
+    p, log_p, log_q, D = (
+        np.where(there, values[:, part], 0.0)
+        for values in (exact.p, exact.log_p, exact.q.log_p, input_error(exact.q, rounding.input, kernel))
+    )
+    log_p, log_q = np.abs(log_p), np.abs(log_q)
+    blurred = _SLACK * (log_p + log_q)
+    L = np.abs(exact.L[:, part]) + blurred
+    slope: Rows = L + 1
+    moves: Rows = D
     if exact.softmax is None:
         # Given log-probabilities have their exponentials rounded; given probabilities are what they are.
-        r = (EXP + rounding.exp_slope * log_p) * uc + us if exact.logarithmic else np.zeros_like(p)
-        pr, Dp = np.where(there, p * r + storage.smallest_subnormal * exact.logarithmic, 0.0), np.zeros_like(p)
-        P = p + pr
-        perturbed = pr * (L + 1 + np.minimum(r, 3.0)) + P * D
+        r = ((EXP + rounding.exp_slope * log_p) * uc + us) * exact.logarithmic
+        pr = np.where(there, p * r + storage.smallest_subnormal * exact.logarithmic, 0.0)
+        ratio = np.minimum(r, 3.0)
     else:
-        r, tiny = softmax_error(exact.softmax, kernel)
-        Dp = log_softmax_error(exact.softmax, kernel)
-        if rounding.target == "log_softmax":
-            r = np.expm1(np.minimum(Dp, 1.0)) + (EXP + 1) * uc + us
-        elif rounding.target == "any":
-            r = np.maximum(r, np.expm1(np.minimum(Dp, 1.0)) + (EXP + 1) * uc + us)
+        r, tiny = (values[:, part] for values in softmax_error(exact.softmax, kernel))
+        if rounding.target == "softmax":
+            slope = np.abs(exact.L[:, part] + 1) + blurred
         else:
-            Dp = np.zeros_like(Dp)
+            Dp = log_softmax_error(exact.softmax, kernel)[:, part]
+            other = np.expm1(np.minimum(Dp, 1.0)) + ((EXP + 1) * uc + us)
+            r = other if rounding.target == "log_softmax" else np.maximum(r, other)
+            moves = D + np.where(there, Dp, 0.0)
         # p r, with nothing at classes that are too small to be told from 0.
         pr = np.where(there, p * r + tiny, 0.0)
-        P = p + pr
-        slope = np.abs(exact.L + 1) + _SLACK * (log_p + log_q) if rounding.target == "softmax" else L + 1
         ratio = np.minimum(pr / np.where(p > 0, p, 1.0), 3.0)
-        perturbed = pr * slope + pr * ratio + P * (D + np.where(there, Dp, 0.0))
+    P = p + pr
+    perturbed = pr * (slope + ratio) + P * moves
     # log P differs from log p by at most twice the relative error of P.
-    moved = 2 * np.minimum(pr / np.where(p > 0, p, 1.0), 1.0)
-    log_P, difference = log_p + moved, L + D + Dp + moved
-    terms = P * ((3 * uc + us) * log_P + us * (log_q + D) + 2 * us * difference)
-    size = P * (log_P + log_q + D) if rounding.separate else P * difference
+    moved = 2 * np.minimum(ratio, 1.0)
+    log_P, log_Q, difference = log_p + moved, log_q + D, L + moves + moved
+    terms = P * ((3 * uc + us) * log_P + us * log_Q + 2 * us * difference)
+    size = P * (log_P + log_Q) if rounding.separate else P * difference
     if rounding.masses:
-        masses = P + np.exp(np.minimum(exact.q.log_p + D, 0.0)) * (1 + D)
-        perturbed = perturbed + pr + np.where(there, exact.q.p * np.expm1(np.minimum(D, 1.0)), 0.0)
+        masses = P + np.exp(np.minimum(exact.q.log_p[:, part] + D, 0.0)) * (1 + D)
+        perturbed = perturbed + pr + np.where(there, exact.q.p[:, part] * np.expm1(np.minimum(D, 1.0)), 0.0)
         terms, size = terms + 3 * us * masses, size + masses
     terms = np.where(there, terms + 3 * storage.smallest_subnormal, 0.0)
-    size = np.where(p > 0, size + terms, 0.0)
-    errors = np.where(p > 0, perturbed + terms, 0.0).sum(axis=1)
-    if rounding.exp_slope:
-        # A kernel that may count in bits overflows where numbers larger by log2(e) do.
-        highest = np.where(p > 0, difference + log_p + log_q, 0.0).max(axis=1) * math.log2(math.e)
-        errors = np.where(highest >= compute.overflow_threshold, np.inf, errors)
-    return errors, size.sum(axis=1)
+    errors, size = (np.where(p > 0, values + terms, 0.0).sum(axis=1) for values in (perturbed, size))
+    return errors, size, np.where(p > 0, difference + log_p + log_q, 0.0).max(axis=1)
 
 
 @OVERFLOWS
@@ -321,23 +334,34 @@ def rest(exact: Exact, dtype: str) -> NDArray[np.float64]:
     return np.where((unmatched <= vanishing).all(axis=1), terms, np.nan)
 
 
+def keeps(
+    computed: Rows, reference: Rows, error: Rows, bound: Rows, rest: Rows, threshold: Rows, infinite: NDArray[np.bool_]
+) -> NDArray[np.bool_]:
+    """Whether results keep their bounds, of arrays of one shape.
+
+    `error` is |computed - reference|, `infinite` says where the reference is an infinity and no number too large for
+    binary64, `rest` is the finite sum that is as good as one (NaN where there is none), and from `threshold` on a
+    result overflows.
+    """
+    with np.errstate(invalid="ignore"):
+        overflow = (np.abs(reference) + bound >= threshold) & (np.sign(computed) == np.sign(reference))
+        finite = np.where(infinite, np.abs(computed - rest), error) <= bound
+    unbounded = np.where(infinite, computed == reference, overflow)
+    kept = np.select([np.isnan(computed), np.isinf(computed)], [np.isnan(reference), unbounded], finite)
+    return np.asarray(kept, np.bool_)
+
+
 def within_bound(table: pd.DataFrame) -> pd.Series:
     """Whether each result keeps its bound; NA where it has none or nothing was computed.
 
-    Taken are `computed`, `reference`, `drift`, `bound`, `result_dtype`, `result_class`, and `rest`: the finite sum
-    that is as good as an infinite reference, NaN where there is none.
+    Taken are `computed`, `reference`, `abs_error`, `bound`, `result_dtype`, `result_class`, and `rest`, see `keeps`.
     """
     computed, bound = table["computed"].to_numpy(np.float64), table["bound"].to_numpy(np.float64)
     # Decimal text beyond binary64's range is an infinity here, as it is in every result_dtype.
     reference = table["reference"].map(float).to_numpy(np.float64)
-    threshold = table["result_dtype"].map({f.name: f.overflow_threshold for f in FORMATS.values()}).to_numpy(np.float64)
+    thresholds = table["result_dtype"].map({f.name: f.overflow_threshold for f in FORMATS.values()})
     infinite = table["reference"].isin(["inf", "-inf"]).to_numpy(bool)
-    overflow = (np.abs(reference) + bound >= threshold) & (np.sign(computed) == np.sign(reference))
-    finite = np.where(infinite, np.abs(computed - table["rest"].to_numpy(np.float64)), table["abs_error"]) <= bound
-    kept = np.select(
-        [np.isnan(computed), np.isinf(computed)],
-        [table["reference"] == "nan", np.where(infinite, computed == reference, overflow)],
-        finite,
-    )
+    error, rest, threshold = (np.asarray(c, np.float64) for c in (table["abs_error"], table["rest"], thresholds))
+    kept = keeps(computed, reference, error, bound, rest, threshold, infinite)
     judged = ~np.isnan(bound) & (table["result_class"] != "not_computed").to_numpy(bool)
-    return pd.Series(kept.astype(bool), table.index, dtype="boolean").where(judged)
+    return pd.Series(kept, table.index, dtype="boolean").where(judged)

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from audit.cases import Problem
 from audit.formats import FORMATS, Format
-from audit.reference.softmax import exact_softmax
+from audit.judge.references import Later, Submit, later
+from audit.reference.softmax import Pair, exact_softmax
 from audit.reference.values import Rows
 
 ROWS = 2
@@ -28,17 +29,20 @@ def _ulp(exact: Rows, format: Format) -> Rows:
     return np.asarray(np.exp2(np.maximum(exponent, format.minimum) - format.precision + 1))
 
 
-def measure_elements(problems: Sequence[Problem], device: str) -> pd.DataFrame:
-    """The rows of elements.csv: a case x operation x dtype on one device, of the cases' first rows."""
-    return pd.DataFrame([row for problem in problems for row in _elements(problem, device)])
+def measure_elements(problems: Sequence[Problem], device: str, submit: Submit = later) -> Later[pd.DataFrame]:
+    """Begins the rows of elements.csv, and waits for them when called: a case x operation x dtype on one device.
+
+    Taken are the cases' first rows.
+    """
+    begun = [(problem, submit(exact_softmax, problem.input[:ROWS].double().numpy())) for problem in problems]
+    return lambda: pd.DataFrame([row for problem, exact in begun for row in _elements(problem, device, exact())])
 
 
-def _elements(problem: Problem, device: str) -> Iterator[dict[str, object]]:
+def _elements(problem: Problem, device: str, exact: tuple[Pair, Pair]) -> Iterator[dict[str, object]]:
     x = problem.input[:ROWS]
-    exact = dict(zip(("softmax", "log_softmax"), exact_softmax(x.double().numpy()), strict=True))
     format = FORMATS[problem.dtype]
     for name, operation in OPERATIONS.items():
-        high, low = exact["softmax" if name == "softmax" else "log_softmax"]
+        high, low = exact[name != "softmax"]
         computed = operation(x.to(device)).double().cpu().numpy()
         with np.errstate(invalid="ignore"):
             error = ((computed - high) - low) / _ulp(high, format)

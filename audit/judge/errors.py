@@ -89,11 +89,13 @@ def _exact_errors(computed: float, reference: str, dtype: str) -> tuple[float, f
     ulps = float(_QUOTIENT.divide(size, Decimal(format.ulp(_exponent(magnitude, format)))))
     if not exact:
         return float(difference), float(size), _NAN, ulps, _NAN, false_zero
-    relative = _QUOTIENT.divide(size, magnitude)
-    # log10(0) = -inf, which the precision caps.
-    wrong_bits = float(_QUOTIENT.divide(_QUOTIENT.log10(relative), _LOG10_2))
-    bits = min(float(format.precision), 0.0 - wrong_bits)
-    return float(difference), float(size), float(relative), ulps, bits, false_zero
+    quotient = _QUOTIENT.divide(size, magnitude)
+    relative = float(quotient)
+    if math.isinf(relative):  # an error beyond binary64's range beside the reference
+        bits = -float(_QUOTIENT.divide(_QUOTIENT.log10(quotient), _LOG10_2))
+    else:
+        bits = min(float(format.precision), -math.log2(relative) if relative else math.inf)
+    return float(difference), float(size), relative, ulps, bits, false_zero
 
 
 def _number(text: str) -> Decimal:

@@ -27,7 +27,7 @@ from audit.judge.bounds import (
     softmax_error,
     steps,
 )
-from audit.judge.references import divisor
+from audit.judge.references import Submit, divisor, later
 from audit.measure import TORCH
 from audit.paths import Path
 from audit.paths.rounding import Rounding
@@ -130,12 +130,18 @@ def gradient_bounds(exact: Exact, rounding: Rounding, dtype: str) -> tuple[Rows,
 class Truth:
     """Rows of logits (on the CPU), their exact gradients, and the bounds of those, each computed once."""
 
-    def __init__(self, input: Tensor, target: Tensor) -> None:
+    def __init__(self, input: Tensor, target: Tensor, submit: Submit = later) -> None:
         self.input, self.target = input, target
         self.numbers = input.double().numpy(), target.double().numpy()
         self.dtype = str(input.dtype).removeprefix("torch.")
-        self.exact = cache(lambda degree: exact_gradients(*(side / degree for side in self.numbers)))
+        self._exact = {1.0: submit(exact_gradients, *self.numbers)}
         self.bounds = cache(lambda rounding: gradient_bounds(Exact.of(*self.numbers, "logits"), rounding, self.dtype))
+
+    def exact(self, degree: float) -> tuple[Rows, Rows]:
+        """The gradients at a temperature, of the tempered logits."""
+        if degree not in self._exact:
+            self._exact[degree] = later(exact_gradients, *(side / degree for side in self.numbers))
+        return self._exact[degree]()
 
     def gradients(self, path: Path, device: str) -> list[Gradient]:
         """What autograd gives, for each side that has a gradient; of a reduced path, times its divisor.
@@ -189,7 +195,9 @@ def takes_gradients(path: Path, problem: Problem) -> bool:
     )
 
 
-def measure_gradients(problems: Sequence[Problem], paths: Sequence[Path], device: str) -> pd.DataFrame:
+def measure_gradients(
+    problems: Sequence[Problem], paths: Sequence[Path], device: str, submit: Submit = later
+) -> pd.DataFrame:
     """The rows of gradients.csv: autograd's gradient of each path, on the problems' first rows, for each side.
 
     A path that autograd cannot differentiate has none.
@@ -201,8 +209,8 @@ def measure_gradients(problems: Sequence[Problem], paths: Sequence[Path], device
         return {} if path.cases else dict(zip(SIDES, breaking_gaps(path, dtype, device), strict=True))
 
     rows = []
-    for problem in problems:
-        truth = Truth(problem.input[:ROWS], problem.target[:ROWS])
+    truths = [Truth(problem.input[:ROWS], problem.target[:ROWS], submit) for problem in problems]
+    for problem, truth in zip(problems, truths, strict=True):
         for path in (p for p in paths if takes_gradients(p, problem)):
             try:
                 for gradient in truth.gradients(path, device):

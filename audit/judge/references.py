@@ -9,7 +9,7 @@ from decimal import Context, Decimal
 from functools import cache, cached_property, lru_cache, partial
 from multiprocessing import get_context
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -20,6 +20,8 @@ from audit.reference.gold import DIGITS, Record, radius_of, versions
 from audit.reference.quantities import quantity_references
 from audit.reference.values import Rows
 
+Result = TypeVar("Result")
+Later = Callable[[], Result]
 Work = Callable[[Rows, Rows], list[Certified]]
 PUBLISHED_DIGITS = 50
 _WIDE = Context(prec=400)
@@ -78,6 +80,24 @@ class References:
         ]
 
 
+class Submit(Protocol):
+    """Begins function(*args), in another process if there is one; what is returned waits for the result."""
+
+    def __call__(self, function: Callable[..., Result], *args: object) -> Later[Result]: ...
+
+
+def later(function: Callable[..., Result], *args: object) -> Later[Result]:
+    """Begins nothing: computes when first asked, and keeps the result alone."""
+    pending: list[Any] = [partial(function, *args)]
+
+    def answer() -> Result:
+        if callable(pending[0]):
+            pending[0] = pending[0]()
+        return pending[0]  # type: ignore[no-any-return]
+
+    return answer
+
+
 class Engine:
     """Computes references, in `workers` processes beside the devices' work, or for 1 in this one when asked for.
 
@@ -90,7 +110,7 @@ class Engine:
     ) -> None:
         self._gold, self._cache = gold or {}, cache
         self._pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn")) if workers > 1 else None
-        self._known: dict[tuple[str, str], Callable[[], Certified]] = {}
+        self._known: dict[tuple[str, str], Later[Certified]] = {}
 
     def __enter__(self) -> Engine:
         return self
@@ -101,7 +121,7 @@ class Engine:
         if self._pool is not None:
             self._pool.shutdown(wait=error is None, cancel_futures=True)
 
-    def request(self, problem: Problem, quantity: str = "kl") -> Callable[[], References]:
+    def request(self, problem: Problem, quantity: str = "kl") -> Later[References]:
         """Starts the references of a problem; the callable returned waits for them.
 
         `quantity` is "kl", "zero", or one of reference.quantities.
@@ -128,7 +148,7 @@ class Engine:
         input, target = problem.numbers if fresh else (np.empty(0), np.empty(0))
         for start in range(0, len(fresh), step):
             part = fresh[start : start + step]
-            answer = self._start(work, input[part], target[part])
+            answer = self.submit(work, input[part], target[part])
             for place, row in enumerate(part):
                 self._known[keys[row]] = partial(_take, answer, place)
 
@@ -140,21 +160,12 @@ class Engine:
 
         return cache(wait)
 
-    def _start(self, work: Work, input: Rows, target: Rows) -> Callable[[], list[Certified]]:
-        if self._pool is not None:
-            return self._pool.submit(work, input, target).result
-        pending: list[Any] = [partial(work, input, target)]
-
-        def answer() -> list[Certified]:
-            # Done once, and the rows let go.
-            if callable(pending[0]):
-                pending[0] = pending[0]()
-            return pending[0]  # type: ignore[no-any-return]
-
-        return answer
+    def submit(self, function: Callable[..., Result], *args: object) -> Later[Result]:
+        """See Submit; the function is one of a module that workers can import."""
+        return later(function, *args) if self._pool is None else self._pool.submit(function, *args).result
 
 
-def _take(answer: Callable[[], list[Certified]], place: int) -> Certified:
+def _take(answer: Later[list[Certified]], place: int) -> Certified:
     return answer()[place]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Context, Decimal
 from itertools import chain, groupby
@@ -13,13 +13,13 @@ import pandas as pd
 from audit.cases import Problem, Rows
 from audit.judge.bounds import Exact, bound, rest, within_bound
 from audit.judge.errors import error_columns
-from audit.judge.references import References, divisor, published, reduced
+from audit.judge.references import Later, References, divisor, published, reduced
 from audit.judge.scale import magnitude
 from audit.measure import Result
 from audit.paths import Path
 from audit.paths.rounding import Rounding
 
-Wait = Callable[[], References]
+Wait = Later[References]
 _EXACT = Context(prec=2_000)
 
 

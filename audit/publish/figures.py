@@ -77,6 +77,7 @@ def _figure(height: float, rows: int = 1, columns: int = 1, sharex: bool = False
 def _log(axes: Axes, directions: str) -> None:
     for direction in directions:
         axes.set(**{f"{direction}scale": "log"})
+        getattr(axes, f"{direction}axis").set_major_formatter("{x:.0e}")
     axes.minorticks_off()
 
 

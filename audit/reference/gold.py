@@ -6,10 +6,11 @@ import csv
 import hashlib
 import platform
 from collections.abc import Iterable
-from dataclasses import astuple, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from decimal import Decimal
 from functools import cache
 from importlib.metadata import version
+from itertools import compress
 from pathlib import Path
 
 from audit import __version__
@@ -39,7 +40,7 @@ class Record:
         return replace(self, checksum=self._sum())
 
     def _sum(self) -> str:
-        return hashlib.sha256("\x1f".join(astuple(self)[:-1]).encode()).hexdigest()[:16]
+        return hashlib.sha256("\x1f".join([*vars(self).values()][:-1]).encode()).hexdigest()[:16]
 
     @property
     def intact(self) -> bool:
@@ -87,12 +88,13 @@ def read_records(folder: Path) -> list[Record]:
 
 def read_gold(folder: Path) -> Gold:
     records = read_records(folder)
-    good = [r for r in records if r.intact]
+    whole = [r.intact for r in records]
+    good = list(compress(records, whole))
     values = {(r.digest, r.quantity): r.value for r in good}
     twice = [r for r in good if values[r.digest, r.quantity] != r.value]
     for record in twice:
         values.pop((record.digest, record.quantity), None)
-    damaged = [record_name(r.digest, r.quantity) for r in [*(r for r in records if not r.intact), *twice]]
+    damaged = [record_name(r.digest, r.quantity) for r in [*compress(records, (not w for w in whole)), *twice]]
     return Gold(values, damaged)
 
 
@@ -103,5 +105,5 @@ def write_records(folder: Path, records: Iterable[Record]) -> None:
     with open(partial, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow([f.name for f in fields(Record)])
-        writer.writerows(astuple(r) for r in sorted(records, key=lambda r: (r.digest, r.quantity)))
+        writer.writerows(vars(r).values() for r in sorted(records, key=lambda r: (r.digest, r.quantity)))
     partial.replace(folder / NAME)

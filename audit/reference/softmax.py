@@ -10,13 +10,13 @@ from audit.reference.oracle import _context
 from audit.reference.values import Rows
 
 Pair = tuple[Rows, Rows]
-_BITS = 200
+BITS = 200
 
 
 def exact_softmax(logits: Rows) -> tuple[Pair, Pair]:
     """(p, log p) of rows x classes of logits, each as (high, low)."""
     ctx = _context()
-    with ctx.workprec(_BITS):
+    with ctx.workprec(BITS):
         rows = [softmax(row) for row in logits.tolist()]
         return _pair([p for p, _ in rows]), _pair([log_p for _, log_p in rows])
 
@@ -28,7 +28,7 @@ def exact_gradients(input: Rows, target: Rows) -> tuple[Rows, Rows]:
     """
     ctx = _context()
     by_input, by_target = [], []
-    with ctx.workprec(_BITS):
+    with ctx.workprec(BITS):
         for x, y in zip(input.tolist(), target.tolist(), strict=True):
             (q, log_q), (p, log_p) = softmax(x), softmax(y)
             L = [a - b for a, b in zip(log_p, log_q, strict=True)]
