@@ -237,11 +237,13 @@ def _class_terms(exact: Exact, rounding: Rounding, dtype: str, part: slice) -> t
     kernel = Kernel.of(rounding, dtype)
     storage, compute = kernel.storage, kernel.compute
     us, uc = storage.unit_roundoff, compute.unit_roundoff
-    there = exact.there[:, part]
-    p, log_p, log_q, D = (
-        np.where(there, values[:, part], 0.0)
-        for values in (exact.p, exact.log_p, exact.q.log_p, input_error(exact.q, rounding.input, kernel))
-    )
+    there, everywhere = exact.there[:, part], exact.there[:, part].all()
+
+    def masked(values: Rows) -> Rows:
+        return values if everywhere else np.where(there, values, 0.0)
+
+    D = masked(input_error(exact.q, rounding.input, kernel)[:, part])
+    p, log_p, log_q = (masked(values[:, part]) for values in (exact.p, exact.log_p, exact.q.log_p))
     log_p, log_q = np.abs(log_p), np.abs(log_q)
     blurred = _SLACK * (log_p + log_q)
     L = np.abs(exact.L[:, part]) + blurred
@@ -250,7 +252,7 @@ def _class_terms(exact: Exact, rounding: Rounding, dtype: str, part: slice) -> t
     if exact.softmax is None:
         # Given log-probabilities have their exponentials rounded; given probabilities are what they are.
         r = ((EXP + rounding.exp_slope * log_p) * uc + us) * exact.logarithmic
-        pr = np.where(there, p * r + storage.smallest_subnormal * exact.logarithmic, 0.0)
+        pr = masked(p * r + storage.smallest_subnormal * exact.logarithmic)
         ratio = np.minimum(r, 3.0)
     else:
         r, tiny = (values[:, part] for values in softmax_error(exact.softmax, kernel))
@@ -260,9 +262,9 @@ def _class_terms(exact: Exact, rounding: Rounding, dtype: str, part: slice) -> t
             Dp = log_softmax_error(exact.softmax, kernel)[:, part]
             other = np.expm1(np.minimum(Dp, 1.0)) + ((EXP + 1) * uc + us)
             r = other if rounding.target == "log_softmax" else np.maximum(r, other)
-            moves = D + np.where(there, Dp, 0.0)
+            moves = D + masked(Dp)
         # p r, with nothing at classes that are too small to be told from 0.
-        pr = np.where(there, p * r + tiny, 0.0)
+        pr = masked(p * r + tiny)
         ratio = np.minimum(pr / np.where(p > 0, p, 1.0), 3.0)
     P = p + pr
     perturbed = pr * (slope + ratio) + P * moves
@@ -273,11 +275,11 @@ def _class_terms(exact: Exact, rounding: Rounding, dtype: str, part: slice) -> t
     size = P * (log_P + log_Q) if rounding.separate else P * difference
     if rounding.masses:
         masses = P + np.exp(np.minimum(exact.q.log_p[:, part] + D, 0.0)) * (1 + D)
-        perturbed = perturbed + pr + np.where(there, exact.q.p[:, part] * np.expm1(np.minimum(D, 1.0)), 0.0)
+        perturbed = perturbed + pr + masked(exact.q.p[:, part] * np.expm1(np.minimum(D, 1.0)))
         terms, size = terms + 3 * us * masses, size + masses
-    terms = np.where(there, terms + 3 * storage.smallest_subnormal, 0.0)
-    errors, size = (np.where(p > 0, values + terms, 0.0).sum(axis=1) for values in (perturbed, size))
-    return errors, size, np.where(p > 0, difference + log_p + log_q, 0.0).max(axis=1)
+    terms = terms + 3 * storage.smallest_subnormal
+    errors, size, largest = (masked(v) for v in (perturbed + terms, size + terms, difference + log_p + log_q))
+    return errors.sum(axis=1), size.sum(axis=1), largest.max(axis=1)
 
 
 @OVERFLOWS
