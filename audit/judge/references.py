@@ -22,7 +22,6 @@ from audit.reference.values import Rows
 
 Result = TypeVar("Result")
 Later = Callable[[], Result]
-Work = Callable[[Rows, Rows], list[Certified]]
 PUBLISHED_DIGITS = 50
 _WIDE = Context(prec=400)
 _PUBLISHED = Context(prec=PUBLISHED_DIGITS)

@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 
 from audit.reference.limbs import (
     BITS,
-    EXACT,
     HALF,
     NARROW,
     RADIX,
@@ -34,6 +33,7 @@ from audit.reference.limbs import (
     any_nonzero,
     carry,
     divide,
+    exact_terms,
     passes_of,
     plan,
     product,
@@ -215,8 +215,7 @@ def _run_sums(
     table, space = tables(width), _space(width)
     chosen = plan(width, tail_limbs)
     products = [product(width, chosen.scale, chosen.bound, w.bounds, w.first) for w in weights]
-    # The longest pieces whose sums are exact.
-    piece = EXACT // (2 ** (NARROW - 1) * max(p.bound for p in products))
+    piece = exact_terms(max(p.bound for p in products))
     count = len(values) if members is None else len(members)
     parts = []
     for start in range(0, count, BLOCK):

@@ -96,6 +96,11 @@ def bursts(start: int, factors: Sequence[int], bound: int) -> tuple[int, int]:
     return room // each, limit
 
 
+def exact_terms(bound: int) -> int:
+    """How many products of narrow limbs and of limbs within `bound` add up exactly."""
+    return EXACT // (bound << NARROW - 1)
+
+
 def divide(limbs: Floats, divisor: int) -> None:
     """Long division in place along the first axis; the remainder, at most one unit of the last limb, is dropped."""
     remainder = np.zeros(limbs.shape[1])

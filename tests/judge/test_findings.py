@@ -56,14 +56,10 @@ def test_a_defect_is_one_finding_with_its_worst_small_example(found: Audit) -> N
     assert finding["worst_ratio"] == (rows["abs_error"] / rows["bound"]).max()
 
 
-def test_the_example_is_shrunk_and_its_script_shows_the_defect(found: Audit, tmp_path: Path) -> None:
+def test_the_example_is_shrunk_and_its_script_shows_the_defect(found: Audit, run_script) -> None:
     finding = found.new_findings.iloc[0]
     assert finding["classes"] == 2
-    file = tmp_path / "reproduce.py"
-    file.write_text(finding["script"])
-    answer = subprocess.run([sys.executable, file], capture_output=True, text=True, cwd=tmp_path, timeout=60)
-    assert answer.returncode == 0, answer.stderr
-    computed, exact = (float(line.split()[1]) for line in answer.stdout.splitlines())
+    computed, exact = run_script(finding["script"])
     row = [torch.tensor([list(floats(finding[side]))], dtype=torch.float64) for side in ("input", "target")]
     assert computed == tail_dropped(*row).item()
     assert exact == float(audit.exact_kl(*row)[0])

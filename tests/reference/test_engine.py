@@ -316,6 +316,14 @@ def test_the_longest_row_stays_within_63_bits() -> None:
     assert fixedpoint.LARGEST * 2**12 <= 2**53
 
 
+@pytest.mark.parametrize("bound", [limbs.HALF, limbs.LOOSE, limbs.SUMMED])
+def test_so_many_products_as_are_taken_at_a_time_add_up_exactly_and_twice_as_many_do_not(bound: int) -> None:
+    n = limbs.exact_terms(bound)
+    sums = [int(np.full(k, bound - 1.0) @ np.full(k, 2.0 ** (limbs.NARROW - 1) - 1)) for k in (n, 2 * n + 1)]
+    exact = [k * (bound - 1) * (2 ** (limbs.NARROW - 1) - 1) for k in (n, 2 * n + 1)]
+    assert sums[0] == exact[0] and sums[1] != exact[1] and n >= 2_048
+
+
 def test_an_integer_that_may_exceed_the_limit_is_an_error() -> None:
     with pytest.raises(ArithmeticError, match="may reach"):
         limbs.carried(2**53)
@@ -338,13 +346,17 @@ def test_a_sum_without_tails_is_the_tables_products_to_the_last_bit() -> None:
     assert total.value == product(0, fixedpoint.SPAN) + (n - 1) * product(i, l)
 
 
-def test_the_radius_of_a_sum_holds_where_all_errors_add_up_and_is_no_larger_than_it_must() -> None:
-    n, worst, ctx = 600, 0.0, mpmath.MPContext()
+# At the top T2's errors are most of it, of many classes at e^-14 T1's.
+@pytest.mark.parametrize(("depth", "n", "width", "places"), [(0, 600, 3, 150), (57_000, 100_000, 8, 20)])
+def test_the_radius_of_a_sum_holds_where_all_errors_add_up_and_is_no_larger_than_it_must(
+    depth: int, n: int, width: int, places: int
+) -> None:
+    worst, ctx = 0.0, mpmath.MPContext()
     ctx.prec = 400
-    for place in range(150):
-        exact_x = -(place % 15) * 2.0**-12 + (37 * place - 2_700) * 2.0**-27
+    for place in range(places):
+        exact_x = -(depth + place % 15) * 2.0**-12 + (37 * place - 2_700) * 2.0**-27
         values = np.append(np.full(n, exact_x), 0.0)
-        _, (total,) = fixedpoint.exponential_sums(values, [fixedpoint.Weights.ones(n + 1)], 3)
+        _, (total,) = fixedpoint.exponential_sums(values, [fixedpoint.Weights.ones(n + 1)], width)
         power = 1 + n * ctx.exp(ctx.mpf(exact_x))
         error = abs(total.value - Fraction(int(power.man)) * Fraction(2) ** int(power.exp))
         worst = max(worst, float(error / total.radius))
@@ -355,26 +367,26 @@ def test_the_radius_of_a_sum_holds_where_all_errors_add_up_and_is_no_larger_than
 @pytest.mark.parametrize("first", [0, 1])
 @pytest.mark.parametrize(("count", "width"), [(1, 8), (3, 8), (9, 8), (40, 33)])
 def test_a_product_drops_no_more_than_it_says(count: int, width: int, first: int, largest) -> None:
-    half = limbs.HALF
-    bound = 2 * half
-    rows = np.full((width + 2, 4), float(bound))
-    rows[0], rows[:, 1], rows[1::2, 2] = 0, -bound, -bound
-    rows[0] = 0
-    weights = np.full((count, 4), half, float)
-    weights[:, 3] = -half
-    if first == 0:
-        weights[0] = 3
-    needs = limbs.product(width, 24, bound, (half,) * count, first)
-    out, scratch = np.zeros((2, width + 2, 4))
+    half, rng = limbs.HALF, np.random.default_rng(14)
+    bound, columns = 2 * half, 300
+    rows = np.rint(bound * rng.uniform(0.98, 1, (width + 2, columns)))
+    rows[:, :3] = bound
+    rows[:, 1], rows[1::2, 2], rows[0] = -bound, -bound, 0
+    bounds = (3, *(half,) * (count - 1)) if first == 0 else (half,) * count
+    weights = np.rint(np.array(bounds)[:, None] * rng.uniform(0.98, 1, (count, columns)))
+    weights[:, :3] = np.array(bounds)[:, None]
+    weights[:, 3] *= -1
+    needs = limbs.product(width, 24, bound, bounds, first)
+    out, scratch = np.zeros((2, width + 2, columns))
     fixedpoint._times(rows, 1, weights, first, needs, out, scratch)
     worst = 0
-    for column in range(4):
+    for column in range(columns):
         weight = sum(Fraction(int(v), 2 ** (limbs.BITS * m)) for m, v in enumerate(weights[:, column], first))
         error = abs(value_of(out[:, column], 0) - weight * value_of(rows[:, column], 0))
         assert error <= needs.dropped
         worst = max(worst, error)
-    assert count == 1 or worst > needs.dropped / 20
     assert np.abs(out).max() <= needs.bound
+    assert count == 1 or (worst > needs.dropped / 20 and np.abs(out).max() > 0.8 * needs.bound)
     assert largest[0] < 2.0**53 and (count < 9 or needs.every < count)
 
 
