@@ -7,6 +7,9 @@ from collections.abc import Mapping
 import pandas as pd
 
 Tables = Mapping[str, pd.DataFrame]
+GATED = ("kl", "identity")
+STARRED = "ran on other cases than most paths of its dtype"
+MEDIANS = f"Median correct bits of rows of logits, and the share of negative values; * {STARRED}"
 
 
 def sentences(tables: Tables) -> list[str]:
@@ -102,16 +105,36 @@ def _sentence(text: str) -> str:
     return f"{text[0].upper()}{text[1:]}." if text else ""
 
 
+def comparable(errors: pd.DataFrame) -> pd.DataFrame:
+    """Of the judged results those that can be set beside each other: one a row, of logits; all of a path with no such.
+
+    `label` is the path's name, with a star for one that is STARRED.
+    """
+    judged = errors[errors["kind"].isin(GATED)]
+    like = judged["reduction"].eq("none") & judged["target_kind"].eq("logits")
+    rows = judged[like | ~like.groupby(judged["path"]).transform("any")]
+    counts = rows.groupby(["device", "dtype", "path"], observed=True).size()
+    unlike: set[str] = set()
+    for _, sizes in counts.groupby(["device", "dtype"]):
+        unlike |= set(sizes.index[sizes != sizes.mode().iloc[-1]].get_level_values("path"))
+    return rows.assign(label=[f"{path} *" if path in unlike else path for path in rows["path"]])
+
+
 def matrix(errors: pd.DataFrame) -> pd.DataFrame:
-    """Path x dtype and device: median correct bits, and the share of negative results."""
-    gated = errors[errors["kind"].isin(["kl", "identity"])]
-    gated = gated.assign(of_bound=gated["abs_error"] / gated["bound"])
-    groups = gated.groupby(["path", "dtype", "device"], sort=False, observed=True)
-    table = groups.agg(
-        results=("computed", "size"),
-        correct_bits=("correct_bits", "median"),
-        negative=("negative", lambda s: float(s.astype("float64").mean())),
-        worst_of_bound=("of_bound", "max"),
+    """Path x dtype and device: median correct bits, and the share of negative results, of what is `comparable`."""
+    key = ["path", "dtype", "device"]
+    judged = errors[errors["kind"].isin(GATED)]
+    worst = (judged["abs_error"] / judged["bound"]).groupby([judged[name] for name in key]).max()
+    table = (
+        comparable(errors)
+        .groupby(key, sort=False, observed=True)
+        .agg(
+            label=("label", "first"),
+            results=("computed", "size"),
+            correct_bits=("correct_bits", "median"),
+            negative=("negative", lambda s: float(s.astype("float64").mean())),
+        )
     )
+    table["worst_of_bound"] = worst
     # Where a path computed nothing at all, the share is None to pandas.
     return table.astype({"negative": "float64"}).reset_index()

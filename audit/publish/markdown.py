@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from audit.publish.answer import Tables, command, matrix, sentences
+from audit.publish.answer import MEDIANS, Tables, command, matrix, sentences
 
 
 def markdown(tables: Tables, environment: Mapping[str, object]) -> str:
@@ -17,7 +17,7 @@ def markdown(tables: Tables, environment: Mapping[str, object]) -> str:
         lines += [f"**New finding**: {f['path']} {f['dtype']} {f['device']}, {f['symptom']}, {f['results']} results"]
         script = ["```python", str(f["script"]).rstrip(), "```"] if f["script"] else []
         lines += ["", *script, ""]
-    lines += ["Median correct bits, share of negative results:", "", *_rows(tables), ""]
+    lines += [MEDIANS.replace("*", "\\*"), "", *_rows(tables), ""]
     torch = environment.get("torch")
     version = torch.get("version") if isinstance(torch, dict) else "?"
     lines += [f"torch {version}, {environment.get('platform', '')}; `{command(environment)}`", ""]
@@ -29,10 +29,12 @@ def _rows(tables: Tables) -> list[str]:
     columns = list(dict.fromkeys(zip(table["device"], table["dtype"], strict=True)))
     lines = ["| path | " + " | ".join(f"{dtype} {device}" for device, dtype in columns) + " | worst error / bound |"]
     lines.append("|---" * (len(columns) + 2) + "|")
-    for path, group in table.groupby("path", sort=False):
+    for label, group in table.groupby("label", sort=False):
         by = group.set_index(["device", "dtype"])
         cells = [_cell(by.loc[c]) if c in by.index else "" for c in columns]
-        lines.append("| " + " | ".join([str(path), *cells, f"{group['worst_of_bound'].max():.2g}"]) + " |")
+        lines.append(
+            "| " + " | ".join([str(label).replace("*", "\\*"), *cells, f"{group['worst_of_bound'].max():.2g}"]) + " |"
+        )
     return lines
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from audit.formats import FORMATS
-from audit.publish.answer import Tables, command, matrix, sentences
+from audit.publish.answer import MEDIANS, Tables, command, matrix, sentences
 from audit.publish.figures import Plot
 
 _SECTIONS = {
@@ -76,13 +76,13 @@ def _matrix(rows: pd.DataFrame) -> str:
     columns = list(dict.fromkeys(zip(rows["device"], rows["dtype"], strict=True)))
     head = "".join(f'<th scope="col">{escape(dtype)}<br>{escape(device)}</th>' for device, dtype in columns)
     body = []
-    for path, group in rows.groupby("path", sort=False):
+    for label, group in rows.groupby("label", sort=False):
         by = {(r["device"], r["dtype"]): r for r in group.to_dict("records")}
         cells = "".join(_square(by.get(column)) for column in columns)
-        count = f"<br><small>{group['results'].sum():,} results</small>"
-        body.append(f'<tr><th scope="row">{escape(str(path))}{count}</th>{cells}</tr>')
+        count = f"<br><small>{group['results'].sum():,} rows</small>"
+        body.append(f'<tr><th scope="row">{escape(str(label))}{count}</th>{cells}</tr>')
     table = (
-        '<table class="matrix"><caption>Median correct bits, and the share of negative results</caption>'
+        f'<table class="matrix"><caption>{MEDIANS}</caption>'
         f'<thead><tr><th scope="col">path</th>{head}</tr></thead><tbody>{"".join(body)}</tbody></table>'
     )
     names = [f"at most {limit:g}" for limit in _LOST] + [f"over {_LOST[-1]:g}"]

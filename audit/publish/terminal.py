@@ -13,9 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-from audit.publish.answer import sentences
-
-GATED = ("kl", "identity")
+from audit.publish.answer import GATED, STARRED, comparable, sentences
 
 
 def console() -> Console:
@@ -76,20 +74,23 @@ def show_findings(findings: pd.DataFrame, console: Console) -> None:
 
 def show_drift(errors: pd.DataFrame, device: str, console: Console) -> None:
     """A row a path: the median magnitude of its drift in each dtype, and the share of negative results."""
+    shown = comparable(errors)
+    if shown.empty:
+        return
+    dtypes = list(shown["dtype"].unique())
     table = Table(
-        title=f"Drift on {device}: median |computed - exact|, and share of negative results",
+        title=f"Drift on {device}: median |computed - exact| of rows of logits, share of negative",
+        caption=f"* {STARRED}" if any(label.endswith("*") for label in shown["label"].unique()) else None,
         box=SIMPLE_HEAD,
         padding=0,  # four dtypes fit 80 columns, and a long path's name is folded before any number is cut
         show_edge=False,
     )
     table.add_column("path", overflow="fold")
-    gated = errors[errors["kind"].isin(GATED)]
-    dtypes = list(gated["dtype"].unique())
     for dtype in dtypes:
         table.add_column(str(dtype), justify="right", no_wrap=True, min_width=11)
-    for path, rows in gated.groupby("path", sort=False):
+    for label, rows in shown.groupby("label", sort=False):
         cells = [_cell(rows[rows["dtype"] == dtype]) for dtype in dtypes]
-        table.add_row(str(path), *cells)
+        table.add_row(str(label), *cells)
     console.print(table)
 
 

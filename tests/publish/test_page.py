@@ -121,12 +121,26 @@ def test_the_answer_turns_with_the_numbers(tables) -> None:
         assert f"log_softmax drifts {word} than softmax then log" in sentences({**tables, "errors": planted})[0]
 
 
-def test_the_matrix_has_the_medians(tables) -> None:
-    row = matrix(tables["errors"]).query("path == 'log_softmax' and dtype == 'float32'").iloc[0]
-    rows = tables["errors"].query("path == 'log_softmax' and dtype == 'float32'")
-    assert row["results"] == len(rows)
+def test_the_matrix_has_the_medians_of_rows_of_logits(tables) -> None:
+    row = matrix(tables["errors"]).query("path == 'softmax_log' and dtype == 'float32'").iloc[0]
+    every = tables["errors"].query("path == 'softmax_log' and dtype == 'float32'")
+    rows = every.query("reduction == 'none' and target_kind == 'logits'")
+    assert row["results"] == len(rows) < len(every)
     assert row["correct_bits"] == rows["correct_bits"].median()
     assert row["negative"] == rows["negative"].astype(float).mean()
+    assert row["worst_of_bound"] == (every["abs_error"] / every["bound"]).max()
+
+
+def test_paths_with_the_same_rows_are_shown_alike_and_those_on_other_cases_have_a_star(tables) -> None:
+    errors = tables["errors"]
+    copy = errors.query("path == 'softmax_log' and reduction == 'none'").assign(path="copy")
+    both = pd.concat([errors, copy])
+    table = matrix(both).set_index(["path", "dtype"])[["results", "correct_bits", "negative"]]
+    assert table.loc["copy"].equals(table.loc["softmax_log"])
+    assert not matrix(both)["label"].str.endswith("*").any()
+    fewer = both[(both["path"] != "copy") | (both["case"] != copy["case"].iloc[0])]
+    assert set(matrix(fewer).query("label.str.endswith('*')")["path"]) == {"copy"}
+    assert matrix(errors.iloc[:0]).empty
 
 
 def test_a_shade_tells_the_bits_that_are_lost(tables, folder: Path) -> None:
