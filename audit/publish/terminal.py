@@ -79,7 +79,7 @@ def show_drift(errors: pd.DataFrame, device: str, console: Console) -> None:
         return
     dtypes = list(shown["dtype"].unique())
     table = Table(
-        title=f"Drift on {device}: median |computed - exact| of rows of logits, share of negative",
+        title=f"Drift on {device}: median |computed - exact| of rows of logits, % negative",
         caption=f"* {STARRED}" if any(label.endswith("*") for label in shown["label"].unique()) else None,
         box=SIMPLE_HEAD,
         padding=0,  # four dtypes fit 80 columns, and a long path's name is folded before any number is cut
