@@ -64,11 +64,12 @@ def kl_row(input: Floats, target: Floats, digits: int) -> Ball | None:
 @contextmanager
 def _short_buffer() -> Iterator[None]:
     """numpy first copies what it broadcasts over rows shorter than its buffer; the engine's rows have BLOCK numbers."""
-    before = np.setbufsize(2048)
-    try:
-        yield
-    finally:
-        np.setbufsize(before)
+    with np.errstate(all="ignore"):  # the square of a tiny tail may vanish
+        before = np.setbufsize(2048)
+        try:
+            yield
+        finally:
+            np.setbufsize(before)
 
 
 def _differences(y: Floats, x: Floats) -> tuple[Floats, Floats | None]:

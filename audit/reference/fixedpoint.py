@@ -86,14 +86,14 @@ class Weights:
         """(values + errors) / 2^exponent, at most 1/2 in magnitude; each error is at most half an ulp of its value."""
         scale = 2.0 ** (BITS - exponent)
 
-        def scaled(members: Members) -> tuple[Floats, Floats | None]:
-            return _pick(values, members) * scale, None if errors is None else _pick(errors, members) * scale
+        def cut(members: Members, count: int) -> tuple[list[Floats], tuple[Floats, Floats | None]]:
+            small = None if errors is None else _pick(errors, members)
+            return split(_pick(values, members), small, count, scale)
 
         count = 2
         for start in range(0, len(values), BLOCK):
             while count < limit:
-                left = scaled(slice(start, start + BLOCK))
-                split(*left, count)
+                left = cut(slice(start, start + BLOCK), count)[1]
                 if not any(any_nonzero(part) for part in left if part is not None):
                     break
                 count += 1
@@ -101,7 +101,7 @@ class Weights:
         each = HALF if errors is None else 2 * HALF
         # In binary64 a sum of n numbers of one sign errs by less than n 2^-53 of it.
         total = SLACK * Fraction(float(np.abs(values).sum())) / Fraction(2) ** exponent
-        return cls(lambda m: split(*scaled(m), count), 1, (each,) * count, missing, Fraction(1, 2), total)
+        return cls(lambda m: cut(m, count)[0], 1, (each,) * count, missing, Fraction(1, 2), total)
 
     def grouped(self, group: Integers, counts: Integers) -> Weights:
         """The sums over the classes of each group, in few enough limbs to be multiplied again."""
@@ -256,10 +256,11 @@ def _run_sums(
 def _horner(right: Floats, t: Floats, tail_limbs: int, chosen: Plan, space: _Space) -> None:
     """T2, in `right`, becomes scale e^t T2."""
     terms = len(chosen.steps) - 1
-    tail = split(t * RADIX**2, None, tail_limbs)
+    tail, _ = split(t, None, tail_limbs, RADIX**2)
     higher = t * t * (1 / (terms + 2)) * (1 + t * (1 / (terms + 3)))
     # Its first digit is 0.
-    first = [tail[0], *split(higher * RADIX**3, None, chosen.steps[0].factors - 1)]
+    digits, _ = split(higher, None, chosen.steps[0].factors - 1, RADIX**3)
+    first = [tail[0], *digits]
     for both, limb in zip(first[1:], tail[1:], strict=False):
         both += limb
     result, last = right, len(chosen.steps) - 1

@@ -110,13 +110,22 @@ def divide(limbs: Floats, divisor: int) -> None:
         remainder -= limb * divisor
 
 
-def split(values: Floats, errors: Floats | None, count: int) -> list[Floats]:
-    """`count` limbs of `values + errors`, the first being the integer part. What is left in both is in its units.
+def split(
+    values: Floats, errors: Floats | None, count: int, scale: float
+) -> tuple[list[Floats], tuple[Floats, Floats | None]]:
+    """`count` limbs of `scale (values + errors)`, the first being the integer part, and what is left of both.
 
-    Limbs after the first are at most HALF, and twice that with `errors`, which must be at most 1/2 at first. Less than
-    one unit of the last limb is left.
+    At least 1 limb, 2 where scale < 1. Limbs after the first are at most HALF, and twice that with `errors`, of which
+    `scale` makes at most 1/2. Less than one unit of the last limb is left, in that unit.
     """
     limbs: list[Floats] = []
+    if scale < 1:
+        # Scaling down could lose the last bits of numbers below 1e-300. Without their first limb they are scaled up.
+        limbs.append(np.rint(values * scale))
+        values = values - limbs[0] / scale
+        scale *= RADIX
+    values = values * scale
+    errors = None if errors is None else errors * scale
     while True:
         limb = np.rint(values)
         values -= limb
@@ -126,7 +135,7 @@ def split(values: Floats, errors: Floats | None, count: int) -> list[Floats]:
             limb += part
         limbs.append(limb)
         if len(limbs) == count:
-            return limbs
+            return limbs, (values, errors)
         values *= RADIX
         if errors is not None:
             errors *= RADIX
@@ -253,5 +262,5 @@ def product(width: int, scale: int, bound: int, weights: tuple[int, ...], first:
     below = sum(weights[max(0, 1 - first) :])
     # The topmost limb is bounded by the value.
     most = sum(Fraction(weight, 2 ** (BITS * m)) for m, weight in enumerate(weights, first))
-    after = at_most(max(after, int(scale * SLACK * most / unit(0)) + 2), SUMMED)
+    after = at_most(max(after, int(scale * SLACK * most / unit(0)) + 5), SUMMED)
     return Product(every, passes, after, below * bound * unit(width + 2) * SLACK)

@@ -10,7 +10,7 @@ import pytest
 from audit import exact_kl
 from audit.errors import UsageError
 from audit.reference import fixedpoint, limbs
-from audit.reference.engine import SMALLEST, kl_row
+from audit.reference.engine import MOST_LIMBS, SMALLEST, kl_row
 from audit.reference.oracle import row_ball
 
 TINY = 5e-324
@@ -26,6 +26,14 @@ def enclosure(x, y, precision=1500):
         weighted = [(a, b, (b - top_y).exp()) for a, b in pairs]
         s_y = sum((e for *_, e in weighted), flint.arb(0))
         return sum((e * (b - a) for a, b, e in weighted), flint.arb(0)) / s_y + (s_x / s_y).log() + top_x - top_y
+
+
+def sharp_enclosure(x, y, digits):
+    """An enclosure narrower than a ball of so many digits."""
+    precision = 1100 + 7 * digits
+    while (exact := enclosure(x, y, precision)).rel_accuracy_bits() < 4 * digits + 40 and precision < 40_000:
+        precision *= 2
+    return exact
 
 
 def contains(ball, exact) -> bool:
@@ -69,7 +77,7 @@ def some_rows(rng, most):
     dtype = str(rng.choice(list(ROUND)))
     scale = 10.0 ** rng.uniform(-3, 2.5)
     x, y = scale * rng.standard_normal((2, n))
-    family = rng.choice(["apart", "near", "offset", "peaked", "masked", "subnormal", "flat", "few", "tiny"])
+    family = rng.choice(["apart", "near", "offset", "peaked", "masked", "subnormal", "flat", "few", "tiny", "huge"])
     if family == "near":
         x = y * (1 + 10.0 ** rng.uniform(-12, -2) * rng.standard_normal(n))
     elif family == "offset":
@@ -87,6 +95,9 @@ def some_rows(rng, most):
     elif family == "tiny":
         x, y = x * 10.0 ** rng.uniform(-30, 0, n), y * 10.0 ** rng.uniform(-30, 0, n)
     x, y = rounded(x, dtype), rounded(y, dtype)
+    if family == "huge":
+        x, y = x * 10.0 ** -rng.uniform(290, 323), np.where(rng.random(n) < 0.9, 0, y) + 2.0 ** rng.integers(20, 39)
+        x[rng.integers(n)] -= 2.0 ** rng.integers(20, 39) * rng.integers(2)
     if family == "masked":
         mask = rng.random(n) < 0.3
         mask[rng.integers(n)] = False
@@ -105,7 +116,7 @@ def fuzz(seed, most, digits):
         assert len({Fraction(a) - Fraction(b) for a, b in zip(x, y, strict=True) if b > -np.inf}) == 1, what
         return True
     assert settled(ball, digits), what
-    assert contains(ball, enclosure(x, y, 1100 + 7 * digits)), what
+    assert contains(ball, sharp_enclosure(x, y, digits)), what
     return True
 
 
@@ -164,6 +175,32 @@ def test_nearly_equal_rows_have_their_digits(digits: int) -> None:
     ball = kl_row(x, y, digits)
     assert 0 < ball.value < 1e-29 and settled(ball, digits)
     assert contains(ball, enclosure(x, y, 3_000))
+
+
+@pytest.mark.parametrize("digits", [1, 10, 50])
+@pytest.mark.parametrize("name", ["offset", "unlikely class", "full mantissas"])
+def test_what_is_below_1e_300_is_not_lost_beside_a_huge_difference(name: str, digits: int) -> None:
+    """A difference is scaled by its largest: those near the least of binary64 must not vanish in that."""
+    x, y = np.zeros((2, 600))
+    if name == "offset":
+        y[:], x[::2] = 2.0**24, 3 * TINY
+    elif name == "unlikely class":
+        x[1::2], y[0], x[0] = TINY, -750, -750 - 2.0**27
+    else:
+        y[:], x = 2.0**38, 1e-300 * np.random.default_rng(15).standard_normal(600)
+    ball = kl_row(x, y, digits)
+    if ball is None:
+        assert name != "unlikely class", "only what needs over 84 limbs is left to the oracle"
+    else:
+        assert settled(ball, digits) and contains(ball, sharp_enclosure(x, y, digits))
+
+
+def test_every_width_has_a_plan_and_products_for_the_longest_row() -> None:
+    for width in range(3, MOST_LIMBS + 1):
+        for tail_limbs in {0, 2, 3, width}:
+            plan = limbs.plan(width, tail_limbs)
+            for weights, first in (((fixedpoint.MOST,), 0), ((2 * limbs.HALF,) * (width + 2), 1)):
+                assert limbs.product(width, plan.scale, plan.bound, weights, first).bound <= limbs.SUMMED
 
 
 @pytest.mark.parametrize("digits", [1, 50, 200])
