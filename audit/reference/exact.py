@@ -10,7 +10,7 @@ import mpmath
 
 from audit.errors import UsageError
 from audit.reference import engine
-from audit.reference.oracle import GUARD_DIGITS, Ball, kl_sum
+from audit.reference.oracle import GUARD_DIGITS, Ball, kl_sum, sum_of_balls
 from audit.reference.values import Rows, as_rows, check_kind
 
 REDUCTIONS = ("none", "sum", "mean", "batchmean")
@@ -51,10 +51,17 @@ def exact_kl(
         raise UsageError(f"input has shape {_shape(x, single)} and target {_shape(y, single_target)}; they must agree")
     check_kind(x, input_kind, "input")
     check_kind(y, target_kind, "target")
-    if reduction == "none" and not single:
-        return [_public(ball) for ball, _ in _row_balls(x, y, input_kind, target_kind, digits)]
+    each = reduction == "none" and not single
     divisor = {"none": 1, "sum": 1, "mean": x.size, "batchmean": x.size if single else len(x)}[reduction]
-    return _public(kl_sum(x, y, input_kind, target_kind, digits, divisor=divisor))
+    if not each and not _fast(x, input_kind, target_kind):
+        return _public(kl_sum(x, y, input_kind, target_kind, digits, divisor=divisor))
+    balls = [ball for ball, _ in _row_balls(x, y, input_kind, target_kind, digits)]
+    return [_public(ball) for ball in balls] if each else _public(sum_of_balls(balls, divisor, digits))
+
+
+def _fast(input: Rows, input_kind: str, target_kind: str) -> bool:
+    """Whether the rows are long ones of logits, which the fast engine takes."""
+    return input_kind == target_kind == "logits" and input.shape[1] >= engine.SMALLEST
 
 
 class Certified(NamedTuple):
@@ -98,13 +105,13 @@ def certified_rows(
 def _row_balls(input: Rows, target: Rows, input_kind: str, target_kind: str, digits: int) -> Iterator[tuple[Ball, str]]:
     """A ball and its engine for each row. Long rows of logits go to the fast one; what it declines, and all else, to
     the oracle."""
-    fast = input_kind == target_kind == "logits" and input.shape[1] >= engine.SMALLEST
+    fast = _fast(input, input_kind, target_kind)
     for row in range(len(input)):
         ball = engine.kl_row(input[row], target[row], digits + GUARD_DIGITS) if fast else None
         if ball is not None:
             yield ball, "limbs"
         else:
-            name = f"row {row}: KL"
+            name = f"row {row}: KL" if len(input) > 1 else "KL"
             yield kl_sum(input[[row]], target[[row]], input_kind, target_kind, digits, name=name), "oracle"
 
 

@@ -226,6 +226,12 @@ def kl_sum(
         return total
 
 
+def sum_of_balls(balls: list[Ball], divisor: int, digits: int) -> Ball:
+    """The sum of what is never negative over `divisor`: to as many digits as each of the balls has."""
+    with _LOCK:
+        return _total(balls, divisor, _bits(digits + GUARD_DIGITS))
+
+
 def _total(balls: list[Ball], divisor: int, precision: int) -> Ball:
     """The balls' sum over `divisor`; its own two roundings are in the radius."""
     ctx = _context()

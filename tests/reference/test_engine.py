@@ -9,7 +9,7 @@ import pytest
 
 from audit import exact_kl
 from audit.errors import UsageError
-from audit.reference import fixedpoint, limbs
+from audit.reference import exact, fixedpoint, limbs, oracle
 from audit.reference.engine import MOST_LIMBS, SMALLEST, kl_row
 from audit.reference.oracle import row_ball
 
@@ -259,6 +259,22 @@ def test_rows_equal_up_to_a_constant_give_exactly_zero() -> None:
     one_off = y + 2.0**20
     one_off[17] = np.nextafter(one_off[17], 0)
     assert kl_row(one_off, y, 50).value > 0
+
+
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean", "batchmean"])
+def test_one_long_row_and_reductions_of_long_rows_are_the_engines_too(reduction: str, monkeypatch) -> None:
+    x, y = np.random.default_rng(16).standard_normal((2, 3, 700))
+    y[1] = x[1]
+    with monkeypatch.context() as patch:
+        patch.setattr(exact, "kl_sum", None)
+        one, several = exact_kl(x[0], y[0], reduction=reduction), exact_kl(x, y, reduction=reduction)
+    single = {"none": 1, "sum": 1, "mean": 700, "batchmean": 700}[reduction]
+    whole = {"none": 1, "sum": 1, "mean": x.size, "batchmean": 3}[reduction]
+    for value, rows, divisor in ((one, slice(1), single), (several, slice(3), whole)):
+        expected = exact._public(oracle.kl_sum(x[rows], y[rows], "logits", "logits", 60, divisor=divisor))
+        with mpmath.workdps(70):
+            total = mpmath.fsum(value) if isinstance(value, list) else value
+            assert abs(total / expected - 1) < mpmath.mpf(10) ** -50
 
 
 def test_what_it_declines_goes_to_the_oracle() -> None:
