@@ -28,10 +28,11 @@ def enclosure(x, y, precision=1500):
         return sum((e * (b - a) for a, b, e in weighted), flint.arb(0)) / s_y + (s_x / s_y).log() + top_x - top_y
 
 
-def sharp_enclosure(x, y, digits):
-    """An enclosure narrower than a ball of so many digits."""
-    precision = 1100 + 7 * digits
-    while (exact := enclosure(x, y, precision)).rel_accuracy_bits() < 4 * digits + 40 and precision < 40_000:
+def sharp_enclosure(x, y, ball):
+    """An enclosure narrower than the ball."""
+    ctx, precision = ball.value.context, 1_500
+    wanted = int(ctx.log(abs(ball.value) / ball.radius, 2)) + 20
+    while (exact := enclosure(x, y, precision)).rel_accuracy_bits() < wanted and precision < 40_000:
         precision *= 2
     return exact
 
@@ -116,7 +117,7 @@ def fuzz(seed, most, digits):
         assert len({Fraction(a) - Fraction(b) for a, b in zip(x, y, strict=True) if b > -np.inf}) == 1, what
         return True
     assert settled(ball, digits), what
-    assert contains(ball, sharp_enclosure(x, y, digits)), what
+    assert contains(ball, sharp_enclosure(x, y, ball)), what
     return True
 
 
@@ -192,7 +193,7 @@ def test_what_is_below_1e_300_is_not_lost_beside_a_huge_difference(name: str, di
     if ball is None:
         assert name != "unlikely class", "only what needs over 84 limbs is left to the oracle"
     else:
-        assert settled(ball, digits) and contains(ball, sharp_enclosure(x, y, digits))
+        assert settled(ball, digits) and contains(ball, sharp_enclosure(x, y, ball))
 
 
 def test_every_width_has_a_plan_and_products_for_the_longest_row() -> None:
