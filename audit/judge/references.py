@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -108,7 +109,8 @@ class Engine:
         self, workers: int, gold: Mapping[tuple[str, str], str] | None = None, cache: Cache | None = None
     ) -> None:
         self._gold, self._cache = gold or {}, cache
-        self._pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn")) if workers > 1 else None
+        spawn = get_context("spawn")
+        self._pool = ProcessPoolExecutor(workers, spawn, initializer=_give_way) if workers > 1 else None
         self._known: dict[tuple[str, str], Later[Certified]] = {}
 
     def __enter__(self) -> Engine:
@@ -162,6 +164,12 @@ class Engine:
     def submit(self, function: Callable[..., Result], *args: object) -> Later[Result]:
         """See Submit; the function is one of a module that workers can import."""
         return later(function, *args) if self._pool is None else self._pool.submit(function, *args).result
+
+
+def _give_way() -> None:
+    """Lets the devices' work, in the process that began this one, go first."""
+    if hasattr(os, "nice"):
+        os.nice(10)
 
 
 def _take(answer: Later[list[Certified]], place: int) -> Certified:

@@ -85,8 +85,6 @@ def _plot(figure: Figure, title: str, text: str, source: str) -> Plot:
     """The source and the size of the sample stand in the drawing too: it is also a file of its own."""
     label = " · ".join(filter(None, (figure.get_supxlabel(), source)))
     figure.supxlabel(label, fontsize=7, x=0.99, ha="right")
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # laid out once is enough
     out = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     figure.savefig(out, format="svg", transparent=True, metadata=nothing)

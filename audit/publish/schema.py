@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import pandas as pd
+from pandas.api.types import infer_dtype
 
 SCHEMA_VERSION = 1
 TEXT, INTEGER, FLOAT, BOOLEAN = "str", "Int64", "float64", "boolean"
@@ -256,5 +257,5 @@ def check(frame: pd.DataFrame, name: str) -> None:
 
 def _fits(series: pd.Series, dtype: str) -> bool:
     if dtype == TEXT:
-        return bool(series.map(lambda value: isinstance(value, str)).all())
+        return infer_dtype(series, skipna=False) in ("string", "empty")
     return str(series.dtype) == dtype
