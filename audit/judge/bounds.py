@@ -24,7 +24,6 @@ Error = TypeVar("Error", bound=Callable[..., object])
 EXP, LOG = 4.0, 2.0  # roundoffs of a library's exp (2 ulp) and log (1 ulp): CUDA C++ Programming Guide; glibc manual
 # A bound of logits near the largest double overflows, as it should.
 OVERFLOWS = np.errstate(over="ignore", invalid="ignore")
-IN_CACHE = 2**14  # elements of each array at a time
 _SLACK = 2.0**-48  # of this module's own arithmetic, relative to what it adds up
 
 
@@ -220,52 +219,36 @@ def input_error(q: Softmax, way: str, kernel: Kernel) -> Rows:
 @_kept
 def _row_terms(exact: Exact, rounding: Rounding, dtype: str) -> tuple[Rows, Rows]:
     """A row's errors but those of its sum, and the sum of the magnitudes that those are proportional to."""
-    rows, classes = exact.p.shape
-    step = max(1, IN_CACHE // rows)
-    parts = [_class_terms(exact, rounding, dtype, slice(i, i + step)) for i in range(0, classes, step)]
-    errors, size, highest = (np.array(part) for part in zip(*parts, strict=True))
-    errors = errors.sum(axis=0)
-    if rounding.exp_slope:
-        # A kernel that may count in bits overflows where numbers larger by log2(e) do.
-        threshold = Kernel.of(rounding, dtype).compute.overflow_threshold
-        errors = np.where(highest.max(axis=0) * math.log2(math.e) >= threshold, np.inf, errors)
-    return errors, size.sum(axis=0)
-
-
-def _class_terms(exact: Exact, rounding: Rounding, dtype: str, part: slice) -> tuple[Rows, Rows, Rows]:
-    """Of some classes: what they add to a row's errors and magnitudes, and the largest number met on the way."""
     kernel = Kernel.of(rounding, dtype)
     storage, compute = kernel.storage, kernel.compute
     us, uc = storage.unit_roundoff, compute.unit_roundoff
-    there, everywhere = exact.there[:, part], exact.there[:, part].all()
+    there, everywhere = exact.there, exact.there.all()
 
     def masked(values: Rows) -> Rows:
         return values if everywhere else np.where(there, values, 0.0)
 
-    D = masked(input_error(exact.q, rounding.input, kernel)[:, part])
-    p, log_p, log_q = (masked(values[:, part]) for values in (exact.p, exact.log_p, exact.q.log_p))
-    log_p, log_q = np.abs(log_p), np.abs(log_q)
+    p, D = masked(exact.p), masked(input_error(exact.q, rounding.input, kernel))
+    log_p, log_q = np.abs(masked(exact.log_p)), np.abs(masked(exact.q.log_p))
     blurred = _SLACK * (log_p + log_q)
-    L = np.abs(exact.L[:, part]) + blurred
+    L = np.abs(exact.L) + blurred
     slope: Rows = L + 1
     moves: Rows = D
     if exact.softmax is None:
         # Given log-probabilities have their exponentials rounded; given probabilities are what they are.
         r = ((EXP + rounding.exp_slope * log_p) * uc + us) * exact.logarithmic
         pr = masked(p * r + storage.smallest_subnormal * exact.logarithmic)
-        ratio = np.minimum(r, 3.0)
     else:
-        r, tiny = (values[:, part] for values in softmax_error(exact.softmax, kernel))
+        r, tiny = softmax_error(exact.softmax, kernel)
         if rounding.target == "softmax":
-            slope = np.abs(exact.L[:, part] + 1) + blurred
+            slope = np.abs(exact.L + 1) + blurred
         else:
-            Dp = log_softmax_error(exact.softmax, kernel)[:, part]
+            Dp = log_softmax_error(exact.softmax, kernel)
             other = np.expm1(np.minimum(Dp, 1.0)) + ((EXP + 1) * uc + us)
             r = other if rounding.target == "log_softmax" else np.maximum(r, other)
             moves = D + masked(Dp)
         # p r, with nothing at classes that are too small to be told from 0.
         pr = masked(p * r + tiny)
-        ratio = np.minimum(pr / np.where(p > 0, p, 1.0), 3.0)
+    ratio = np.minimum(pr / np.where(p > 0, p, 1.0), 3.0)
     P = p + pr
     perturbed = pr * (slope + ratio) + P * moves
     # log P differs from log p by at most twice the relative error of P.
@@ -274,12 +257,16 @@ def _class_terms(exact: Exact, rounding: Rounding, dtype: str, part: slice) -> t
     terms = P * ((3 * uc + us) * log_P + us * log_Q + 2 * us * difference)
     size = P * (log_P + log_Q) if rounding.separate else P * difference
     if rounding.masses:
-        masses = P + np.exp(np.minimum(exact.q.log_p[:, part] + D, 0.0)) * (1 + D)
-        perturbed = perturbed + pr + masked(exact.q.p[:, part] * np.expm1(np.minimum(D, 1.0)))
+        masses = P + np.exp(np.minimum(exact.q.log_p + D, 0.0)) * (1 + D)
+        perturbed = perturbed + pr + masked(exact.q.p * np.expm1(np.minimum(D, 1.0)))
         terms, size = terms + 3 * us * masses, size + masses
     terms = terms + 3 * storage.smallest_subnormal
-    errors, size, largest = (masked(v) for v in (perturbed + terms, size + terms, difference + log_p + log_q))
-    return errors.sum(axis=1), size.sum(axis=1), largest.max(axis=1)
+    errors = masked(perturbed + terms).sum(axis=1)
+    if rounding.exp_slope:
+        # A kernel that may count in bits overflows where numbers larger by log2(e) do.
+        highest = masked(difference + log_p + log_q).max(axis=1) * math.log2(math.e)
+        errors = np.where(highest >= compute.overflow_threshold, np.inf, errors)
+    return errors, masked(size + terms).sum(axis=1)
 
 
 @OVERFLOWS
