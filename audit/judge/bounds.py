@@ -189,13 +189,14 @@ def log_of_softmax_error(s: Softmax, kernel: Kernel) -> Rows:
     r, _ = softmax_error(s, kernel)
     storage = kernel.storage
     least = storage.smallest_subnormal
+    # Half a subnormal for the exponential, half for the quotient; s.p itself is off by as much as a binary64 one.
+    lost = (0.5 if kernel.compute.precision > storage.precision else 1.0) * least + 2.0**-1074
     with np.errstate(divide="ignore", over="ignore"):
-        above = np.log1p(r + np.minimum(least / 2 / np.maximum(s.p, least), 2.0))
-        floor = np.maximum(s.p * (1 - np.minimum(r, 0.9)) - least / 2, least)
+        # In logarithms, as p may be far below.
+        above = np.log1p(r + np.exp(np.minimum(math.log(lost) - s.log_p, 700.0)))
+        floor = np.maximum(s.p * (1 - np.minimum(r, 0.9)) - lost, least)
         below = np.maximum(s.log_p - np.log(floor), 0.0)
-    # A probability below the smallest subnormal that is rounded up to it.
-    up = np.maximum(math.log(least) - s.log_p, 0.0) * (s.p < least)
-    error = np.maximum(np.maximum(above, below), up)
+    error = np.maximum(above, below)
     u = LOG * kernel.compute.unit_roundoff + storage.unit_roundoff
     return np.asarray(error + u * (np.abs(s.log_p) + error))
 
@@ -254,7 +255,9 @@ def _row_terms(exact: Exact, rounding: Rounding, dtype: str) -> tuple[Rows, Rows
     # log P differs from log p by at most twice the relative error of P.
     moved = 2 * np.minimum(ratio, 1.0)
     log_P, log_Q, difference = log_p + moved, log_q + D, L + moves + moved
-    terms = P * ((3 * uc + us) * log_P + us * log_Q + 2 * us * difference)
+    # torch's xlogy for halves rounds the logarithm to a half and then the product.
+    roundings = 3 * uc + (2 if storage.precision < compute.precision else 1) * us
+    terms = P * (roundings * log_P + us * log_Q + 2 * us * difference)
     size = P * (log_P + log_Q) if rounding.separate else P * difference
     if rounding.masses:
         masses = P + np.exp(np.minimum(exact.q.log_p + D, 0.0)) * (1 + D)
@@ -283,7 +286,10 @@ def kl_bound(exact: Exact, rounding: Rounding, dtype: str, reduction: str = "non
     rows, classes = exact.p.shape
     errors, size = _row_terms(exact, rounding, dtype)
     count = classes if reduction == "none" else rows * classes
-    row = errors + gamma(_total_steps(count, rounding), kernel.compute.unit_roundoff) * size
+    lost = gamma(_total_steps(count, rounding), kernel.compute.unit_roundoff)
+    if rounding.separate and kernel.compute is not kernel.storage:
+        lost += kernel.storage.unit_roundoff * (1 + lost)  # each of the two sums is stored before they are subtracted
+    row = errors + lost * size
     value = np.abs((np.where(exact.there, exact.p, 0.0) * exact.L).sum(axis=1))
     divisor = 1
     if reduction != "none":

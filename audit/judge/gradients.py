@@ -53,7 +53,7 @@ class Gradient:
         """|computed - exact| / bound, infinite where nothing finite was computed."""
         with np.errstate(invalid="ignore"):
             error = np.abs(self.computed - self.exact)
-        return np.where(np.isfinite(self.computed), error / self.bound, np.inf)
+        return np.where(np.isfinite(self.computed) & np.isfinite(self.exact), error / self.bound, np.inf)
 
     @property
     def symptom(self) -> str:
@@ -79,8 +79,11 @@ def gradient_bounds(exact: Exact, rounding: Rounding, dtype: str) -> tuple[Rows,
     p, q, classes = exact.p, exact.q.p, exact.p.shape[1]
     growth = gamma(steps(classes, kernel), uc)
 
-    D = input_error(exact.q, rounding.input, kernel)
-    eq = np.expm1(np.minimum(D, 1.0)) + (EXP + rounding.exp_slope * np.abs(exact.q.log_p)) * uc
+    # A class that is ruled out has nothing to round.
+    there = np.isfinite(exact.log_p) & np.isfinite(exact.q.log_p)
+    log_p, log_q = (np.where(np.isfinite(log), np.abs(log), 0.0) for log in (exact.log_p, exact.q.log_p))
+    D = np.where(np.isfinite(exact.q.log_p), input_error(exact.q, rounding.input, kernel), 0.0)
+    eq = np.expm1(np.minimum(D, 1.0)) + (EXP + rounding.exp_slope * log_q) * uc
     rq, tiny_q = softmax_error(exact.q, kernel)
     eq = {"softmax": rq, "log_softmax": eq}.get(rounding.input, np.maximum(eq, rq))
     qe = q * eq + tiny_q
@@ -91,7 +94,7 @@ def gradient_bounds(exact: Exact, rounding: Rounding, dtype: str) -> tuple[Rows,
         log_error = log_of_softmax_error(exact.softmax, kernel)
     else:
         log_error = Dp
-        exponential = (EXP + 1 + rounding.exp_slope * np.abs(exact.log_p)) * uc + us
+        exponential = (EXP + 1 + rounding.exp_slope * log_p) * uc + us
         r = np.maximum(r, np.expm1(np.minimum(Dp, 1.0)) + exponential)
     pe = p * r + tiny
     P = p + pe
@@ -106,8 +109,7 @@ def gradient_bounds(exact: Exact, rounding: Rounding, dtype: str) -> tuple[Rows,
     by_input = pe + qe + (q + qe) * mass + (3 * uc + 2 * us) * (P + q + qe)
 
     # By target: p^ (g - sum p^ g), with g = log p^ + 1 - l^.
-    there = np.isfinite(exact.log_p) & np.isfinite(exact.q.log_p)
-    log_p, log_q = (np.where(there, np.abs(log), 0.0) for log in (exact.log_p, exact.q.log_p))
+    log_error = np.where(np.isfinite(exact.log_p), log_error, 0.0)
     L = np.where(there, exact.L, 0.0)
     kl = total(p * L)
     size = log_p + log_q + 1

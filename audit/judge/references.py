@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from decimal import Context, Decimal
+from decimal import MAX_EMAX, MIN_EMIN, Context, Decimal
 from functools import cache, cached_property, lru_cache, partial
 from multiprocessing import get_context
 from types import TracebackType
@@ -24,8 +24,8 @@ from audit.reference.values import Rows
 Result = TypeVar("Result")
 Later = Callable[[], Result]
 PUBLISHED_DIGITS = 50
-_WIDE = Context(prec=400)
-_PUBLISHED = Context(prec=PUBLISHED_DIGITS)
+_WIDE = Context(prec=400, Emin=MIN_EMIN, Emax=MAX_EMAX)
+_PUBLISHED = Context(prec=PUBLISHED_DIGITS, Emin=MIN_EMIN, Emax=MAX_EMAX)
 CLASSES_A_TASK = 4_000
 
 

@@ -13,6 +13,7 @@ from audit.reference import engine
 from audit.reference.oracle import GUARD_DIGITS, Ball, kl_sum, sum_of_balls
 from audit.reference.values import Rows, as_rows, check_kind
 
+MOST_DIGITS = 100_000  # far more than 10,000 bits settle
 REDUCTIONS = ("none", "sum", "mean", "batchmean")
 
 
@@ -41,10 +42,12 @@ def exact_kl(
     probabilities (naming row and column), logits that are -inf throughout a row, and, with the radius reached, where
     10,000 bits settle neither the digits nor zero.
     """
-    if reduction not in REDUCTIONS:
+    if not isinstance(reduction, str) or reduction not in REDUCTIONS:
         raise UsageError(f"reduction: {reduction!r} is not one of {', '.join(REDUCTIONS)}")
     if isinstance(digits, bool) or not isinstance(digits, int) or digits < 1:
         raise UsageError(f"digits: expected a whole number, 1 or more, got {digits!r}")
+    if digits > MOST_DIGITS:
+        raise UsageError(f"digits: at most {MOST_DIGITS:,} can be asked for")
     x, single = as_rows(input, "input")
     y, single_target = as_rows(target, "target")
     if x.shape != y.shape or single != single_target:

@@ -77,11 +77,14 @@ def record_name(digest: str, quantity: str) -> str:
 
 def read_records(folder: Path) -> list[Record]:
     """The records of a folder's table, intact or not; none where there is no table."""
+    rows: list[list[str]] = []
     try:
         with open(folder / NAME, newline="", encoding="utf-8") as file:
-            rows = list(csv.reader(file))
+            rows.extend(csv.reader(file))
     except (OSError, UnicodeDecodeError):
         return []
+    except csv.Error:  # lines run together: what follows is lost, and no record
+        rows.append(["the rest of the table"])
     count = len(fields(Record))
     return [Record(*(row + [""] * count)[:count]) for row in rows[1:]]
 

@@ -39,10 +39,9 @@ order and the rounding of `size` itself.
 from __future__ import annotations
 
 import math
+import threading
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cache
-from threading import RLock
 from typing import Any
 
 import numpy as np
@@ -55,14 +54,21 @@ from audit.reference.values import Rows
 MAX_PRECISION = 10_000
 # A value this much sharper than asked rounds to the asked digits correctly, but for one in 10^9.
 GUARD_DIGITS = 10
-# Threads share a context's precision and mpmath's cached constants.
-_LOCK = RLock()
+# Threads share mpmath's cached constants.
+_LOCK = threading.RLock()
 
 
-@cache
+class _Own(threading.local):
+    def __init__(self) -> None:
+        self.context = MPContext()
+
+
+_OWN = _Own()
+
+
 def _context() -> Any:
-    """One context a process: making one is slow, and the global one belongs to the caller."""
-    return MPContext()
+    """One context a thread: making one is slow, and the global one belongs to the caller."""
+    return _OWN.context
 
 
 @dataclass(frozen=True)
@@ -233,12 +239,12 @@ def sum_of_balls(balls: list[Ball], divisor: int, digits: int) -> Ball:
 
 
 def _total(balls: list[Ball], divisor: int, precision: int) -> Ball:
-    """The balls' sum over `divisor`; its own two roundings are in the radius."""
+    """The balls' sum over `divisor`; its roundings, of what rows that cancel are too, are in the radius."""
     ctx = _context()
     with ctx.workprec(precision):
-        value = ctx.fsum(ball.value for ball in balls) / divisor
+        value, size = (ctx.fsum((ball.value for ball in balls), absolute=a) / divisor for a in (False, True))
         radius = ctx.fsum(ball.radius for ball in balls) / divisor
-        return Ball(value, radius + ctx.ldexp(abs(value), 2 - precision) + ctx.ldexp(radius, 4 - precision))
+        return Ball(value, radius + ctx.ldexp(size, 3 - precision) + ctx.ldexp(radius, 4 - precision))
 
 
 def _unsettled(ball: Ball, digits: int, name: str) -> str:

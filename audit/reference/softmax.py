@@ -1,4 +1,7 @@
-"""Exact softmax and log-softmax, element by element, as pairs of binary64 numbers whose sum is good to 100 bits."""
+"""Exact softmax and log-softmax, element by element, as pairs of binary64 numbers.
+
+Their sum is good to 100 bits where neither is subnormal or beyond 1e300.
+"""
 
 from __future__ import annotations
 
@@ -22,19 +25,20 @@ def exact_softmax(logits: Rows) -> tuple[Pair, Pair]:
 
 
 def exact_gradients(input: Rows, target: Rows) -> tuple[Rows, Rows]:
-    """The gradients of KL(softmax(target) || softmax(input)) by either's logits, rounded once from 200 bits.
+    """The gradients of KL(softmax(target) || softmax(input)) by either's logits, rounded from 200 bits.
 
-    They are q - p and p (log p - log q - KL). An error of 2^-190 in what cancels is all there is.
+    They are q - p and p (log p - log q - KL), the second 0 in the limit of p = 0. An error of 2^-190 in what cancels is
+    all there is, and for subnormal numbers a second rounding.
     """
     ctx = _context()
     by_input, by_target = [], []
     with ctx.workprec(BITS):
         for x, y in zip(input.tolist(), target.tolist(), strict=True):
             (q, log_q), (p, log_p) = softmax(x), softmax(y)
-            L = [a - b for a, b in zip(log_p, log_q, strict=True)]
+            L = [a - b if w else ctx.zero for w, a, b in zip(p, log_p, log_q, strict=True)]
             kl = ctx.fdot(p, L)
             by_input.append([float(b - a) for a, b in zip(p, q, strict=True)])
-            by_target.append([float(a * (l - kl)) for a, l in zip(p, L, strict=True)])
+            by_target.append([float(a * (l - kl)) if a else 0.0 for a, l in zip(p, L, strict=True)])
     return np.array(by_input), np.array(by_target)
 
 

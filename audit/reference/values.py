@@ -25,15 +25,20 @@ def exact_values(values: Any, name: str) -> Rows:
         tensor = values.detach()
         if not tensor.is_floating_point():
             raise UsageError(f"{name}: expected a floating dtype, got {tensor.dtype}")
-        return np.asarray(tensor.cpu().double().numpy(), dtype=np.float64)
+        try:
+            return np.asarray(tensor.cpu().double().numpy(), dtype=np.float64)
+        except (TypeError, RuntimeError) as error:  # sparse, nested, on the meta device
+            raise UsageError(f"{name}: expected a dense tensor that holds numbers: {error}") from None
+    if isinstance(values, np.ma.MaskedArray):
+        raise UsageError(f"{name}: expected an array without a mask, got a masked array")
     if isinstance(values, np.ndarray):
         if values.dtype.kind != "f" and values.dtype.name != "bfloat16":
             raise UsageError(f"{name}: expected a floating dtype, got {values.dtype}")
-        given = values
+        given = np.asarray(values)
     else:
         try:
             given = np.array(values, dtype=object)
-        except ValueError:
+        except (ValueError, RuntimeError):  # ragged, or nested without end
             given = np.array([None])
         if not all(isinstance(number, Real) for number in given.flat):
             raise UsageError(f"{name}: expected rows of numbers, all of one length")
@@ -64,7 +69,7 @@ KINDS = ("logits", "log_probs", "probs")
 
 def check_kind(rows: Rows, kind: str, name: str, first: int = 0) -> None:
     """Raises UsageError, naming row (counted from `first`) and column, for an entry that `kind` cannot have."""
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         raise UsageError(f"{name}_kind: {kind!r} is not one of {', '.join(KINDS)}")
     wrong = np.isnan(rows) | (rows == np.inf)
     if kind == "probs":
