@@ -45,6 +45,20 @@ def apart(classes: int, _: Format) -> tuple[Rows, Rows]:
     return input, target
 
 
+def scattered(classes: int, _: Format) -> tuple[Rows, Rows]:
+    """Two unlike rows that scatter by 3: eight nats, made by thousands of classes of which none stands out."""
+    return 3 * normal(f"scattered {classes} input", 2, classes), 3 * normal(f"scattered {classes} target", 2, classes)
+
+
+for _classes, _profile in ((32_000, "standard"), (128_256, "standard"), (262_144, "full")):
+    register(
+        Case(
+            f"scattered_n{_classes}",
+            f"two unlike rows that scatter by 3, {_classes:,} classes",
+            partial(scattered, _classes),
+            _profile,
+        )
+    )
 for _classes, _profile in ((128_256, "standard"), (262_144, "full")):
     register(
         Case(

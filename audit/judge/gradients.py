@@ -33,7 +33,6 @@ from audit.paths import Path
 from audit.paths.rounding import Rounding
 from audit.reference.softmax import exact_gradients
 
-ROWS = 2
 SIDES = ("input", "target")
 # Every half up to 130 and around 745, where float32 and float64 run out of exponents, and a few between and beyond.
 GAPS = np.concatenate([np.arange(0.5, 130, 0.5), np.arange(136, 700, 8), np.arange(700, 760, 0.5), [1e3, 1e4, 3e4]])
@@ -130,11 +129,13 @@ def gradient_bounds(exact: Exact, rounding: Rounding, dtype: str) -> tuple[Rows,
 
 
 class Truth:
-    """Rows of logits (on the CPU), their exact gradients, and the bounds of those, each computed once."""
+    """Rows of logits (on the CPU), and of some of them the exact gradients and their bounds, each computed once."""
 
-    def __init__(self, input: Tensor, target: Tensor, submit: Submit = later) -> None:
-        self.input, self.target = input, target
-        self.numbers = input.double().numpy(), target.double().numpy()
+    def __init__(
+        self, input: Tensor, target: Tensor, rows: Sequence[int] | None = None, submit: Submit = later
+    ) -> None:
+        self.input, self.target, self.rows = input, target, list(rows or range(len(input)))
+        self.numbers = input[self.rows].double().numpy(), target[self.rows].double().numpy()
         self.dtype = str(input.dtype).removeprefix("torch.")
         self._exact = {1.0: submit(exact_gradients, *self.numbers)}
         self.bounds = cache(lambda rounding: gradient_bounds(Exact.of(*self.numbers, "logits"), rounding, self.dtype))
@@ -146,13 +147,18 @@ class Truth:
         return self._exact[degree]()
 
     def gradients(self, path: Path, device: str) -> list[Gradient]:
-        """What autograd gives, for each side that has a gradient; of a reduced path, times its divisor.
+        """What autograd gives of all rows, for each side that has a gradient; of a reduced path, times its divisor.
 
         Raises what the path raises.
         """
         rows, classes = self.input.shape
         scale, degree = divisor(path.reduction, rows, classes), path.rounding.temperature
-        found = _autograd(path, self.input, self.target, device)
+        # Rows weigh 1 and 1/2 in turn, exactly: a backward that makes nothing of its upstream gradient shows.
+        weights = 0.5 ** (torch.arange(rows if path.reduction == "none" else 1) % 2)
+        found = [
+            None if grad is None else (grad / weights[:, None].numpy())[self.rows]
+            for grad in _autograd(path, self.input, self.target, device, weights)
+        ]
         given = []
         for side, grad, exact, bound in zip(SIDES, found, self.exact(degree), self.bounds(path.rounding), strict=True):
             if grad is not None:
@@ -164,11 +170,16 @@ class Truth:
         return given
 
 
-def _autograd(path: Path, input: Tensor, target: Tensor, device: str) -> list[Rows | None]:
+def _autograd(
+    path: Path, input: Tensor, target: Tensor, device: str, weights: Tensor | None = None
+) -> list[Rows | None]:
+    """The gradients of the sum of the path's values, each times its weight."""
     x, y = (t.to(device, copy=True).requires_grad_() for t in (input, target))
     with TORCH, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = torch.autograd.grad(path.function(x, y).sum(), (x, y), allow_unused=True)
+        value = path.function(x, y)
+        upstream = torch.ones_like(value) if weights is None else weights.to(value).reshape(value.shape)
+        found = torch.autograd.grad(value, (x, y), upstream, allow_unused=True)
     return [None if grad is None else grad.double().cpu().numpy() for grad in found]
 
 
@@ -200,7 +211,7 @@ def takes_gradients(path: Path, problem: Problem) -> bool:
 def measure_gradients(
     problems: Sequence[Problem], paths: Sequence[Path], device: str, submit: Submit = later
 ) -> pd.DataFrame:
-    """The rows of gradients.csv: autograd's gradient of each path, on the problems' first rows, for each side.
+    """The rows of gradients.csv: autograd's gradient of each path, on the problems' first and last row, for each side.
 
     A path that autograd cannot differentiate has none.
     """
@@ -211,21 +222,22 @@ def measure_gradients(
         return {} if path.cases else dict(zip(SIDES, breaking_gaps(path, dtype, device), strict=True))
 
     rows = []
-    truths = [Truth(problem.input[:ROWS], problem.target[:ROWS], submit) for problem in problems]
-    for problem, truth in zip(problems, truths, strict=True):
+    ends = [sorted({0, len(problem.input) - 1}) for problem in problems]
+    truths = [Truth(p.input, p.target, of, submit) for p, of in zip(problems, ends, strict=True)]
+    for problem, truth, of in zip(problems, truths, ends, strict=True):
         for path in (p for p in paths if takes_gradients(p, problem)):
             try:
                 for gradient in truth.gradients(path, device):
                     key = {"case": problem.case.name, "path": path.name, "reduction": path.reduction}
                     key |= {"dtype": problem.dtype, "device": device, "side": gradient.side}
                     gap = gaps(path, problem.dtype).get(gradient.side, np.nan)
-                    rows.append(key | _measured(gradient, problem.dtype) | {"breaks_at_gap": gap})
+                    rows.append(key | _measured(gradient, problem.dtype, of) | {"breaks_at_gap": gap})
             except Exception:
                 continue
     return pd.DataFrame(rows)
 
 
-def _measured(gradient: Gradient, dtype: str) -> dict[str, object]:
+def _measured(gradient: Gradient, dtype: str, rows: Sequence[int]) -> dict[str, object]:
     computed, exact, finite = gradient.computed, gradient.exact, np.isfinite(gradient.computed)
     errors, size = np.abs(computed - exact)[finite], np.abs(exact).max()
     worst = np.unravel_index(int(np.argmax(gradient.ratio)), computed.shape)
@@ -239,7 +251,7 @@ def _measured(gradient: Gradient, dtype: str) -> dict[str, object]:
         "symptom": gradient.symptom,
         "not_a_number": int(np.isnan(computed).sum()),
         "infinite": int(np.isinf(computed).sum()),
-        "row": int(worst[0]),
+        "row": rows[int(worst[0])],
         "class": int(worst[1]),
         "reference": exact[worst],
         "computed": computed[worst],

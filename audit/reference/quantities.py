@@ -69,7 +69,7 @@ def evaluate(name: str, input: Rows, target: Rows, precision: int) -> list[Any]:
 def _log_softmax(logits: list[Any]) -> list[Any]:
     ctx = _context()
     top = max(logits)
-    shifted = [ctx.fsub(v, top, exact=True) for v in logits]
+    shifted = [v - top for v in logits]
     largest = logits.index(top)
     # log(1 + rest) keeps the digits of a logarithm near 0, and no offset is added that would hide it.
     log_sum = ctx.log1p(ctx.fsum(ctx.exp(a) for i, a in enumerate(shifted) if i != largest))

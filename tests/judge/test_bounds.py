@@ -253,3 +253,37 @@ def test_what_keeps_a_bound(computed, reference, limit, rest, dtype, kept) -> No
     table = pd.DataFrame([row | {"result_class": "", "scale": 1.0}])
     table = pd.concat([table.drop(columns="result_class"), error_columns(table)], axis=1)
     assert within_bound(table).tolist() == [kept]
+
+
+def ratio(name: str, input: Tensor, target: Tensor) -> float:
+    """A torch path's error over its bound, for one row of logits."""
+    path = next(p for p in registered() if (p.name, p.reduction, p.target_kind) == (name, "none", "logits"))
+    numbers = input.double().numpy(), target.double().numpy()
+    limit = bound(path, Exact.of(*numbers, "logits"), str(input.dtype).removeprefix("torch."))
+    exact = float(row_references(*numbers, "logits")[0])
+    return float(abs(path.function(input, target).double().item() - exact) / limit[0])
+
+
+@pytest.mark.parametrize("name", ["softmax_dtype_cast", "first_dim"])
+def test_the_logarithm_in_a_halfs_xlogy_is_a_rounding_of_its_own(name: str) -> None:
+    x = torch.zeros(1, 70, dtype=torch.float16)
+    x[:, :60] = 2.9140625
+    assert 0.5 < ratio(name, x, x.clone()) <= 1
+
+
+@pytest.mark.parametrize("name", ["cross_entropy_minus_entropy", "soft_cross_entropy"])
+def test_each_of_two_cross_entropies_is_stored_before_they_are_subtracted(name: str) -> None:
+    x = torch.zeros(1, 86, dtype=torch.bfloat16)
+    x[:, :19] = -5.21875
+    assert ratio(name, x, x.clone()) <= 1
+
+
+@pytest.mark.parametrize("name", ["softmax_log", "scipy_rel_entr", "scipy_entropy"])
+def test_the_logarithm_of_a_subnormal_probability_keeps_its_bound(name: str) -> None:
+    if name not in {p.name for p in registered() if not p.absent}:
+        pytest.skip("scipy is not installed")
+    for gap in np.arange(700, 744.5, 0.25):
+        x = torch.tensor([[0.0, -gap]], dtype=torch.float64)
+        assert ratio(name, x, torch.zeros_like(x)) <= 1, gap
+    x = torch.tensor([[0.0, 0.0, -101.57905]])
+    assert 0.5 < ratio(name, x, torch.tensor([[0.0, 0.0, 30.0]])) <= 1

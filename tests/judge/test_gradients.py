@@ -212,3 +212,56 @@ def test_a_kernel_without_a_gradient_has_no_row_and_no_finding() -> None:
 
     audit = execute(plan("quick", ["random_scale1"], [detached], "float32", "cpu"))
     assert audit.tables["gradients"].empty and audit.new_findings.empty
+
+
+def test_ruled_out_classes_have_bounds_and_exact_gradients() -> None:
+    x = torch.tensor([[0.0, 1.0, -math.inf], [0.5, -math.inf, 1.0]])
+    y = torch.tensor([[1.0, 0.0, -math.inf], [0.0, -math.inf, 2.0]])
+    dense = Truth(x[:1, :2], y[:1, :2]).exact(1.0)
+    truth = Truth(x, y)
+    for side, exact in enumerate(truth.exact(1.0)):
+        assert exact[0, :2] == pytest.approx(dense[side][0], rel=1e-15) and exact[0, 2] == exact[1, 1] == 0
+    for path in (PATHS["log_softmax", "none"], PATHS["softmax_log", "none"]):
+        assert all(np.isfinite(limit).all() for limit in truth.bounds(path.rounding))
+
+    def garbage(input: Tensor, target: Tensor) -> Tensor:
+        terms = softmax(target, -1) * (log_softmax(target, -1) - log_softmax(input, -1))
+        return torch.where(torch.isfinite(input), terms, 0.0).nan_to_num().sum(-1) + 1000 * input.nan_to_num().sum(-1)
+
+    found = truth.gradients(Path("garbage", garbage, ""), "cpu")
+    assert found[0].symptom == "input_gradient_beyond_bound"
+
+
+class Upstream(torch.autograd.Function):
+    """The right value and gradient, but for what it makes of the gradient that comes in."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, y: Tensor, wrong) -> Tensor:
+        p, q = softmax(y, -1), softmax(x, -1)
+        log = log_softmax(y, -1) - log_softmax(x, -1)
+        value = (p * log).sum(-1)
+        ctx.save_for_backward(q - p, p * (log - value[:, None]))
+        ctx.wrong = wrong
+        return value
+
+    @staticmethod
+    def backward(ctx, upstream: Tensor):
+        upstream = ctx.wrong(upstream)[:, None]
+        return *(upstream * grad for grad in ctx.saved_tensors), None
+
+
+@pytest.mark.parametrize("name", ["right", "ignored", "averaged", "later rows lost"])
+def test_what_a_backward_makes_of_its_upstream_gradient_and_of_later_rows_is_judged(name: str) -> None:
+    wrong = {
+        "right": lambda g: g,
+        "ignored": torch.ones_like,
+        "averaged": lambda g: g.mean().expand_as(g),
+        "later rows lost": lambda g: g * (torch.arange(len(g)) < 2),
+    }[name]
+
+    def own(x: Tensor, y: Tensor) -> Tensor:
+        return Upstream.apply(x, y, wrong)
+
+    audit = execute(plan("quick", ["random_scale1"], [own], "float32", "cpu"))
+    symptoms = set(audit.new_findings["symptom"])
+    assert symptoms == (set() if name == "right" else {"input_gradient_beyond_bound", "target_gradient_beyond_bound"})

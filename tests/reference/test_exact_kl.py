@@ -8,10 +8,12 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from decimal import Decimal
+from fractions import Fraction
 
 import mpmath
 import numpy as np
 import pytest
+import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -392,6 +394,23 @@ def test_rows_that_cancel_in_the_sum_keep_its_digits():
         assert abs(Decimal(mpmath.nstr(value, 80)) - expected) < Decimal("1e-50") * expected
 
 
+@pytest.mark.parametrize("digits", [1, 50])
+@pytest.mark.parametrize("delta", [2.0**-760, 2.0**-801, -(2.0**-801), 2.0**-830])
+def test_a_small_row_beside_large_ones_that_cancel_is_not_lost(delta, digits):
+    """Weights of 1 make every row the negative sum of its input, whose bits are 860 apart and more."""
+    rows = [[2.0**600, -(2.0**600), 2.0**-260, 0], [2.0**-800, 0, 0, 0], [2.0**600, -(2.0**600), -(2.0**-260), delta]]
+    kinds = {"input_kind": "log_probs", "target_kind": "log_probs"}
+    value = exact_kl([[-v for v in row] for row in rows], [[0.0] * 4] * 3, **kinds, reduction="sum", digits=digits)
+    exact = sum(Fraction(v) for row in rows for v in row)
+    sign, mantissa, exponent, _ = value._mpf_
+    assert abs((-1) ** sign * mantissa * Fraction(2) ** exponent / exact - 1) <= Fraction(1, 10**digits)
+
+
+def test_each_thread_has_a_context_of_its_own():
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(oracle._context).result() is not oracle._context() is oracle._context()
+
+
 def test_two_hundred_digits_of_nearly_equal_rows():
     """Input logits (0, h), target (0, 0): KL = log cosh(h/2), about h^2/8."""
     with decimal.localcontext(decimal.Context(prec=300)):
@@ -475,6 +494,11 @@ def test_what_cannot_be_decided_is_an_error_with_the_radius():
         ([0.0, 1], [0.0, 1], {"digits": 0}, r"digits: .*1 or more, got 0"),
         ([0.0, 1], [0.0, 1], {"digits": 50.0}, r"digits: .*got 50.0"),
         ([0.0, 1], [1.0, 0], {"digits": 5_000}, r"do not settle 5000 digits.*ask for fewer"),
+        ([0.0, 1], [1.0, 0], {"digits": 10**400}, r"digits: at most 100,000"),
+        ([0.0, 1], [1.0, 0], {"input_kind": np.array(["probs"])}, r"input_kind: .*logits, log_probs, probs"),
+        ([0.0, 1], np.ma.array([0.0, 1], mask=[0, 1]), {}, r"target: .*without a mask"),
+        (torch.eye(2).to_sparse(), torch.eye(2), {}, r"input: expected a dense tensor"),
+        (torch.empty(2, 2, device="meta"), torch.eye(2), {}, r"input: expected a dense tensor"),
     ],
 )
 def test_wrong_usage_is_one_line_that_names_what_was_given(input, target, options, message):

@@ -40,3 +40,24 @@ def test_a_negative_target_gives_nan() -> None:
     row = np.array([[1.0, -1.0]])
     assert quantity_references("logits_as_target", row, row) == ["nan"]
     assert quantity_references("logits_as_target", row, -row + 2) != ["nan"]
+
+
+@pytest.mark.parametrize("path", [p for p in MISTAKES if not p.name.startswith("logits_as")], ids=lambda p: p.name)
+@pytest.mark.parametrize("offset", [2.0**40, 2.0**1000])
+def test_what_is_made_of_softmaxes_does_not_see_a_common_offset(path, offset: float) -> None:
+    shape = (1, 64) if path.cases == (MAPS,) else (1, 6)
+    x, y = np.random.default_rng(5).integers(-40, 40, (2, *shape)) / 8
+    if offset > 2.0**60:  # whose ulp is larger than these differences: they are multiples of it
+        x, y = x * 2.0**960, y * 2.0**960
+        assert quantity_references(path.quantity, x, x) == quantity_references(path.quantity, x + offset, x + offset)
+    else:
+        near, far = (quantity_references(path.quantity, x + c, y + c) for c in (0.0, offset))
+        assert near == far
+
+
+def test_a_logarithm_near_zero_keeps_its_digits() -> None:
+    """The second class is left out by the target: k1 is -log q of the first, log(1 + e^-260)."""
+    value = Decimal(quantity_references("k1", np.array([[1e8, 1e8 - 260]]), np.array([[1e8, 0.0]]))[0])
+    assert abs(value / Decimal("1.2118e-113") - 1) < Decimal("1e-4")
+    (value,) = quantity_references("k1", np.array([[1e300, 1e300]]), np.array([[0.0, -1e5]]))
+    assert abs(Decimal(value) - Decimal(2).ln()) < Decimal("1e-27")
