@@ -255,8 +255,9 @@ def _row_terms(exact: Exact, rounding: Rounding, dtype: str) -> tuple[Rows, Rows
     # log P differs from log p by at most twice the relative error of P.
     moved = 2 * np.minimum(ratio, 1.0)
     log_P, log_Q, difference = log_p + moved, log_q + D, L + moves + moved
-    # torch's xlogy for halves rounds the logarithm to a half and then the product.
-    roundings = 3 * uc + (2 if storage.precision < compute.precision else 1) * us
+    # torch's xlogy for halves, in kl_div of a softmax, rounds the logarithm to a half and then the product.
+    twice = rounding.target == "softmax" and storage.precision < compute.precision
+    roundings = 3 * uc + (2 if twice else 1) * us
     terms = P * (roundings * log_P + us * log_Q + 2 * us * difference)
     size = P * (log_P + log_Q) if rounding.separate else P * difference
     if rounding.masses:

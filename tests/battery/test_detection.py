@@ -31,7 +31,7 @@ UNTOLD = {
     "skips_small_probabilities": HALVES,
     "half_logits": {"float16"},
     "half_terms": {"float16"},
-    "bfloat16_log": {"bfloat16"},
+    "bfloat16_log": HALVES,  # two sums may be stored in float16 before they are subtracted
     "bfloat16_accumulation": {"bfloat16"},
     "terms_of_ten_bits": HALVES,
     "absolute_value": HALVES | {"float64"},  # by sign statistics, which want 60 results drowned in rounding
@@ -102,7 +102,7 @@ def test_a_looser_bound_would_miss_defects(errors: pd.DataFrame, factor: int) ->
 @pytest.mark.parametrize(
     ("cases", "defect"),
     [
-        ("apart_n128256", "index_overflow_past_65535"),
+        ("[as]*_n128256", "index_overflow_past_65535"),
         ("flat_n128256", "half_normaliser"),
         ("near_*", "absolute_value"),
         ("digits_epochs", "skips_small_probabilities"),
