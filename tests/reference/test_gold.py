@@ -8,15 +8,17 @@ from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from audit.cases import build, registered
 from audit.certify import verify
+from audit.judge import references
 from audit.judge.references import reference_keys, sealed
 from audit.pipeline import COMMITTED_GOLD, execute
 from audit.plan import plan
-from audit.reference import enclosure
-from audit.reference.exact import Certified
+from audit.reference import enclosure, gold
+from audit.reference.exact import Certified, row_references
 from audit.reference.gold import Record, read_gold, read_records, write_records
 
 
@@ -119,3 +121,14 @@ def test_verify_fails_with_one_and_names_what_is_wrong(folder: Path) -> None:
     assert answer.returncode == 1, answer.stderr
     assert f"wrong: {CASE} row 3 float32 kl: " in answer.stdout
     assert "stale: record 000000000000… kl logits, of no standard row" in answer.stdout
+
+
+def test_a_table_whose_lines_ran_together_is_damaged_and_no_traceback(tmp_path) -> None:
+    (tmp_path / "gold.csv").write_text('digest\n"' + "a,b\n" * 50_000)
+    assert gold.read_gold(tmp_path).damaged
+
+
+def test_exponents_beyond_a_million_are_published() -> None:
+    (value,) = row_references(np.array([[0.0, -3e6]]), np.array([[0.0, -2.9e6]]), "logits")
+    assert references.published(value).endswith("e-1259449") and value.startswith(references.published(value)[:40])
+    assert Decimal(references.reduced([value], "batchmean", 2)) == Decimal(references.published(value))
