@@ -129,9 +129,10 @@ def _symptom(path: Path, input: Tensor, target: Tensor, device: str) -> str:
         return ""
     reference = reduced(references, path.reduction, input.shape[1])
     allowed = bound(path, exact, dtype)
+    error = exact_error(computed, reference, result.dtype)
     threshold, infinite = FORMATS[result.dtype].overflow_threshold, reference in ("inf", "-inf")
-    numbers_of = (computed, float(reference), exact_error(computed, reference), allowed, np.nan, threshold, infinite)
-    if np.isnan(allowed).all() or keeps(*map(np.asarray, numbers_of)).all():
+    judged = (computed, float(reference), error, allowed, np.nan, threshold, infinite)
+    if np.isnan(allowed).all() or keeps(*map(np.asarray, judged)).all():
         return ""
     return "plus_infinity" if np.isinf(computed) else "beyond_bound"
 

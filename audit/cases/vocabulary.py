@@ -50,24 +50,13 @@ def scattered(classes: int, _: Format) -> tuple[Rows, Rows]:
     return 3 * normal(f"scattered {classes} input", 2, classes), 3 * normal(f"scattered {classes} target", 2, classes)
 
 
-for _classes, _profile in ((32_000, "standard"), (128_256, "standard"), (262_144, "full")):
-    register(
-        Case(
-            f"scattered_n{_classes}",
-            f"two unlike rows that scatter by 3, {_classes:,} classes",
-            partial(scattered, _classes),
-            _profile,
-        )
-    )
-for _classes, _profile in ((128_256, "standard"), (262_144, "full")):
-    register(
-        Case(
-            f"apart_n{_classes}",
-            f"led by the last class in the target, by the first in the input, {_classes:,} classes",
-            partial(apart, _classes),
-            _profile,
-        )
-    )
+for _name, _make, _text, _sizes in (
+    ("scattered", scattered, "two unlike rows that scatter by 3", (32_000, 128_256, 262_144)),
+    ("apart", apart, "led by the last class in the target, by the first in the input", (128_256, 262_144)),
+):
+    for _classes in _sizes:
+        _profile = "full" if _classes == 262_144 else "standard"
+        register(Case(f"{_name}_n{_classes}", f"{_text}, {_classes:,} classes", partial(_make, _classes), _profile))
 for _classes in SIZES:
     _profile = "full" if _classes in (50_257, 151_936, 262_144) else "standard"
     for _name, _make, _text in (

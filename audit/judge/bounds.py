@@ -287,10 +287,10 @@ def kl_bound(exact: Exact, rounding: Rounding, dtype: str, reduction: str = "non
     rows, classes = exact.p.shape
     errors, size = _row_terms(exact, rounding, dtype)
     count = classes if reduction == "none" else rows * classes
-    lost = gamma(_total_steps(count, rounding), kernel.compute.unit_roundoff)
+    growth = gamma(_total_steps(count, rounding), kernel.compute.unit_roundoff)
     if rounding.separate and kernel.compute is not kernel.storage:
-        lost += kernel.storage.unit_roundoff * (1 + lost)  # each of the two sums is stored before they are subtracted
-    row = errors + lost * size
+        growth += kernel.storage.unit_roundoff * (1 + growth)  # each sum is stored before they are subtracted
+    row = errors + growth * size
     value = np.abs((np.where(exact.there, exact.p, 0.0) * exact.L).sum(axis=1))
     divisor = 1
     if reduction != "none":

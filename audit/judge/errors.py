@@ -67,12 +67,9 @@ def error_columns(table: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def exact_error(computed: float, reference: str) -> float:
+def exact_error(computed: float, reference: str, dtype: str) -> float:
     """|computed - reference|, rounded once; NaN where either is not finite."""
-    exact = _number(reference)
-    if not math.isfinite(computed) or not exact.is_finite():
-        return _NAN
-    return float(_WIDE.subtract(Decimal(computed), exact).copy_abs())
+    return _exact_errors(computed, reference, dtype)[1]
 
 
 def _exact_errors(computed: float, reference: str, dtype: str) -> tuple[float, float, float, float, float, bool]:

@@ -222,16 +222,15 @@ def measure_gradients(
         return {} if path.cases else dict(zip(SIDES, breaking_gaps(path, dtype, device), strict=True))
 
     rows = []
-    ends = [sorted({0, len(problem.input) - 1}) for problem in problems]
-    truths = [Truth(p.input, p.target, of, submit) for p, of in zip(problems, ends, strict=True)]
-    for problem, truth, of in zip(problems, truths, ends, strict=True):
+    truths = [Truth(p.input, p.target, sorted({0, len(p.input) - 1}), submit) for p in problems]
+    for problem, truth in zip(problems, truths, strict=True):
         for path in (p for p in paths if takes_gradients(p, problem)):
             try:
                 for gradient in truth.gradients(path, device):
                     key = {"case": problem.case.name, "path": path.name, "reduction": path.reduction}
                     key |= {"dtype": problem.dtype, "device": device, "side": gradient.side}
                     gap = gaps(path, problem.dtype).get(gradient.side, np.nan)
-                    rows.append(key | _measured(gradient, problem.dtype, of) | {"breaks_at_gap": gap})
+                    rows.append(key | _measured(gradient, problem.dtype, truth.rows) | {"breaks_at_gap": gap})
             except Exception:
                 continue
     return pd.DataFrame(rows)

@@ -17,7 +17,7 @@ def sentences(tables: Tables) -> list[str]:
     return [s for s in (_stable_or_not(tables), _wrong(tables), _thread(tables), origin(tables)) if s]
 
 
-_PARTS = {
+PARTS = {
     "softmax": "the rounding of the target's probabilities",
     "shift": "the rounding of log sum exp, one number a row",
     "log_softmax": "the rounding of the log-probabilities, class by class",
@@ -35,12 +35,12 @@ def origin(tables: Tables) -> str:
     rows = tables["attribution"].query("case == 'identical_n1000' and dtype == 'float32' and drift != 0")
     if rows.empty:
         return ""
-    sizes = rows[list(_PARTS)].abs().sum().sort_values(ascending=False)
+    sizes = rows[list(PARTS)].abs().sum().sort_values(ascending=False)
     (first, second), shares = sizes.index[:2], (sizes / sizes.sum()).iloc[:2]
     signs = int(((rows["drift"] * rows["mass_difference"]) > 0).sum())
     return (
-        f"For equal logits in float32 the drift is made by {_PARTS[first]} ({shares.iloc[0]:.0%} of the parts' sizes), "
-        f"and {_PARTS[second]} ({shares.iloc[1]:.0%}); its sign is that of the mass of the rounded probabilities less "
+        f"For equal logits in float32 the drift is made by {PARTS[first]} ({shares.iloc[0]:.0%} of the parts' sizes), "
+        f"and {PARTS[second]} ({shares.iloc[1]:.0%}); its sign is that of the mass of the rounded probabilities less "
         f"that of the rounded log-probabilities' exponentials, in {signs} of {len(rows)} rows."
     )
 

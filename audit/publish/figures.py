@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from audit.publish import bench
-from audit.publish.answer import Tables
+from audit.publish.answer import PARTS, Tables
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 MAIN = ("softmax_log", "log_softmax", "log_target", "cross_entropy_minus_entropy", "generalised", "kl_div_from_logits")
 FAMILIES = ("flat", "zipf", "wide")
-PARTS = ["softmax", "shift", "log_softmax", "log", "product", "summation", "output"]
 # Okabe and Ito's colours: told apart by colour-blind readers, legible on white and on black.
 COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#888888"]
 STYLE: dict[Any, Any] = {
@@ -223,7 +222,7 @@ def _attribution(attribution: pd.DataFrame) -> Plot | None:
     rows = attribution[attribution["dtype"] == "float32"]
     if rows.empty:
         return None
-    sizes = rows[PARTS].abs().groupby([rows["path"], rows["case"]], sort=False).mean()
+    sizes = rows[list(PARTS)].abs().groupby([rows["path"], rows["case"]], sort=False).mean()
     shares = sizes.div(sizes.sum(axis=1), axis=0)[::-1]
     names = [case if rows["path"].nunique() == 1 else f"{path}: {case}" for path, case in shares.index]
     figure, (axes,) = _figure(1.2 + 0.3 * len(shares))

@@ -54,7 +54,7 @@ from audit.reference.values import Rows
 MAX_PRECISION = 10_000
 # A value this much sharper than asked rounds to the asked digits correctly, but for one in 10^9.
 GUARD_DIGITS = 10
-# Threads share mpmath's cached constants.
+# Threads share mpmath's cached constants, and the fast engine's arrays.
 _LOCK = threading.RLock()
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from audit.errors import UsageError
 from audit.reference.oracle import GUARD_DIGITS, MAX_PRECISION, _context
+from audit.reference.softmax import softmax
 from audit.reference.values import Rows
 
 Formula = Callable[[list[Any], list[Any]], Any]
@@ -67,17 +68,11 @@ def evaluate(name: str, input: Rows, target: Rows, precision: int) -> list[Any]:
 
 
 def _log_softmax(logits: list[Any]) -> list[Any]:
-    ctx = _context()
-    top = max(logits)
-    shifted = [v - top for v in logits]
-    largest = logits.index(top)
-    # log(1 + rest) keeps the digits of a logarithm near 0, and no offset is added that would hide it.
-    log_sum = ctx.log1p(ctx.fsum(ctx.exp(a) for i, a in enumerate(shifted) if i != largest))
-    return [a - log_sum for a in shifted]
+    return softmax(logits)[1]
 
 
 def _softmax(logits: list[Any]) -> list[Any]:
-    return [_context().exp(v) for v in _log_softmax(logits)]
+    return softmax(logits)[0]
 
 
 def _kl_div(input: list[Any], target: list[Any]) -> Any:

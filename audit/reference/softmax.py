@@ -42,8 +42,8 @@ def exact_gradients(input: Rows, target: Rows) -> tuple[Rows, Rows]:
     return np.array(by_input), np.array(by_target)
 
 
-def softmax(row: list[float]) -> tuple[list[Any], list[Any]]:
-    """p and log p of one row of logits, at the context's present precision."""
+def softmax(row: list[Any]) -> tuple[list[Any], list[Any]]:
+    """p and log p of one row of logits, floats or mpf, at the context's present precision."""
     ctx = _context()
     top = ctx.mpf(max(row))
     shifted = [ctx.mpf(v) - top for v in row]
