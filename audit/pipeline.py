@@ -21,6 +21,7 @@ from audit.judge.elements import measure_elements
 from audit.judge.findings import COMMITTED, NEW, find, read_acknowledgements
 from audit.judge.gradients import measure_gradients
 from audit.judge.invariance import measure_invariance
+from audit.judge.limits import Limits, begin_limits
 from audit.judge.references import Engine, Later
 from audit.judge.table import Block, error_table
 from audit.measure import COMPILING, TOO_SLOW, TORCH, Result, describe, measure
@@ -96,7 +97,7 @@ def execute(
             advance("errors")
             errors = typed(error_table(blocks), "errors")
         else:
-            errors, problems, thread, looks = _streamed(plan, engine, advance), {}, [], ()
+            blocks, errors, problems, thread, looks = [], _streamed(plan, engine, advance), {}, [], ()
         advance("findings")
         tables = {"errors": errors, "summary": summarise(errors)}
         if plan.whole or plan.own:
@@ -104,7 +105,8 @@ def execute(
         findings, stale = find(errors, acknowledged, tables.get("gradients"), plan.own)
         tables["findings"] = typed(_with_reproducers(findings, plan, problems), "findings")
         if plan.whole:
-            tables["invariance"] = _invariance(plan, problems)
+            limits = {(b.problem.case.name, b.problem.dtype): b.limits for b in blocks}
+            tables["invariance"] = _invariance(plan, problems, limits)
             elements, attribution = (pd.concat([part() for part in parts], ignore_index=True) for parts in looks)
             tables["elements"] = typed(elements, "elements")
             key = ["case", "row", "path", "dtype", "device"]
@@ -139,11 +141,12 @@ def _blocks(
         advance(f"{case.name} {dtype}")
         problem = build(case, dtype)
         exact = engine.request(problem)
+        limits = begin_limits(problem, paths, engine.submit)
         before = None if case.native else engine.request(build(case, "float64"))
         wanted = {q: engine.request(problem, q) for q in {p.quantity for p in paths}}
         for device in plan.devices:
             for path, result in _run_paths(problem, device.name, [p for p in paths if p.runs_on(device.name)], stopped):
-                blocks.append(Block(problem, device.name, path, result, wanted[path.quantity], exact, before))
+                blocks.append(Block(problem, device.name, path, result, limits, wanted[path.quantity], exact, before))
     return blocks
 
 
@@ -171,13 +174,13 @@ def _closer_looks(plan: Plan, problems: Problems, engine: Engine) -> tuple[list[
     return elements, attribution
 
 
-def _invariance(plan: Plan, problems: Problems) -> pd.DataFrame:
+def _invariance(plan: Plan, problems: Problems, limits: Mapping[tuple[str, str], Later[Limits]]) -> pd.DataFrame:
     kl = [p for p in plan.paths if p.kind == "kl" and p.reduction == "none" and p.target_kind == "logits"]
     # Every check of a compiled path would be another compilation: its eager form is compared with it instead.
     paths = [p for p in kl if not p.compiles]
     compiled = {"quick": (), "standard": (COMPARISON,), "full": MAIN}[plan.profile]
     chosen = _some(plan, problems, (*CLOSER, WIDE))
-    parts = [measure_invariance(chosen, paths, device.name, compiled) for device in plan.devices]
+    parts = [measure_invariance(chosen, paths, device.name, compiled, limits) for device in plan.devices]
     return typed(pd.concat(parts, ignore_index=True), "invariance")
 
 

@@ -10,6 +10,7 @@ import sys
 import textwrap
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from time import perf_counter
@@ -61,8 +62,7 @@ class Shrinker:
         side = symptom.partition("_gradient_")[0] if "_gradient_" in symptom else ""
 
         def shows(x: Tensor, y: Tensor) -> bool:
-            found = _gradient_symptom(path, x, y, device, side) if side else _symptom(path, x, y, device)
-            return found == symptom
+            return _gradient_shows(path, x, y, device, symptom) if side else _shows(path, x, y, device, symptom)
 
         known = self._known.setdefault((input.dtype, path.target_kind, symptom), [])
         smallest = next(((x, y) for x, y in known if x.shape[1] <= input.shape[1] and shows(x, y)), None)
@@ -104,41 +104,39 @@ def _simpler(input: Tensor, target: Tensor, target_kind: str) -> Iterator[tuple[
         yield step(input), step(target) if target_kind == "logits" else target
 
 
-def _symptom(path: Path, input: Tensor, target: Tensor, device: str) -> str:
+def _shows(path: Path, input: Tensor, target: Tensor, device: str, symptom: str) -> bool:
     result = measure(path, input.to(device, copy=True), target.to(device, copy=True))
     if result.note:
-        return "not_computed"
-    dtype = str(input.dtype).removeprefix("torch.")
+        return symptom == "not_computed"
+    (computed,) = result.computed
+    given = {"nan": "not_a_number", "-inf": "minus_infinity", "inf": "plus_infinity"}.get(str(computed), "beyond_bound")
     numbers = input.double().numpy(), target.double().numpy()
-    if any(
+    lost = [
         row.max() == (0 if kind == "probs" else -np.inf)
         for row, kind in zip(numbers, ("logits", path.target_kind), strict=True)
-    ):
-        return ""  # no distribution is left
-    (computed,) = result.computed
-    if np.isnan(computed) or computed == -np.inf:
-        # Neither KL nor 0 is that; the exact value need not be known.
-        return "not_a_number" if np.isnan(computed) else "minus_infinity"
-    exact = Exact.of(*numbers, path.target_kind)
+    ]
+    if given != symptom or any(lost):  # no distribution is left
+        return False
+    if given in ("not_a_number", "minus_infinity"):
+        return True  # neither KL nor 0 is that; the exact value need not be known
     try:
         if path.quantity == "kl":
             references = row_references(*numbers, target_kind=path.target_kind)
         else:
             references = ["0"] if path.quantity == "zero" else quantity_references(path.quantity, *numbers)
     except UsageError:
-        return ""
+        return False
     reference = reduced(references, path.reduction, input.shape[1])
-    allowed = bound(path, exact, dtype)
+    exact = Exact.of(*numbers, path.target_kind)
+    allowed = bound(path.promise, exact, str(input.dtype).removeprefix("torch."))
     error = exact_error(computed, reference, result.dtype)
     threshold, infinite = FORMATS[result.dtype].overflow_threshold, reference in ("inf", "-inf")
     judged = (computed, float(reference), error, allowed, np.nan, threshold, infinite)
-    if np.isnan(allowed).all() or keeps(*map(np.asarray, judged)).all():
-        return ""
-    return "plus_infinity" if np.isinf(computed) else "beyond_bound"
+    return not (np.isnan(allowed).all() or keeps(*map(np.asarray, judged)).all())
 
 
-def _gradient_symptom(path: Path, input: Tensor, target: Tensor, device: str, side: str) -> str:
-    return next((g.symptom for g in Truth(input, target).gradients(path, device) if g.side == side), "")
+def _gradient_shows(path: Path, input: Tensor, target: Tensor, device: str, symptom: str) -> bool:
+    return any(g.symptom == symptom for g in Truth(input, target).gradients(path, device))
 
 
 def _hexadecimal(tensor: Tensor) -> str:
@@ -247,12 +245,11 @@ def _written(value: object, name: str, seen: dict[str, str], module: str = "") -
 
 def _collect(used: FunctionType | type, seen: dict[str, str]) -> None:
     """The source of a function or class, after that of what it uses; an import where it is torch's or has no source."""
-    try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(used))).body[0]
-    except (OSError, TypeError, SyntaxError):
-        tree = None
-    installed = used.__module__.partition(".")[0] in ("torch", "builtins")
-    if installed or not isinstance(tree, (ast.FunctionDef, ast.ClassDef)):
+    tree = None
+    if used.__module__.partition(".")[0] not in ("torch", "builtins"):
+        with suppress(OSError, TypeError, SyntaxError):
+            tree = ast.parse(textwrap.dedent(inspect.getsource(used))).body[0]
+    if not isinstance(tree, (ast.FunctionDef, ast.ClassDef)):
         seen[used.__name__] = f"from {used.__module__} import {used.__name__}"
         return
     tree.decorator_list = []

@@ -12,12 +12,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar, cast
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from audit.formats import FORMATS, Format
-from audit.paths import Path
-from audit.paths.rounding import Rounding
+from audit.paths.rounding import Promise, Rounding
 
 Rows = NDArray[np.float64]
 Error = TypeVar("Error", bound=Callable[..., object])
@@ -312,22 +310,14 @@ def difference_bound(exact: Exact, rounding: Rounding, dtype: str) -> NDArray[np
     return np.asarray(total * (1 + result.unit_roundoff) + result.smallest_subnormal)
 
 
-def bound(path: Path, exact: Exact, dtype: str) -> NDArray[np.float64]:
+def bound(promise: Promise, exact: Exact, dtype: str) -> NDArray[np.float64]:
     """The bound of a path's results; NaN for what means to compute neither KL nor 0."""
-    if path.kind == "kl" or path.rounding.temperature != 1:
-        return kl_bound(exact, path.rounding, dtype, path.reduction)
-    if path.kind == "identity":
-        return difference_bound(exact, path.rounding, dtype)
-    return np.full(len(exact.p) if path.reduction == "none" else 1, np.nan)
-
-
-@OVERFLOWS
-def rest(exact: Exact, dtype: str) -> NDArray[np.float64]:
-    """Of rows where p > 0 stands over q = 0: the sum of the other terms, or NaN where such a p is no underflow."""
-    unmatched = (exact.p > 0) & (exact.q.log_p == -np.inf)
-    vanishing = exact.p <= FORMATS[dtype].smallest_subnormal / 2
-    terms = (exact.p * exact.L * exact.there).sum(axis=1)
-    return np.where((unmatched <= vanishing).all(axis=1), terms, np.nan)
+    kind, reduction, rounding = promise
+    if kind == "kl" or rounding.temperature != 1:
+        return kl_bound(exact, rounding, dtype, reduction)
+    if kind == "identity":
+        return difference_bound(exact, rounding, dtype)
+    return np.full(len(exact.p) if reduction == "none" else 1, np.nan)
 
 
 def keeps(
@@ -345,19 +335,3 @@ def keeps(
     unbounded = np.where(infinite, computed == reference, overflow)
     kept = np.select([np.isnan(computed), np.isinf(computed)], [np.isnan(reference), unbounded], finite)
     return np.asarray(kept, np.bool_)
-
-
-def within_bound(table: pd.DataFrame) -> pd.Series:
-    """Whether each result keeps its bound; NA where it has none or nothing was computed.
-
-    Taken are `computed`, `reference`, `abs_error`, `bound`, `result_dtype`, `result_class`, and `rest`, see `keeps`.
-    """
-    computed, bound = table["computed"].to_numpy(np.float64), table["bound"].to_numpy(np.float64)
-    # Decimal text beyond binary64's range is an infinity here, as it is in every result_dtype.
-    reference = table["reference"].map(float).to_numpy(np.float64)
-    thresholds = table["result_dtype"].map({f.name: f.overflow_threshold for f in FORMATS.values()})
-    infinite = table["reference"].isin(["inf", "-inf"]).to_numpy(bool)
-    error, rest, threshold = (np.asarray(c, np.float64) for c in (table["abs_error"], table["rest"], thresholds))
-    kept = keeps(computed, reference, error, bound, rest, threshold, infinite)
-    judged = ~np.isnan(bound) & (table["result_class"] != "not_computed").to_numpy(bool)
-    return pd.Series(kept, table.index, dtype="boolean").where(judged)

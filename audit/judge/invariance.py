@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from types import MappingProxyType
 
 import numpy as np
 import pandas as pd
@@ -12,22 +13,29 @@ from torch import Tensor
 
 from audit.cases import Problem, Rows
 from audit.formats import FORMATS
-from audit.judge.bounds import Exact, bound
+from audit.judge.limits import Limits, begin_limits
+from audit.judge.references import Later
 from audit.measure import Result, measure
 from audit.paths import Path
 from audit.paths.execution import EXECUTIONS, NO_COMPILER, Execution
 
 
 def measure_invariance(
-    problems: Sequence[Problem], paths: Sequence[Path], device: str, compiled: Collection[str] = ()
+    problems: Sequence[Problem],
+    paths: Sequence[Path],
+    device: str,
+    compiled: Collection[str] = (),
+    known: Mapping[tuple[str, str], Later[Limits]] = MappingProxyType({}),
 ) -> pd.DataFrame:
     """The rows of invariance.csv: path x dtype x check on one device, over the problems' rows.
 
-    `compiled` names the paths that are compared with their compiled form.
+    `compiled` names the paths that are compared with their compiled form. `known` are the limits, by case and dtype,
+    of problems for which they need not be computed.
     """
     found: dict[tuple[str, str, str], list[list[Rows]]] = {}
     for problem in problems:
-        for path, name, changes in _problem_checks(problem, paths, device, compiled):
+        limits = known.get((problem.case.name, problem.dtype)) or begin_limits(problem, paths)
+        for path, name, changes in _problem_checks(problem, paths, device, compiled, limits()):
             found.setdefault((path, problem.dtype, name), []).append(changes)
     rows = []
     for (path, dtype, check), parts in found.items():
@@ -50,15 +58,14 @@ def measure_invariance(
 
 
 def _problem_checks(
-    problem: Problem, paths: Sequence[Path], device: str, compiled: Collection[str]
+    problem: Problem, paths: Sequence[Path], device: str, compiled: Collection[str], limits: Limits
 ) -> Iterator[tuple[str, str, list[Rows]]]:
     """Path, check and what changed in each row."""
-    exact = Exact.of(*problem.numbers, *problem.case.kinds)
     x, y = problem.input.to(device), problem.target.to(device)
     for path in paths:
         if not (path.runs_on(device) and path.takes(problem.case.name, problem.dtype, *problem.case.kinds)):
             continue
-        plain, limit = measure(path, x, y), bound(path, exact, problem.dtype)
+        plain, limit = measure(path, x, y), limits.bounds[path.promise]
         for name, check in EXECUTIONS.items():
             if _applies(check, device) and (not check.costly or path.name in compiled):
                 before, after = _pair(path, check, plain, x, y)

@@ -163,13 +163,18 @@ class Engine:
 
     def submit(self, function: Callable[..., Result], *args: object) -> Later[Result]:
         """See Submit; the function is one of a module that workers can import."""
-        return later(function, *args) if self._pool is None else self._pool.submit(function, *args).result
+        here = later(function, *args)
+        if self._pool is None:
+            return here
+        future = self._pool.submit(function, *args)
+        # What no process has begun when it is asked for is done at once, and at this process's priority.
+        return lambda: here() if future.cancel() or future.cancelled() else future.result()
 
 
 def _give_way() -> None:
     """Lets the devices' work, in the process that began this one, go first."""
     if hasattr(os, "nice"):
-        os.nice(10)
+        os.nice(15)
 
 
 def _take(answer: Later[list[Certified]], place: int) -> Certified:

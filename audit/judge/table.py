@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Context, Decimal
-from itertools import chain, groupby
+from itertools import chain
 
 import numpy as np
 import pandas as pd
 
 from audit.cases import Problem, Rows
-from audit.judge.bounds import Exact, bound, rest, within_bound
+from audit.formats import FORMATS
+from audit.judge.bounds import keeps
 from audit.judge.errors import error_columns
+from audit.judge.limits import Limits
 from audit.judge.references import Later, References, divisor, published, reduced
-from audit.judge.scale import magnitude
 from audit.measure import Result
 from audit.paths import Path
-from audit.paths.rounding import Rounding
 
 Wait = Later[References]
 _EXACT = Context(prec=2_000)
@@ -25,15 +25,17 @@ _EXACT = Context(prec=2_000)
 
 @dataclass(frozen=True)
 class Block:
-    """What one path gave for one problem on one device, and how to get the exact values it is compared with.
+    """What one path gave for one problem on one device, and how to get what it is compared with.
 
-    `reference` is of what the path means to compute, `exact` KL itself, `before` KL before rounding to the dtype.
+    `limits` are the problem's, `reference` is the exact value of what the path means to compute, `exact` KL itself,
+    `before` KL before rounding to the dtype.
     """
 
     problem: Problem
     device: str
     path: Path
     result: Result
+    limits: Later[Limits]
     reference: Wait
     exact: Wait
     before: Wait | None
@@ -41,10 +43,9 @@ class Block:
 
 def error_table(blocks: Sequence[Block]) -> pd.DataFrame:
     """The rows of errors.csv, their errors computed for the whole table at once."""
-    # Logits near the largest number of a format overflow in scales and bounds, as they should.
+    # Logits near the largest number of a format overflow in scales, as they should.
     with np.errstate(over="ignore"):
-        groups = groupby(blocks, key=lambda b: id(b.problem))
-        parts = [part for _, group in groups for part in _row_columns(list(group))]
+        parts = [_row_columns(block) for block in blocks]
     shared = pd.DataFrame([_block_columns(block) for block in blocks])
     table = shared.take(np.repeat(np.arange(len(blocks)), [len(part["row"]) for part in parts])).reset_index(drop=True)
     for name in parts[0]:
@@ -77,33 +78,40 @@ def _block_columns(block: Block) -> dict[str, object]:
     }
 
 
-def _row_columns(blocks: Sequence[Block]) -> Iterator[dict[str, Sequence[object] | Rows]]:
-    """What differs from row to row, of one problem's blocks; what is the same for all blocks is computed once."""
-    problem = blocks[0].problem
+def _row_columns(block: Block) -> dict[str, Sequence[object] | Rows]:
+    """What differs from row to row."""
+    problem, reduction, limits = block.problem, block.path.reduction, block.limits()
     rows, classes = problem.input.shape
-    scale = magnitude(*problem.numbers, *problem.case.kinds)
-    exact = Exact.of(*problem.numbers, *problem.case.kinds)
-    remaining = rest(exact, problem.dtype)
-    bounds: dict[tuple[str, Rounding, str], Rows] = {}
-    for block in blocks:
-        path, reduction = block.path, block.path.reduction
-        key = (path.kind, path.rounding, reduction)
-        if key not in bounds:
-            bounds[key] = bound(path, exact, problem.dtype)
-        sources = block.reference().sources
-        each = reduction == "none"
-        yield {
-            "row": range(rows) if each else [pd.NA],
-            "input_digest": problem.row_digests if each else [problem.case_digest],
-            "reference": _text(block.reference, reduction, classes),
-            "exact_kl": _text(block.exact, reduction, classes),
-            "before": _text(block.before, reduction, classes) if block.before else [""] * (rows if each else 1),
-            "reference_source": sources if each else [next(s for s in ("computed", "gold", "exact") if s in sources)],
-            "computed": block.result.computed,
-            "scale": scale if each else [scale.sum() / divisor(reduction, rows, classes)],
-            "bound": bounds[key],
-            "rest": remaining if each else [np.nan],
-        }
+    sources = block.reference().sources
+    each = reduction == "none"
+    return {
+        "row": range(rows) if each else [pd.NA],
+        "input_digest": problem.row_digests if each else [problem.case_digest],
+        "reference": _text(block.reference, reduction, classes),
+        "exact_kl": _text(block.exact, reduction, classes),
+        "before": _text(block.before, reduction, classes) if block.before else [""] * (rows if each else 1),
+        "reference_source": sources if each else [next(s for s in ("computed", "gold", "exact") if s in sources)],
+        "computed": block.result.computed,
+        "scale": limits.scale if each else [limits.scale.sum() / divisor(reduction, rows, classes)],
+        "bound": limits.bounds[block.path.promise],
+        "rest": limits.rest if each else [np.nan],
+    }
+
+
+def within_bound(table: pd.DataFrame) -> pd.Series:
+    """Whether each result keeps its bound; NA where it has none or nothing was computed.
+
+    Taken are `computed`, `reference`, `abs_error`, `bound`, `result_dtype`, `result_class`, and `rest`, see `keeps`.
+    """
+    computed, bound = table["computed"].to_numpy(np.float64), table["bound"].to_numpy(np.float64)
+    # Decimal text beyond binary64's range is an infinity here, as it is in every result_dtype.
+    reference = table["reference"].map(float).to_numpy(np.float64)
+    thresholds = table["result_dtype"].map({f.name: f.overflow_threshold for f in FORMATS.values()})
+    infinite = table["reference"].isin(["inf", "-inf"]).to_numpy(bool)
+    error, rest, threshold = (np.asarray(c, np.float64) for c in (table["abs_error"], table["rest"], thresholds))
+    kept = keeps(computed, reference, error, bound, rest, threshold, infinite)
+    judged = ~np.isnan(bound) & (table["result_class"] != "not_computed").to_numpy(bool)
+    return pd.Series(kept, table.index, dtype="boolean").where(judged)
 
 
 def _difference(exact: str, before: str) -> float:

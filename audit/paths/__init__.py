@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from audit.errors import UsageError
 from audit.formats import FORMATS
-from audit.paths.rounding import Rounding
+from audit.paths.rounding import Promise, Rounding
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,6 +51,10 @@ class Path:
     absent: str = ""
     input_kind: str = "logits"
     where: str = ""
+
+    @property
+    def promise(self) -> Promise:
+        return Promise(self.kind, self.reduction, self.rounding)
 
     def runs_on(self, device: str) -> bool:
         return self.where in ("", "cpu" if device == "cpu" else "accelerator")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,14 @@ class Rounding:
     cascade: bool = False
     temperature: float = 1.0
     exp_slope: float = 3.0
+
+
+class Promise(NamedTuple):
+    """What a path says of itself that its bound depends on: its kind, how it reduces rows, where it rounds."""
+
+    kind: str
+    reduction: str
+    rounding: Rounding
 
 
 def torch_rounding(

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from audit.formats import FORMATS
-from audit.judge.bounds import within_bound
 from audit.judge.findings import find
+from audit.judge.table import within_bound
 from audit.pipeline import Audit, execute
 from audit.plan import plan
 from tests.battery.defects import DEFECTS

@@ -23,8 +23,9 @@ from torch import Tensor
 from audit.cases.streams import normal
 from audit.devices import select, synchronize
 from audit.formats import FORMATS
+from audit.judge.bounds import Exact
 from audit.judge.errors import error_columns
-from audit.judge.scale import magnitude
+from audit.judge.limits import scale
 from audit.paths import registered
 from audit.reference.exact import row_references
 
@@ -98,7 +99,12 @@ def problem(rows: int, classes: int, dtype: str) -> Problem:
     p = np.exp(log_p)
     gradient = p * np.expm1(log_q - log_p)
     return Problem(
-        input, target, row_references(*numbers, "logits"), magnitude(*numbers, "logits"), gradient, 2 * p + gradient
+        input,
+        target,
+        row_references(*numbers, "logits"),
+        scale(Exact.of(*numbers, "logits")),
+        gradient,
+        2 * p + gradient,
     )
 
 

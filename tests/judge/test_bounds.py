@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from audit.formats import FORMATS
-from audit.judge.bounds import Exact, bound, kl_bound, within_bound
+from audit.judge.bounds import Exact, bound, kl_bound
 from audit.judge.errors import error_columns
 from audit.judge.references import reduced
+from audit.judge.table import within_bound
 from audit.paths import Path, registered
 from audit.paths.rounding import Rounding, torch_rounding
 from audit.reference.exact import row_references
@@ -73,7 +74,7 @@ def trial(paths: list[Path], sizes: list[int], seed: int) -> pd.DataFrame:
                         "result_class": "finite",
                         "reference": references,
                         "scale": 1.0,
-                        "bound": bound(path, exact, dtype),
+                        "bound": bound(path.promise, exact, dtype),
                         "rest": np.nan,
                     }
                 )
@@ -154,7 +155,7 @@ def test_an_online_softmax_over_a_progression_keeps_the_undeclared_bound() -> No
     numbers = x.double().numpy(), y.double().numpy()
     exact = np.array([float(v) for v in row_references(*numbers, "logits")])
     error = np.abs(one_by_one(x, y).double().numpy() - exact)
-    assert (error <= bound(Path("own", one_by_one, ""), Exact.of(*numbers, "logits"), "float32")).all()
+    assert (error <= bound(Path("own", one_by_one, "").promise, Exact.of(*numbers, "logits"), "float32")).all()
 
 
 def adversary(x: NDArray, y: NDArray, u: float, harm: int, slope: float, steps: float, terms: float, separate: bool):
@@ -217,7 +218,7 @@ def test_the_bound_grows_with_what_a_path_declares_less(dtype: str) -> None:
         for t in np.random.default_rng(3).normal(size=(2, 5, 50))
     )
     exact = Exact.of(x, y, "logits")
-    undeclared = bound(Path("own", lambda x, y: x, ""), exact, dtype)
+    undeclared = bound(Path("own", lambda x, y: x, "").promise, exact, dtype)
     for path in registered():
         if (
             path.kind == "kl"
@@ -227,7 +228,7 @@ def test_the_bound_grows_with_what_a_path_declares_less(dtype: str) -> None:
             and not path.name.startswith("scipy")
             and dtype in path.dtypes
         ):
-            assert (bound(path, exact, dtype) <= undeclared).all(), path.name
+            assert (bound(path.promise, exact, dtype) <= undeclared).all(), path.name
 
 
 @pytest.mark.parametrize(
@@ -259,7 +260,7 @@ def ratio(name: str, input: Tensor, target: Tensor) -> float:
     """A torch path's error over its bound, for one row of logits."""
     path = next(p for p in registered() if (p.name, p.reduction, p.target_kind) == (name, "none", "logits"))
     numbers = input.double().numpy(), target.double().numpy()
-    limit = bound(path, Exact.of(*numbers, "logits"), str(input.dtype).removeprefix("torch."))
+    limit = bound(path.promise, Exact.of(*numbers, "logits"), str(input.dtype).removeprefix("torch."))
     exact = float(row_references(*numbers, "logits")[0])
     return float(abs(path.function(input, target).double().item() - exact) / limit[0])
 

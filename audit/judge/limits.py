@@ -1,0 +1,62 @@
+"""What a problem's results are measured by, whatever they are: scales and bounds, computed beside the devices' work."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from audit.cases import Problem
+from audit.formats import FORMATS
+from audit.judge.bounds import OVERFLOWS, Exact, bound
+from audit.judge.references import Later, Submit, later
+from audit.paths import Path
+from audit.paths.rounding import Promise
+
+Rows = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Of each row: its scale, its rest (see `scale` and `rest`), and by what a path promises, the bound of its results.
+
+    A path that reduces has one bound in all.
+    """
+
+    scale: Rows
+    rest: Rows
+    bounds: Mapping[Promise, Rows]
+
+
+def begin_limits(problem: Problem, paths: Sequence[Path], submit: Submit = later) -> Later[Limits]:
+    """The limits of what these paths compute for a problem; the callable returned waits for them."""
+    promises = list(dict.fromkeys(path.promise for path in paths))
+    return submit(_limits, *problem.numbers, *problem.case.kinds, problem.dtype, promises)
+
+
+def _limits(
+    input: Rows, target: Rows, target_kind: str, input_kind: str, dtype: str, promises: Sequence[Promise]
+) -> Limits:
+    exact = Exact.of(input, target, target_kind, input_kind)
+    return Limits(scale(exact), rest(exact, dtype), {p: bound(p, exact, dtype) for p in promises})
+
+
+@OVERFLOWS
+def scale(exact: Exact) -> NDArray[np.float64]:
+    """1 + sum p (|log p| + |log q|) a row: what rounding errors of a sound computation are proportional to.
+
+    In binary64, which is ample for a scale; infinite where q = 0 under p > 0.
+    """
+    terms = exact.p * (np.abs(exact.log_p) + np.abs(exact.q.log_p))
+    return np.asarray(1 + np.where(exact.p > 0, terms, 0.0).sum(axis=1))
+
+
+@OVERFLOWS
+def rest(exact: Exact, dtype: str) -> NDArray[np.float64]:
+    """Of rows where p > 0 stands over q = 0: the sum of the other terms, or NaN where such a p is no underflow."""
+    unmatched = (exact.p > 0) & (exact.q.log_p == -np.inf)
+    vanishing = exact.p <= FORMATS[dtype].smallest_subnormal / 2
+    terms = (exact.p * exact.L * exact.there).sum(axis=1)
+    return np.where((unmatched <= vanishing).all(axis=1), terms, np.nan)
