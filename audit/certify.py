@@ -13,6 +13,7 @@ from audit.plan import plan
 from audit.reference.enclosure import agrees
 from audit.reference.gold import DIGITS, Record, radius_of, read_gold, read_records, record_name, write_records
 from audit.reference.quantities import as_text, evaluate
+from audit.workers import Workers
 
 CHECKED_ALWAYS = 1_000  # classes
 ROTATION = 7
@@ -33,8 +34,9 @@ def _wanted(cases: str | None = None) -> Iterator[tuple[Problem, str]]:
 def build(folder: Path, workers: int) -> int:
     """Computes every reference of the standard cases anew, and drops what no case asks for; how many there are."""
     records: dict[tuple[str, str], Record] = {}
-    with Engine(workers) as references:
-        pending = [(p, q, references.request(p, q)) for p, q in _wanted()]
+    with Workers(workers) as processes:
+        engine = Engine(processes.submit)
+        pending = [(p, q, engine.request(p, q)) for p, q in _wanted()]
         for problem, quantity, wait in pending:
             for key, row in zip(reference_keys(problem, quantity), wait().rows, strict=True):
                 records.setdefault(key, sealed(key, row))

@@ -60,7 +60,7 @@ def run(
     ] = None,
     references: Annotated[Path | None, typer.Option(help="Folder of another gold table.")] = None,
     out: Out = LATEST,
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes for references; default: one a core.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes, with this one; default: one a core.")] = None,
 ) -> None:
     """Measure every path on every device found and write the tables."""
     from audit.publish import terminal
@@ -75,6 +75,7 @@ def run(
     from audit import plan as plans
     from audit.publish.folder import check_replaceable
     from audit.publish.report import write_report
+    from audit.workers import Workers
 
     check_replaceable(out)
     chosen = [*(path or ()), *own] or None
@@ -91,11 +92,12 @@ def run(
     for absent in (d for d in found() if d.absent):
         console.print(f"absent: {absent.name} ({absent.absent})", highlight=False, soft_wrap=True)
     start = perf_counter()
-    with terminal.progress(console, sum(1 for _ in plan.problems()) + 3) as advance:
-        folder = references or pipeline.COMMITTED_GOLD
-        audit = pipeline.execute(plan, workers or os.cpu_count() or 1, advance, acknowledgements or (), folder)
-    audit.environment["command"] = shlex.join(["python", "-m", "audit", *sys.argv[1:]])
-    write_report(audit.tables, audit.environment, out)
+    with Workers(workers or os.cpu_count() or 1) as processes:
+        with terminal.progress(console, sum(1 for _ in plan.problems()) + 2) as advance:
+            folder = references or pipeline.COMMITTED_GOLD
+            audit = pipeline.execute(plan, processes, advance, acknowledgements or (), folder)
+        audit.environment["command"] = shlex.join(["python", "-m", "audit", *sys.argv[1:]])
+        write_report(audit.tables, audit.environment, out, processes.submit)
     total = perf_counter() - start
     terminal.show(audit.tables, out, console)
     seconds = audit.seconds

@@ -22,8 +22,8 @@ from audit.judge.findings import COMMITTED, NEW, find, read_acknowledgements
 from audit.judge.gradients import measure_gradients
 from audit.judge.invariance import measure_invariance
 from audit.judge.limits import Limits, begin_limits
-from audit.judge.references import Engine, Later
-from audit.judge.table import Block, error_table
+from audit.judge.references import Engine
+from audit.judge.table import Block, Wait, error_table
 from audit.measure import COMPILING, TOO_SLOW, TORCH, Result, describe, measure
 from audit.paths import Path
 from audit.plan import COMPARISON, MAIN, Plan, plan
@@ -33,6 +33,7 @@ from audit.reference.cache import Cache, default_file
 from audit.reference.gold import read_gold
 from audit.reproducer import Shrinker
 from audit.thread import measure_thread
+from audit.workers import Later, Submit, Workers
 
 if TYPE_CHECKING:
     from audit.plan import Names, Own
@@ -50,8 +51,8 @@ COMMITTED_GOLD = FilePath(__file__).parents[1] / "references"
 class Audit:
     """A finished run: the tables by name, and what environment.json holds.
 
-    `seconds` says where its time went. `stale` names the acknowledgements that met no finding, `damaged` the gold
-    records that were not used.
+    `seconds` says how many it took in all, torch alone, and compiling. `stale` names the acknowledgements that met no
+    finding, `damaged` the gold records that were not used.
     """
 
     tables: dict[str, pd.DataFrame]
@@ -68,54 +69,48 @@ class Audit:
 
 def execute(
     plan: Plan,
-    workers: int = 1,
+    workers: Workers | None = None,
     advance: Callable[[str], None] = lambda _: None,
     acknowledgements: Sequence[FilePath] = (),
     references: FilePath = COMMITTED_GOLD,
 ) -> Audit:
-    """Runs a plan; `advance` is told of each problem as it begins.
+    """Runs a plan, by itself or among `workers`; `advance` is told of each problem as it begins.
 
     `acknowledgements` are files beside the committed one. `references` is the folder of the gold table; what it does
     not hold, or holds damaged, is computed. Raises UsageError for acknowledgements that cannot be read.
     """
     acknowledged = read_acknowledgements(COMMITTED, *acknowledgements)
-    seconds: dict[str, float] = {}
     start, spent = perf_counter(), (TORCH.seconds, COMPILING.seconds)
-    gold = read_gold(references)
-    with Engine(workers, gold.values, Cache(default_file()) if plan.file is not None else None) as engine:
-        if plan.file is None:
-            blocks = _blocks(plan, engine, advance, {})
-            seconds["paths"] = perf_counter() - start
-            problems = {(b.problem.case.name, b.problem.dtype): b.problem for b in blocks}
-            looks = _closer_looks(plan, problems, engine) if plan.whole else ()
-            thread = [measure_thread(device.name) for device in plan.devices] if plan.whole else []
-            seconds["thread"] = perf_counter() - start - seconds["paths"]
-            advance("references")
-            for block in blocks:
-                block.reference(), block.exact()
-            seconds["references"] = perf_counter() - start - seconds["thread"] - seconds["paths"]
-            advance("errors")
-            errors = typed(error_table(blocks), "errors")
-        else:
-            blocks, errors, problems, thread, looks = [], _streamed(plan, engine, advance), {}, [], ()
-        advance("findings")
-        tables = {"errors": errors, "summary": summarise(errors)}
-        if plan.whole or plan.own:
-            tables["gradients"] = _gradients(plan, problems, errors, engine)
-        findings, stale = find(errors, acknowledged, tables.get("gradients"), plan.own)
-        tables["findings"] = typed(_with_reproducers(findings, plan, problems), "findings")
+    gold, workers = read_gold(references), workers or Workers(1)
+    submit = workers.submit
+    engine = Engine(submit, gold.values, Cache(default_file()) if plan.file is not None else None)
+    tables: dict[str, pd.DataFrame] = {}
+    problems: dict[tuple[str, str], Problem] = {}
+    if plan.file is not None:
+        errors = _streamed(plan, engine, submit, advance)
+    else:
+        begun = _begin(plan, engine, submit)
+        problems = {(b.problem.case.name, b.problem.dtype): b.problem for b in begun}
+        blocks = _run_all(plan, begun, advance, {})
         if plan.whole:
-            limits = {(b.problem.case.name, b.problem.dtype): b.limits for b in blocks}
-            tables["invariance"] = _invariance(plan, problems, limits)
-            elements, attribution = (pd.concat([part() for part in parts], ignore_index=True) for parts in looks)
-            tables["elements"] = typed(elements, "elements")
-            key = ["case", "row", "path", "dtype", "device"]
-            known = errors[errors["target_kind"] == "logits"][[*key, "input_error"]]
-            attribution = attribution.astype({"row": "Int64"}).merge(known, on=key, how="left")
-            tables["attribution"] = typed(attribution, "attribution")
-    if thread:
-        tables["thread"] = typed(pd.concat(thread, ignore_index=True), "thread")
-    seconds |= {"torch": TORCH.seconds - spent[0], "compiling": COMPILING.seconds - spent[1]}
+            elements, attribution = _closer_looks(plan, problems, submit)
+            limits = {(b.problem.case.name, b.problem.dtype): b.limits for b in begun}
+            tables["thread"] = typed(_table(measure_thread(d.name) for d in plan.devices), "thread")
+            tables["invariance"] = typed(_invariance(plan, problems, limits), "invariance")
+        advance("errors")
+        errors = typed(error_table(blocks), "errors")
+    if plan.whole or plan.own:
+        tables["gradients"] = _gradients(plan, problems, errors, submit)
+    advance("findings")
+    findings, stale = find(errors, acknowledged, tables.get("gradients"), plan.own)
+    tables["findings"] = typed(_with_reproducers(findings, plan, problems), "findings")
+    if plan.whole:
+        tables["elements"] = typed(_table(part() for part in elements), "elements")
+        key = ["case", "row", "path", "dtype", "device"]
+        known = errors[errors["target_kind"] == "logits"][[*key, "input_error"]]
+        drifts = _table(part() for part in attribution).astype({"row": "Int64"}).merge(known, on=key, how="left")
+        tables["attribution"] = typed(drifts, "attribution")
+    seconds = {"torch": TORCH.seconds - spent[0], "compiling": COMPILING.seconds - spent[1]}
     seconds["total"] = perf_counter() - start
     environment = describe_environment(
         plan.devices,
@@ -125,32 +120,58 @@ def execute(
         cases=len(plan.cases),
         paths=sorted({p.name for p in plan.paths}),
         dtypes=plan.dtypes,
-        workers=workers,
+        workers=workers.count,
         seconds={name: round(value, 3) for name, value in seconds.items()},
     )
     # A file's numbers are none of those the acknowledgements are about.
+    tables = {"errors": errors, "summary": summarise(errors)} | tables
     return Audit(tables, environment, seconds, stale if plan.file is None else [], gold.damaged)
 
 
-def _blocks(
-    plan: Plan, engine: Engine, advance: Callable[[str], None], stopped: dict[tuple[str, str], str]
-) -> list[Block]:
-    """Every path's results on every problem, and the references they wait for. `stopped`: paths that took too long."""
-    blocks: list[Block] = []
+def _table(parts: Iterable[pd.DataFrame]) -> pd.DataFrame:
+    return pd.concat(parts, ignore_index=True)
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """A problem, the paths that take it, and what they will be compared with: see Block."""
+
+    problem: Problem
+    paths: list[Path]
+    limits: Later[Limits]
+    references: dict[str, Wait]
+    before: Wait | None
+
+
+def _begin(plan: Plan, engine: Engine, submit: Submit) -> list[_Begun]:
+    """Every problem, with references and limits begun before any path runs.
+
+    Wide ones come last: while torch computes those on every core, nothing else need be.
+    """
+    begun = []
     for case, dtype, paths in plan.problems():
-        advance(f"{case.name} {dtype}")
         problem = build(case, dtype)
-        exact = engine.request(problem)
-        limits = begin_limits(problem, paths, engine.submit)
+        references = {q: engine.request(problem, q) for q in dict.fromkeys(("kl", *(p.quantity for p in paths)))}
         before = None if case.native else engine.request(build(case, "float64"))
-        wanted = {q: engine.request(problem, q) for q in {p.quantity for p in paths}}
-        for device in plan.devices:
-            for path, result in _run_paths(problem, device.name, [p for p in paths if p.runs_on(device.name)], stopped):
-                blocks.append(Block(problem, device.name, path, result, limits, wanted[path.quantity], exact, before))
+        begun.append(_Begun(problem, paths, begin_limits(problem, paths, submit), references, before))
+    return begun
+
+
+def _run_all(
+    plan: Plan, begun: Sequence[_Begun], advance: Callable[[str], None], stopped: dict[tuple[str, str], str]
+) -> list[Block]:
+    """Every path's results on every problem. `stopped`: paths that took too long."""
+    blocks: list[Block] = []
+    for this in begun:
+        advance(f"{this.problem.case.name} {this.problem.dtype}")
+        for device in (d.name for d in plan.devices):
+            for path, result in _run_paths(this.problem, device, [p for p in this.paths if p.runs_on(device)], stopped):
+                reference, exact = this.references[path.quantity], this.references["kl"]
+                blocks.append(Block(this.problem, device, path, result, this.limits, reference, exact, this.before))
     return blocks
 
 
-def _gradients(plan: Plan, problems: Problems, errors: pd.DataFrame, engine: Engine) -> pd.DataFrame:
+def _gradients(plan: Plan, problems: Problems, errors: pd.DataFrame, submit: Submit) -> pd.DataFrame:
     """Of every path, or of the user's own, that computed all it was given, on a few cases."""
     closer, parts = _some(plan, problems, CLOSER), []
     failed = errors.loc[errors["result_class"] == "not_computed", ["path", "dtype", "device"]].drop_duplicates()
@@ -158,19 +179,19 @@ def _gradients(plan: Plan, problems: Problems, errors: pd.DataFrame, engine: Eng
     for device, dtype in product((d.name for d in plan.devices), plan.dtypes):
         paths = [p for p in plan.paths if not p.compiles and p.runs_on(device) and (not plan.own or p.name in plan.own)]
         able = [p for p in paths if (p.name, dtype, device) not in lacking]
-        parts.append(measure_gradients([p for p in closer if p.dtype == dtype], able, device, engine.submit))
-    return typed(pd.concat(parts, ignore_index=True), "gradients")
+        parts.append(measure_gradients([p for p in closer if p.dtype == dtype], able, device, submit))
+    return typed(_table(parts), "gradients")
 
 
-def _closer_looks(plan: Plan, problems: Problems, engine: Engine) -> tuple[list[Later[pd.DataFrame]], ...]:
+def _closer_looks(plan: Plan, problems: Problems, submit: Submit) -> tuple[list[Later[pd.DataFrame]], ...]:
     """Begins elements.csv, of all but wide cases, and attribution.csv, of a few, which cost more a row."""
     closer, thread = (_some(plan, problems, names) for names in (CLOSER, ("identical_n1000",)))
     narrow = [p for p in problems.values() if p.input.shape[1] <= NARROW and p.case.input_kind == "logits"]
     elements, attribution = [], []
     for device in (d.name for d in plan.devices):
-        elements.append(measure_elements(narrow, device, engine.submit))
-        attribution.append(measure_attribution(closer, device, submit=engine.submit))
-        attribution.append(measure_attribution(thread, device, 8, engine.submit))
+        elements.append(measure_elements(narrow, device, submit))
+        attribution.append(measure_attribution(closer, device, submit=submit))
+        attribution.append(measure_attribution(thread, device, 8, submit))
     return elements, attribution
 
 
@@ -180,15 +201,14 @@ def _invariance(plan: Plan, problems: Problems, limits: Mapping[tuple[str, str],
     paths = [p for p in kl if not p.compiles]
     compiled = {"quick": (), "standard": (COMPARISON,), "full": MAIN}[plan.profile]
     chosen = _some(plan, problems, (*CLOSER, WIDE))
-    parts = [measure_invariance(chosen, paths, device.name, compiled, limits) for device in plan.devices]
-    return typed(pd.concat(parts, ignore_index=True), "invariance")
+    return _table(measure_invariance(chosen, paths, device.name, compiled, limits) for device in plan.devices)
 
 
 def _some(plan: Plan, problems: Problems, names: Iterable[str]) -> list[Problem]:
     return [problems[name, dtype] for name in names for dtype in plan.dtypes if (name, dtype) in problems]
 
 
-def _streamed(plan: Plan, engine: Engine, advance: Callable[[str], None]) -> pd.DataFrame:
+def _streamed(plan: Plan, engine: Engine, submit: Submit, advance: Callable[[str], None]) -> pd.DataFrame:
     """The rows of errors.csv of a user's file, a block of its rows in memory at a time."""
     assert plan.file is not None
     rows, classes = plan.file.input.shape
@@ -197,9 +217,10 @@ def _streamed(plan: Plan, engine: Engine, advance: Callable[[str], None]) -> pd.
     stopped: dict[tuple[str, str], str] = {}
     for start in range(0, rows, step):
         cases = [plan.file.case(slice(start, start + step))]
-        part = typed(error_table(_blocks(replace(plan, cases=cases), engine, advance, stopped)), "errors")
+        begun = _begin(replace(plan, cases=cases), engine, submit)
+        part = typed(error_table(_run_all(plan, begun, advance, stopped)), "errors")
         parts.append(part.assign(row=part["row"] + start, rows=rows))
-    return typed(pd.concat(parts, ignore_index=True), "errors")
+    return typed(_table(parts), "errors")
 
 
 def run(
@@ -215,12 +236,13 @@ def run(
     """Runs the audit and returns the rows of errors.csv; writes a report folder only where `out` is given.
 
     Each filter is a name or glob, or several; `paths` also takes callables fn(input_logits, target_logits) -> per-row
-    KL, named after the function and shown beside the log_softmax path. `workers` is the number of processes that
-    compute references; None computes them in this process, so that a plain script needs no main guard.
+    KL, named after the function and shown beside the log_softmax path. `workers` is the number of processes,
+    this one among them; None begins no other, so that a plain script needs no main guard.
 
     Raises UsageError, a ValueError, for a name that is not there or an `out` that is not a report.
     """
-    audit = execute(plan(profile, cases, paths, dtypes, devices), workers or 1)
+    with Workers(workers or 1) as processes:
+        audit = execute(plan(profile, cases, paths, dtypes, devices), processes)
     if out is not None:
         from audit.publish.report import write_report
 

@@ -8,8 +8,8 @@ import pandas as pd
 import torch
 
 from audit.cases import Problem
-from audit.judge.references import Later, Submit, later
 from audit.reference.drift import split_drift
+from audit.workers import Later, Submit, later
 
 ROWS = 2
 

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from audit.cases import Problem
 from audit.formats import FORMATS, Format
-from audit.judge.references import Later, Submit, later
 from audit.reference.softmax import Pair, exact_softmax
 from audit.reference.values import Rows
+from audit.workers import Later, Submit, later
 
 ROWS = 2
 OPERATIONS: dict[str, Callable[[Tensor], Tensor]] = {

@@ -27,11 +27,12 @@ from audit.judge.bounds import (
     softmax_error,
     steps,
 )
-from audit.judge.references import Submit, divisor, later
+from audit.judge.references import divisor
 from audit.measure import TORCH
 from audit.paths import Path
 from audit.paths.rounding import Rounding
 from audit.reference.softmax import exact_gradients
+from audit.workers import Submit, later
 
 SIDES = ("input", "target")
 # Every half up to 130 and around 745, where float32 and float64 run out of exponents, and a few between and beyond.

@@ -14,10 +14,10 @@ from torch import Tensor
 from audit.cases import Problem, Rows
 from audit.formats import FORMATS
 from audit.judge.limits import Limits, begin_limits
-from audit.judge.references import Later
 from audit.measure import Result, measure
 from audit.paths import Path
 from audit.paths.execution import EXECUTIONS, NO_COMPILER, Execution
+from audit.workers import Later
 
 
 def measure_invariance(

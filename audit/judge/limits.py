@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from audit.cases import Problem
 from audit.formats import FORMATS
 from audit.judge.bounds import OVERFLOWS, Exact, bound
-from audit.judge.references import Later, Submit, later
 from audit.paths import Path
 from audit.paths.rounding import Promise
+from audit.workers import Later, Submit, later
 
 Rows = NDArray[np.float64]
 

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import MAX_EMAX, MIN_EMIN, Context, Decimal
 from functools import cache, cached_property, lru_cache, partial
-from multiprocessing import get_context
-from types import TracebackType
-from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -20,9 +15,8 @@ from audit.reference.exact import Certified, certified_rows
 from audit.reference.gold import DIGITS, Record, radius_of, versions
 from audit.reference.quantities import quantity_references
 from audit.reference.values import Rows
+from audit.workers import Later, Submit, later
 
-Result = TypeVar("Result")
-Later = Callable[[], Result]
 PUBLISHED_DIGITS = 50
 _WIDE = Context(prec=400, Emin=MIN_EMIN, Emax=MAX_EMAX)
 _PUBLISHED = Context(prec=PUBLISHED_DIGITS, Emin=MIN_EMIN, Emax=MAX_EMAX)
@@ -80,47 +74,20 @@ class References:
         ]
 
 
-class Submit(Protocol):
-    """Begins function(*args), in another process if there is one; what is returned waits for the result."""
-
-    def __call__(self, function: Callable[..., Result], *args: object) -> Later[Result]: ...
-
-
-def later(function: Callable[..., Result], *args: object) -> Later[Result]:
-    """Begins nothing: computes when first asked, and keeps the result alone."""
-    pending: list[Any] = [partial(function, *args)]
-
-    def answer() -> Result:
-        if callable(pending[0]):
-            pending[0] = pending[0]()
-        return pending[0]  # type: ignore[no-any-return]
-
-    return answer
-
-
 class Engine:
-    """Computes references, in `workers` processes beside the devices' work, or for 1 in this one when asked for.
+    """Asks for references once: values that were asked for before, stand in `gold` or in the `cache`, are there.
 
-    Values that were asked for before, stand in `gold` or in the `cache`, are not computed again; the cache is given
-    those that were.
+    The cache is given those that were computed.
     """
 
     def __init__(
-        self, workers: int, gold: Mapping[tuple[str, str], str] | None = None, cache: Cache | None = None
+        self,
+        submit: Submit = later,
+        gold: Mapping[tuple[str, str], str] | None = None,
+        cache: Cache | None = None,
     ) -> None:
-        self._gold, self._cache = gold or {}, cache
-        spawn = get_context("spawn")
-        self._pool = ProcessPoolExecutor(workers, spawn, initializer=_give_way) if workers > 1 else None
+        self._submit, self._gold, self._cache = submit, gold or {}, cache
         self._known: dict[tuple[str, str], Later[Certified]] = {}
-
-    def __enter__(self) -> Engine:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(wait=error is None, cancel_futures=True)
 
     def request(self, problem: Problem, quantity: str = "kl") -> Later[References]:
         """Starts the references of a problem; the callable returned waits for them.
@@ -149,7 +116,7 @@ class Engine:
         input, target = problem.numbers if fresh else (np.empty(0), np.empty(0))
         for start in range(0, len(fresh), step):
             part = fresh[start : start + step]
-            answer = self.submit(work, input[part], target[part])
+            answer = self._submit(work, input[part], target[part])
             for place, row in enumerate(part):
                 self._known[keys[row]] = partial(_take, answer, place)
 
@@ -160,21 +127,6 @@ class Engine:
             return references
 
         return cache(wait)
-
-    def submit(self, function: Callable[..., Result], *args: object) -> Later[Result]:
-        """See Submit; the function is one of a module that workers can import."""
-        here = later(function, *args)
-        if self._pool is None:
-            return here
-        future = self._pool.submit(function, *args)
-        # What no process has begun when it is asked for is done at once, and at this process's priority.
-        return lambda: here() if future.cancel() or future.cancelled() else future.result()
-
-
-def _give_way() -> None:
-    """Lets the devices' work, in the process that began this one, go first."""
-    if hasattr(os, "nice"):
-        os.nice(15)
 
 
 def _take(answer: Later[list[Certified]], place: int) -> Certified:

@@ -15,9 +15,10 @@ from audit.formats import FORMATS
 from audit.judge.bounds import keeps
 from audit.judge.errors import error_columns
 from audit.judge.limits import Limits
-from audit.judge.references import Later, References, divisor, published, reduced
+from audit.judge.references import References, divisor, published, reduced
 from audit.measure import Result
 from audit.paths import Path
+from audit.workers import Later
 
 Wait = Later[References]
 _EXACT = Context(prec=2_000)

@@ -14,6 +14,7 @@ import pandas as pd
 
 from audit.publish import bench
 from audit.publish.answer import PARTS, Tables
+from audit.workers import Later, Submit, later
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 MAIN = ("softmax_log", "log_softmax", "log_target", "cross_entropy_minus_entropy", "generalised", "kl_div_from_logits")
 FAMILIES = ("flat", "zipf", "wide")
+# Of errors.csv, whose other columns need not travel to another process.
+_NEEDED = ["case", "path", "reduction", "dtype", "device", "kind", "classes", "abs_error", "bound", "correct_bits"]
 # Okabe and Ito's colours: told apart by colour-blind readers, legible on white and on black.
 COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#888888"]
 STYLE: dict[Any, Any] = {
@@ -51,19 +54,26 @@ class Plot:
         return self.svg.replace("<svg ", '<svg style="background:#fff" ', 1)
 
 
-def draw(tables: Tables) -> dict[str, Plot]:
-    """Every plot that the tables allow, by name; of several devices the last, which is no CPU, but for the thread's."""
+def draw(tables: Tables, submit: Submit = later) -> Later[dict[str, Plot]]:
+    """Begins every plot that the tables allow, and waits for them when called; by name.
+
+    Of several devices the last is drawn, which is no CPU, but for the thread's plot.
+    """
+    device = tables["errors"]["device"].iloc[-1]
+    begun: dict[str, Later[Plot | None]] = {}
+    for name, (table, _) in _PLOTS.items():
+        rows = tables.get(table, pd.DataFrame({"device": []}))
+        if table == "errors":
+            rows = rows[_NEEDED]
+        begun[name] = submit(_drawn, name, rows if table == "thread" else rows[rows["device"] == device])
+    return lambda: {name: plot for name, wait in begun.items() if (plot := wait()) is not None}
+
+
+def _drawn(name: str, rows: pd.DataFrame) -> Plot | None:
     import matplotlib
 
-    device = tables["errors"]["device"].iloc[-1]
-    plots = {}
-    for name, (table, function) in _PLOTS.items():
-        rows = tables.get(table, pd.DataFrame({"device": []}))
-        rows = rows if table == "thread" else rows[rows["device"] == device]
-        with matplotlib.rc_context(STYLE | {"svg.hashsalt": name}):  # the same numbers give the same file
-            if len(rows) and (plot := function(rows)) is not None:
-                plots[name] = plot
-    return plots
+    with matplotlib.rc_context(STYLE | {"svg.hashsalt": name}):  # the same numbers give the same file
+        return _PLOTS[name][1](rows) if len(rows) else None
 
 
 def _figure(height: float, rows: int = 1, columns: int = 1, sharex: bool = False) -> tuple[Figure, list[Axes]]:

@@ -15,24 +15,27 @@ from audit.publish.folder import report_folder
 from audit.publish.markdown import markdown
 from audit.publish.page import page
 from audit.publish.tables import write_csv
+from audit.workers import Submit, later
 
 BENCH = "bench.json"  # what `make bench` leaves beside the report
 
 
-def write_report(tables: Mapping[str, pd.DataFrame], environment: Mapping[str, object], out: Path) -> None:
-    """Replaces `out`; a failure on the way leaves it as it was.
+def write_report(
+    tables: Mapping[str, pd.DataFrame], environment: Mapping[str, object], out: Path, submit: Submit = later
+) -> None:
+    """Replaces `out`; a failure on the way leaves it as it was. Plots may be drawn by other processes.
 
     Raises UsageError where `out` holds something other than a report.
     """
     with report_folder(out) as folder:
+        plots = draw({**tables, **_bench(out.parent / BENCH)}, submit)
         for name, table in tables.items():
             write_csv(table, folder / f"{name}.csv", name)
-        plots = draw({**tables, **_bench(out.parent / BENCH)})
-        for name, plot in plots.items():
-            (folder / f"{name}.svg").write_text(plot.file, encoding="utf-8")
-        (folder / "report.html").write_text(page(tables, environment, plots), encoding="utf-8")
         (folder / "report.md").write_text(markdown(tables, environment), encoding="utf-8")
         (folder / "environment.json").write_text(json.dumps(environment, indent=2, ensure_ascii=False) + "\n")
+        for name, plot in plots().items():
+            (folder / f"{name}.svg").write_text(plot.file, encoding="utf-8")
+        (folder / "report.html").write_text(page(tables, environment, plots()), encoding="utf-8")
 
 
 def _bench(file: Path) -> dict[str, pd.DataFrame]:

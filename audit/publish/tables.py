@@ -9,10 +9,8 @@ import numpy as np
 import pandas as pd
 
 from audit.errors import UsageError
-from audit.publish.schema import BOOLEAN, FLOAT, INTEGER, SCHEMAS, TEXT, check, typed
+from audit.publish.schema import FLOAT, INTEGER, SCHEMAS, TEXT, check, typed
 
-# A NaN in these was computed; in every other column of numbers it stands for an empty field.
-_COMPUTED = ("computed",)
 _GROUP = ["case", "path", "reduction", "dtype", "device", "kind"]
 
 
@@ -23,20 +21,14 @@ def write_csv(frame: pd.DataFrame, file: Path, name: str) -> None:
     Raises ValueError where the frame does not match the table's columns.
     """
     check(frame, name)
-    text = pd.DataFrame({c.name: _as_text(frame[c.name], c.dtype, c.name) for c in SCHEMAS[name]})
-    if "note" in text and "computed" in text:
-        kept = frame["result_class" if "result_class" in frame else "symptom"]
-        text.loc[kept == "not_computed", "computed"] = ""
-    text.to_csv(file, index=False, lineterminator="\n", encoding="utf-8")
-
-
-def _as_text(series: pd.Series, dtype: str, name: str) -> pd.Series:
-    if dtype == FLOAT:
-        written = series.map(float.__repr__)
-        return written if name in _COMPUTED else written.where(series.notna(), "")
-    if dtype in (INTEGER, BOOLEAN):
-        return pd.Series(["" if value is pd.NA else str(value) for value in series], series.index)
-    return series
+    written = frame[[column.name for column in SCHEMAS[name]]]
+    if "computed" in written:
+        text = frame["computed"].map(float.__repr__)
+        if "note" in written:
+            kept = frame["result_class" if "result_class" in frame else "symptom"]
+            text = text.where(kept != "not_computed", "")
+        written = written.assign(computed=text)
+    written.to_csv(file, index=False, lineterminator="\n", encoding="utf-8")
 
 
 def read_table(file: Path, name: str) -> pd.DataFrame:

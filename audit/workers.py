@@ -1,0 +1,75 @@
+"""Work in other processes, beside what this one does."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import suppress
+from functools import partial
+from multiprocessing import get_context
+from types import TracebackType
+from typing import Any, Protocol, TypeVar
+
+Result = TypeVar("Result")
+Later = Callable[[], Result]
+
+
+class Submit(Protocol):
+    """Begins function(*args), in another process if there is one; what is returned waits for the result."""
+
+    def __call__(self, function: Callable[..., Result], *args: object) -> Later[Result]: ...
+
+
+def later(function: Callable[..., Result], *args: object) -> Later[Result]:
+    """Begins nothing: computes when first asked, and keeps the result alone."""
+    pending: list[Any] = [partial(function, *args)]
+
+    def answer() -> Result:
+        if callable(pending[0]):
+            pending[0] = pending[0]()
+        return pending[0]  # type: ignore[no-any-return]
+
+    return answer
+
+
+class Workers:
+    """`count` processes, this one among them: it takes its share where it would have to wait."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        spawn = get_context("spawn")
+        self._pool = ProcessPoolExecutor(count - 1, spawn, initializer=_give_way) if count > 1 else None
+        self._begun: list[tuple[Future[Any], Later[Any]]] = []
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=error is None, cancel_futures=True)
+
+    def submit(self, function: Callable[..., Result], *args: object) -> Later[Result]:
+        """See Submit; the function is one of a module that workers can import."""
+        here = later(function, *args)
+        if self._pool is None:
+            return here
+        future = self._pool.submit(function, *args)
+        self._begun = [*(work for work in self._begun if not work[0].done()), (future, here)]
+        return later(self._wait, future, here)
+
+    def _wait(self, future: Future[Result], here: Later[Result]) -> Result:
+        while self._begun and not future.done():
+            other, work = self._begun.pop()  # the last, as the others begin with the first
+            if other.cancel():
+                with suppress(Exception):  # which is raised again where the result is asked for
+                    work()
+        return here() if future.cancelled() else future.result()
+
+
+def _give_way() -> None:
+    """Lets the devices' work, in the process that began this one, go first."""
+    if hasattr(os, "nice"):
+        os.nice(15)
