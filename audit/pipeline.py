@@ -42,8 +42,8 @@ Problems = Mapping[tuple[str, str], Problem]
 CLOSER = ("random_scale1", "random_scale10", "near_1e-04", "peaked_gap20", "offset_1e+04", "gap_88")
 WIDE = "zipf_n128256"  # of more than 32,768 classes: torch shares those among threads
 NARROW = 1_000  # classes that can be had exactly one by one
-# Of a user's file, in memory at a time: 4 MB in each of the some fifty binary64 arrays of the judgement.
-ELEMENTS_AT_ONCE = 2**19
+# Of a user's file, in memory at a time: 2 MB in each of the some fifty binary64 arrays of the judgement.
+ELEMENTS_AT_ONCE = 2**18
 COMMITTED_GOLD = FilePath(__file__).parents[1] / "references"
 
 
@@ -209,15 +209,19 @@ def _some(plan: Plan, problems: Problems, names: Iterable[str]) -> list[Problem]
 
 
 def _streamed(plan: Plan, engine: Engine, submit: Submit, advance: Callable[[str], None]) -> pd.DataFrame:
-    """The rows of errors.csv of a user's file, a block of its rows in memory at a time."""
+    """The rows of errors.csv of a user's file, of which two blocks are in memory: one is judged, the next begun."""
     assert plan.file is not None
-    rows, classes = plan.file.input.shape
+    file, (rows, classes) = plan.file, plan.file.input.shape
     step = max(1, ELEMENTS_AT_ONCE // classes)
+    blocks = (
+        _begin(replace(plan, cases=[file.case(slice(start, start + step))]), engine, submit)
+        for start in range(0, rows, step)
+    )
     parts: list[pd.DataFrame] = []
     stopped: dict[tuple[str, str], str] = {}
+    following = next(blocks)
     for start in range(0, rows, step):
-        cases = [plan.file.case(slice(start, start + step))]
-        begun = _begin(replace(plan, cases=cases), engine, submit)
+        begun, following = following, next(blocks, [])
         part = typed(error_table(_run_all(plan, begun, advance, stopped)), "errors")
         parts.append(part.assign(row=part["row"] + start, rows=rows))
     return typed(_table(parts), "errors")

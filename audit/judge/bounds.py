@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -22,18 +23,23 @@ Error = TypeVar("Error", bound=Callable[..., object])
 EXP, LOG = 4.0, 2.0  # roundoffs of a library's exp (2 ulp) and log (1 ulp): CUDA C++ Programming Guide; glibc manual
 # A bound of logits near the largest double overflows, as it should.
 OVERFLOWS = np.errstate(over="ignore", invalid="ignore")
+MOST = 2**14  # numbers in an array of which dozens are at work
 _SLACK = 2.0**-48  # of this module's own arithmetic, relative to what it adds up
 
 
 @dataclass(frozen=True, eq=False)
 class Softmax:
-    """A row's exact softmax: shifted logits a <= 0, log p, p, and the share w of the sum that is not the largest's."""
+    """A row's exact softmax: shifted logits a <= 0, log p, p, and the share w of the sum that is not the largest's.
+
+    Of some classes, `whole` is that of all, whose sum it shares.
+    """
 
     a: Rows
     log_p: Rows
     p: Rows
     log_sum: Rows
     w: Rows
+    whole: Softmax | None = None
     errors: dict[object, Any] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -54,6 +60,10 @@ class Softmax:
             log_p = np.log(values) if kind == "probs" else values
         p = values if kind == "probs" else np.exp(values)
         return cls(log_p, log_p, p, np.zeros((len(p), 1)), np.zeros((len(p), 1)))
+
+    def part(self, classes: slice) -> Softmax:
+        a, log_p, p = (v[:, classes] for v in (self.a, self.log_p, self.p))
+        return Softmax(a, log_p, p, self.log_sum, self.w, self)
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,6 +103,18 @@ class Exact:
         q, softmax = (Softmax.of(side.a / temperature) for side in (self.q, self.softmax))
         L = np.where(self.there, np.where(self.there, softmax.log_p, 0.0) - np.where(self.there, q.log_p, 0.0), 0.0)
         return Exact(softmax.p, softmax.log_p, softmax, q, L, self.there)
+
+    @cached_property
+    def parts(self) -> list[Exact]:
+        """Its classes a few at a time, as arrays that stay in a core's cache take half as long."""
+        rows, classes = self.p.shape
+        step = max(MOST // rows, MOST // 8)
+        return [self] if classes <= step else [self._part(slice(i, i + step)) for i in range(0, classes, step)]
+
+    def _part(self, classes: slice) -> Exact:
+        p, log_p, L = (v[:, classes] for v in (self.p, self.log_p, self.L))
+        softmax = self.softmax and self.softmax.part(classes)
+        return Exact(p, log_p, softmax, self.q.part(classes), L, self.there[:, classes], self.logarithmic)
 
 
 @dataclass(frozen=True)
@@ -146,6 +168,8 @@ def _total_steps(count: int, rounding: Rounding) -> float:
 @_kept
 def sum_error(s: Softmax, kernel: Kernel) -> Rows:
     """rho: the relative error of the sum of exponentials."""
+    if s.whole is not None:
+        return sum_error(s.whole, kernel)
     u, count = kernel.compute.unit_roundoff, s.a.shape[1]
     exponentials = _weighted(s.p, u * (EXP + (1 + kernel.exp_slope) * np.abs(s.a)), s.a < 0)
     growth = gamma(steps(count, kernel), u)
@@ -218,6 +242,12 @@ def input_error(q: Softmax, way: str, kernel: Kernel) -> Rows:
 @_kept
 def _row_terms(exact: Exact, rounding: Rounding, dtype: str) -> tuple[Rows, Rows]:
     """A row's errors but those of its sum, and the sum of the magnitudes that those are proportional to."""
+    errors, sizes = zip(*(_terms(part, rounding, dtype) for part in exact.parts), strict=True)
+    return np.sum(errors, axis=0), np.sum(sizes, axis=0)
+
+
+def _terms(exact: Exact, rounding: Rounding, dtype: str) -> tuple[Rows, Rows]:
+    """Of some classes: see _row_terms."""
     kernel = Kernel.of(rounding, dtype)
     storage, compute = kernel.storage, kernel.compute
     us, uc = storage.unit_roundoff, compute.unit_roundoff
