@@ -66,6 +66,8 @@ for _scale, _profile in ((0.01, "standard"), (1.0, "quick"), (10.0, "standard"),
 for _gap, _profile in ((12.0, "standard"), (20.0, "quick"), (90.0, "standard")):
     register(Case(f"peaked_gap{_gap:g}", f"one class leads by {_gap:g}, 100 classes", partial(peaked, _gap), _profile))
 register(Case("random_n10000", "normal logits, 10,000 classes", partial(random, 1.0, 1, 10_000)))
+_text = "more rows than a block of 128 threads, normal logits times 3, 5 classes"
+register(Case("random_160x5", _text, partial(random, 3.0, 160, 5), dtypes=("float32",)))
 register(Case("one_hot", "a label a row as target", partial(one_hot, 3.0), "quick", "probs"))
 register(Case("one_hot_smoothed", "a label a row, smoothed", partial(smoothed, 3.0), "standard", "probs"))
 for _kind in ("probs", "log_probs"):

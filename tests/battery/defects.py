@@ -187,6 +187,12 @@ def first_row_everywhere(input: Tensor, target: Tensor) -> Tensor:
     return plain(input, target)[:1].expand(len(input)).clone()
 
 
+def rows_from_128_lost(input: Tensor, target: Tensor) -> Tensor:
+    value = terms(input, target).sum(-1).to(input.dtype)
+    value[128:] = 0
+    return value
+
+
 def always_zero(input: Tensor, target: Tensor) -> Tensor:
     return torch.zeros(len(input), dtype=input.dtype, device=input.device)
 
@@ -268,7 +274,8 @@ DEFECTS = [
     index_overflow_past_65535, stops_at_32000, last_class_counted_twice, half_exp, bfloat16_log, half_normaliser,
     bfloat16_accumulation, half_terms, double_computed_in_single, single_normaliser_in_double, truncated_exp,
     arguments_swapped, mean_over_classes, mean_over_rows, in_bits, negative_terms_dropped, absolute_terms,
-    absolute_value, skips_small_probabilities, skips_small_inputs, stale_rows, first_row_everywhere, always_zero,
+    absolute_value, skips_small_probabilities, skips_small_inputs, stale_rows, first_row_everywhere,
+    rows_from_128_lost, always_zero,
     first_class_dropped, maximum_of_the_other_side, online_without_rescaling, clamped_shifts, half_logits,
     terms_of_ten_bits, nan_at_zero_probability, reverse_normalisation, unnormalised_target, entropy_left_out,
     one_ninth_of_logits,
