@@ -167,7 +167,7 @@ def _script(path: Path, input: Tensor, target: Tensor, device: str, side: str) -
     if side:
         gradient = next(g for g in Truth(input, target).gradients(path, device) if g.side == side)
         i = int(np.argmax(gradient.ratio))
-        value = f"torch.autograd.grad({value}.sum(), {side})[0][0, {i}]"
+        value = f"torch.autograd.grad({value}.sum(), {side}, materialize_grads=True)[0][0, {i}]"
         exact = f"x[{i}] - y[{i}]" if side == "input" else f"y[{i}] * (mp.log(y[{i}] / x[{i}]) - {exact})"
     return f"""\
 import base64, functools, zlib
@@ -203,7 +203,7 @@ target = {_literal(target)}
 x = distribution(input.double(){degree})
 y = {"target[0].double().tolist()" if path.target_kind == "probs" else f"distribution(target.double(){degree})"}
 y = list(map(mp.mpf, y))
-{f"{side}.requires_grad_()" if side else ""}
+{"input.requires_grad_(), target.requires_grad_()" if side else ""}
 print("computed", {value}.item())
 print("exact   ", mp.nstr(({exact}){scale}, 17))
 """

@@ -160,6 +160,8 @@ class Truth:
             None if grad is None else (grad / weights[:, None].numpy())[self.rows]
             for grad in _autograd(path, self.input, self.target, device, weights)
         ]
+        if found[0] is None and found[1] is not None:
+            found[0] = np.zeros_like(found[1])  # a loss of the target alone moves no student
         given = []
         for side, grad, exact, bound in zip(SIDES, found, self.exact(degree), self.bounds(path.rounding), strict=True):
             if grad is not None:

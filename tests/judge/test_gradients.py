@@ -214,6 +214,18 @@ def test_a_kernel_without_a_gradient_has_no_row_and_no_finding() -> None:
     assert audit.tables["gradients"].empty and audit.new_findings.empty
 
 
+def test_a_backward_that_forgets_the_input_is_found(run_script) -> None:
+    def forgetful(x: Tensor, y: Tensor) -> Tensor:
+        return (softmax(y, -1) * (log_softmax(y, -1) - log_softmax(x, -1).detach())).sum(-1)
+
+    (finding,) = execute(plan("quick", ["random_scale1"], [forgetful], "float32", "cpu")).new_findings.to_dict(
+        "records"
+    )
+    assert finding["symptom"] == "input_gradient_beyond_bound"
+    computed, exact = run_script(finding["script"])
+    assert computed == 0 != exact
+
+
 def test_ruled_out_classes_have_bounds_and_exact_gradients() -> None:
     x = torch.tensor([[0.0, 1.0, -math.inf], [0.5, -math.inf, 1.0]])
     y = torch.tensor([[1.0, 0.0, -math.inf], [0.0, -math.inf, 2.0]])
