@@ -7,9 +7,8 @@ but L = log p - log q, whose rounding is added to it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -81,7 +80,7 @@ class Exact:
     L: Rows
     there: NDArray[np.bool_]
     logarithmic: bool = False
-    errors: dict[object, Any] = field(default_factory=dict, repr=False)
+    terms: dict[tuple[Rounding, str], Rows] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, input: Rows, target: Rows, target_kind: str, input_kind: str = "logits") -> Exact:
@@ -104,12 +103,11 @@ class Exact:
         L = np.where(self.there, np.where(self.there, softmax.log_p, 0.0) - np.where(self.there, q.log_p, 0.0), 0.0)
         return Exact(softmax.p, softmax.log_p, softmax, q, L, self.there)
 
-    @cached_property
-    def parts(self) -> list[Exact]:
-        """Its classes a few at a time, as arrays that stay in a core's cache take half as long."""
+    def parts(self) -> Iterator[Exact]:
+        """Its classes a few at a time: arrays that stay in a core's cache take half as long."""
         rows, classes = self.p.shape
         step = max(MOST // rows, MOST // 8)
-        return [self] if classes <= step else [self._part(slice(i, i + step)) for i in range(0, classes, step)]
+        yield from [self] if classes <= step else (self._part(slice(i, i + step)) for i in range(0, classes, step))
 
     def _part(self, classes: slice) -> Exact:
         p, log_p, L = (v[:, classes] for v in (self.p, self.log_p, self.L))
@@ -140,9 +138,9 @@ def gamma(steps: float, u: float) -> float:
 
 
 def _kept(function: Error) -> Error:
-    """Computes an error of exact rows once for each kernel; it is kept as long as they are."""
+    """Computes an error of a softmax once for each kernel; it is kept as long as that is."""
 
-    def once(s: Softmax | Exact, *args: object) -> object:
+    def once(s: Softmax, *args: object) -> object:
         key = (function, *args)
         if key not in s.errors:
             s.errors[key] = function(s, *args)
@@ -239,15 +237,18 @@ def input_error(q: Softmax, way: str, kernel: Kernel) -> Rows:
     return np.asarray(np.maximum(plain, -np.log1p(-np.minimum(r, 0.9)) + stored))
 
 
-@_kept
-def _row_terms(exact: Exact, rounding: Rounding, dtype: str) -> tuple[Rows, Rows]:
-    """A row's errors but those of its sum, and the sum of the magnitudes that those are proportional to."""
-    errors, sizes = zip(*(_terms(part, rounding, dtype) for part in exact.parts), strict=True)
-    return np.sum(errors, axis=0), np.sum(sizes, axis=0)
+@OVERFLOWS
+def add_terms(exact: Exact, roundings: Iterable[Rounding], dtype: str) -> None:
+    """Computes `exact.terms` for all these roundings, part by part, so that what they share is at hand."""
+    sums = {r: np.zeros((2, len(exact.p))) for r in roundings if (r, dtype) not in exact.terms}
+    for part in exact.parts() if sums else ():
+        for rounding in sums:
+            sums[rounding] += _terms(part, rounding, dtype)
+    exact.terms.update({(rounding, dtype): both for rounding, both in sums.items()})
 
 
 def _terms(exact: Exact, rounding: Rounding, dtype: str) -> tuple[Rows, Rows]:
-    """Of some classes: see _row_terms."""
+    """A row's errors but those of its sum, and the sum of the magnitudes that those are proportional to."""
     kernel = Kernel.of(rounding, dtype)
     storage, compute = kernel.storage, kernel.compute
     us, uc = storage.unit_roundoff, compute.unit_roundoff
@@ -313,7 +314,8 @@ def kl_bound(exact: Exact, rounding: Rounding, dtype: str, reduction: str = "non
     kernel = Kernel.of(rounding, dtype)
     result = FORMATS[rounding.result or kernel.storage.name]
     rows, classes = exact.p.shape
-    errors, size = _row_terms(exact, rounding, dtype)
+    add_terms(exact, [rounding], dtype)
+    errors, size = exact.terms[rounding, dtype]
     count = classes if reduction == "none" else rows * classes
     growth = gamma(_total_steps(count, rounding), kernel.compute.unit_roundoff)
     if rounding.separate and kernel.compute is not kernel.storage:

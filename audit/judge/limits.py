@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from audit.cases import Problem
 from audit.formats import FORMATS
-from audit.judge.bounds import OVERFLOWS, Exact, bound
+from audit.judge.bounds import OVERFLOWS, Exact, add_terms, bound
 from audit.paths import Path
 from audit.paths.rounding import Promise
 from audit.workers import Later, Submit, later
@@ -40,6 +40,7 @@ def _limits(
     input: Rows, target: Rows, target_kind: str, input_kind: str, dtype: str, promises: Sequence[Promise]
 ) -> Limits:
     exact = Exact.of(input, target, target_kind, input_kind)
+    add_terms(exact, {p.rounding for p in promises if p.kind == "kl" and p.rounding.temperature == 1}, dtype)
     return Limits(scale(exact), rest(exact, dtype), {p: bound(p, exact, dtype) for p in promises})
 
 
