@@ -6,8 +6,9 @@ from collections.abc import Mapping
 
 import pandas as pd
 
+from audit.publish.schema import GATED
+
 Tables = Mapping[str, pd.DataFrame]
-GATED = ("kl", "identity")
 STARRED = "ran on other cases than most paths of its dtype"
 MEDIANS = f"Median correct bits of rows of logits, and the share of negative values; * {STARRED}"
 

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from audit.errors import UsageError
-from audit.publish.schema import FLOAT, INTEGER, SCHEMAS, TEXT, check, typed
+from audit.publish.schema import FLOAT, GATED, INTEGER, SCHEMAS, TEXT, check, typed
 
 _GROUP = ["case", "path", "reduction", "dtype", "device", "kind"]
 
@@ -73,7 +73,7 @@ def summarise(errors: pd.DataFrame) -> pd.DataFrame:
         order=errors["row"].fillna(-1).astype("int64"),
         computed_share=errors["result_class"] != "not_computed",
         non_finite=~errors["result_class"].isin(["finite", "not_computed"]),
-        finding=(~errors["within_bound"].fillna(True)).astype(bool) & errors["kind"].isin(["kl", "identity"]),
+        finding=(~errors["within_bound"].fillna(True)).astype(bool) & errors["kind"].isin(GATED),
     )
     groups = given.groupby(_GROUP, sort=False, observed=True)
     summary = groups.agg(

@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-from audit.publish.answer import GATED, STARRED, comparable, sentences
+from audit.publish.answer import STARRED, comparable, sentences
+from audit.publish.schema import GATED
 
 
 def console() -> Console:
