@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from audit.formats import FORMATS
-from audit.publish.answer import MEDIANS, Tables, command, matrix, sentences
+from audit.publish.answer import MEDIANS, Tables, matrix, sentences
 from audit.publish.figures import Plot
 
 _SECTIONS = {
@@ -39,8 +39,8 @@ def page(tables: Tables, environment: Mapping[str, object], plots: Mapping[str, 
         sections["The thread's numbers"] += _table(tables["thread"][_THREAD], "thread")
     sections["Findings"] = _findings(tables["findings"])
     sections["Summary"] = _summary(tables)
-    again = f"<p>This report again: <code>{escape(command(environment))}</code></p>"
-    sections["Environment"] = again + _list(environment)
+    command = escape(str(environment.get("command", "")))
+    sections["Environment"] = f"<p>This report again: <code>{command}</code></p>{_list(environment)}"
     shown = {title: body for title, body in sections.items() if body}
     links = "".join(f'<li><a href="#{_anchor(title)}">{escape(title)}</a></li>' for title in shown)
     answer = "".join(f"<p>{escape(s)}</p>" for s in sentences(tables))

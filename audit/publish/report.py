@@ -9,15 +9,13 @@ from pathlib import Path
 import pandas as pd
 
 from audit.errors import UsageError
-from audit.publish.bench import read_bench
+from audit.publish.bench import NAME, read_bench
 from audit.publish.figures import draw
 from audit.publish.folder import report_folder
 from audit.publish.markdown import markdown
 from audit.publish.page import page
 from audit.publish.tables import write_csv
 from audit.workers import Submit, later
-
-BENCH = "bench.json"  # what `make bench` leaves beside the report
 
 
 def write_report(
@@ -28,7 +26,7 @@ def write_report(
     Raises UsageError where `out` holds something other than a report.
     """
     with report_folder(out) as folder:
-        plots = draw({**tables, **_bench(out.parent / BENCH)}, submit)
+        plots = draw({**tables, **_bench(out.parent / NAME)}, submit)
         for name, table in tables.items():
             write_csv(table, folder / f"{name}.csv", name)
         (folder / "report.md").write_text(markdown(tables, environment), encoding="utf-8")
