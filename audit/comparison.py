@@ -63,17 +63,16 @@ class Report:
 
     summary: pd.DataFrame
     findings: pd.DataFrame
-    environment: dict[str, object]
+    environment: dict[str, Any]
     bench: pd.DataFrame | None = None
     unmeasured: str = ""
 
 
-def machine_key(environment: dict[str, object]) -> str:
+def machine_key(environment: dict[str, Any]) -> str:
     """The hardware alone: the models of the audited devices and the CPU's capability, never a version."""
-    devices, torch = environment["devices"], environment["torch"]
-    assert isinstance(devices, list) and isinstance(torch, dict)
-    models = sorted({d["model"] for d in devices if d["status"] == "audited"})
-    return re.sub(r"[^a-z0-9]+", "-", "-".join([*models, torch["cpu_capability"]]).lower()).strip("-")
+    models = sorted({d["model"] for d in environment["devices"] if d["status"] == "audited"})
+    words = "-".join([*models, environment["torch"]["cpu_capability"]])
+    return re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")
 
 
 def read_report(folder: Path) -> Report:
@@ -84,7 +83,7 @@ def read_report(folder: Path) -> Report:
         environment = json.loads((folder / MARK).read_text(encoding="utf-8"))
         version, torch = environment["schema_version"], environment["torch"]["version"]
         machine_key(environment)
-    except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{folder / MARK}: not of a report of this audit: {error!r}") from None
     if version != SCHEMA_VERSION:
         raise UsageError(f"{folder}: its tables have schema version {version}, this audit reads {SCHEMA_VERSION}")
@@ -276,7 +275,7 @@ def _findings(before: pd.DataFrame, after: pd.DataFrame, by_device: bool) -> Cha
     return changes
 
 
-def _versions(before: dict[str, object], after: dict[str, object]) -> Changes:
+def _versions(before: dict[str, Any], after: dict[str, Any]) -> Changes:
     names = ("audit", "python", "platform", "driver", "torch", "packages")
     environments = ({name: given.get(name) for name in names} for given in (before, after))
     old, new = (pd.json_normalize(given, sep=" ").iloc[0].to_dict() for given in environments)

@@ -193,14 +193,8 @@ def measure_thread(device: str) -> pd.DataFrame:
 
 
 def _row(quote: Quote, device: str) -> dict[str, object]:
-    row: dict[str, object] = {
-        "subject": quote.subject,
-        "quoted": quote.quoted,
-        "implementation": quote.implementation,
-        "device": device,
-        "explanation": quote.explanation,
-        "reference": quote.reference,
-    }
+    told = ("subject", "quoted", "implementation", "explanation", "reference")
+    row = {"device": device} | {name: getattr(quote, name) for name in told}
     try:
         with TORCH:
             measured = quote.measure(device)

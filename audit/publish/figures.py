@@ -62,10 +62,9 @@ def draw(tables: Tables, submit: Submit = later) -> Later[dict[str, Plot]]:
     device = tables["errors"]["device"].iloc[-1]
     begun: dict[str, Later[Plot | None]] = {}
     for name, (table, _) in _PLOTS.items():
-        rows = tables.get(table, pd.DataFrame({"device": []}))
-        if table == "errors":
-            rows = rows[_NEEDED]
-        begun[name] = submit(_drawn, name, rows if table == "thread" else rows[rows["device"] == device])
+        if table in tables:
+            rows = tables[table][_NEEDED] if table == "errors" else tables[table]
+            begun[name] = submit(_drawn, name, rows if table == "thread" else rows[rows["device"] == device])
     return lambda: {name: plot for name, wait in begun.items() if (plot := wait()) is not None}
 
 
