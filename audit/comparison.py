@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,7 +16,7 @@ import pandas as pd
 from audit.errors import UsageError
 from audit.publish.bench import bench_file, measured_with, read_bench
 from audit.publish.folder import MARK
-from audit.publish.schema import SCHEMA_VERSION
+from audit.publish.schema import GATED, SCHEMA_VERSION
 from audit.publish.tables import read_table
 
 KEY = ["case", "path", "reduction", "dtype"]
@@ -53,6 +54,7 @@ MEASURES = [
 METRICS = [*(column for column, *_ in MEASURES), "negative_share", "non_finite"]
 COLUMNS = ["worse", "what", "path", "dtype", "where", "before", "after", "times", "allowed"]
 Repeat = Callable[[pd.DataFrame], pd.DataFrame]
+Changes = list[dict[Hashable, Any]]
 
 
 @dataclass(frozen=True)
@@ -61,17 +63,16 @@ class Report:
 
     summary: pd.DataFrame
     findings: pd.DataFrame
-    environment: dict[str, object]
+    environment: dict[str, Any]
     bench: pd.DataFrame | None = None
     unmeasured: str = ""
 
 
-def machine_key(environment: dict[str, object]) -> str:
+def machine_key(environment: dict[str, Any]) -> str:
     """The hardware alone: the models of the audited devices and the CPU's capability, never a version."""
-    devices, torch = environment["devices"], environment["torch"]
-    assert isinstance(devices, list) and isinstance(torch, dict)
-    models = sorted({d["model"] for d in devices if d["status"] == "audited"})
-    return re.sub(r"[^a-z0-9]+", "-", "-".join([*models, torch["cpu_capability"]]).lower()).strip("-")
+    models = sorted({d["model"] for d in environment["devices"] if d["status"] == "audited"})
+    words = "-".join([*models, environment["torch"]["cpu_capability"]])
+    return re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")
 
 
 def read_report(folder: Path) -> Report:
@@ -82,7 +83,7 @@ def read_report(folder: Path) -> Report:
         environment = json.loads((folder / MARK).read_text(encoding="utf-8"))
         version, torch = environment["schema_version"], environment["torch"]["version"]
         machine_key(environment)
-    except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{folder / MARK}: not of a report of this audit: {error!r}") from None
     if version != SCHEMA_VERSION:
         raise UsageError(f"{folder}: its tables have schema version {version}, this audit reads {SCHEMA_VERSION}")
@@ -113,15 +114,14 @@ def compare(
     pairs, gone = _paired(before, after, KEY)
     if pairs.empty:
         raise UsageError("the two reports have no case, path and dtype in common")
-    gated = pairs[pairs["kind_before"].isin(["kl", "identity"])]
     changes = [
-        _findings(baseline.findings, current.findings, "device" in pairs),
-        *_accuracy(gated),
+        *_findings(baseline.findings, current.findings, "device" in pairs),
+        *_accuracy(pairs[pairs["kind_before"].isin(GATED)]),
         *_vanished(gone, after, same_machine),
         *_speed(baseline, current, same_machine, repeat),
         *_versions(baseline.environment, current.environment),
     ]
-    found = pd.DataFrame([row for change in changes for row in change.to_dict("records")], columns=COLUMNS)
+    found = pd.DataFrame(changes, columns=COLUMNS)
     excess = (found["times"] / found["allowed"]).astype("float64")
     order = found.assign(excess=excess).sort_values(["worse", "excess"], ascending=False, kind="stable")
     return order[COLUMNS].reset_index(drop=True)
@@ -144,12 +144,19 @@ def _paired(old: pd.DataFrame, new: pd.DataFrame, key: list[str]) -> tuple[pd.Da
     return both[matched], both[~matched]
 
 
-def _rows(pairs: pd.DataFrame, worse: bool, what: str, column: str, **factors: pd.Series | float) -> pd.DataFrame:
-    before, after = (pairs[f"{column}_{side}"].astype("float64") for side in ("before", "after"))
-    return pairs[["path", "dtype", "where"]].assign(worse=worse, what=what, before=before, after=after, **factors)
+def _sides(pairs: pd.DataFrame, column: str) -> tuple[pd.Series, pd.Series]:
+    return pairs[f"{column}_before"].astype("float64"), pairs[f"{column}_after"].astype("float64")
 
 
-def _accuracy(pairs: pd.DataFrame) -> list[pd.DataFrame]:
+def _rows(pairs: pd.DataFrame, worse: bool, what: str, column: str = "") -> Changes:
+    """A change a row, with its `times` and `allowed` where it has them; `column` is what is shown of both sides."""
+    changes = pairs.assign(worse=worse, what=what)
+    if column:
+        changes["before"], changes["after"] = _sides(pairs, column)
+    return changes.reindex(columns=COLUMNS).to_dict("records")
+
+
+def _accuracy(pairs: pd.DataFrame) -> Changes:
     """What became of the errors, row by row, and throughout a path and dtype."""
     old, new = (pairs[[f"{m}_{side}" for m in METRICS]].to_numpy(np.float64) for side in ("before", "after"))
     unlike = pairs["computed_digest_before"] != pairs["computed_digest_after"]
@@ -162,74 +169,76 @@ def _accuracy(pairs: pd.DataFrame) -> list[pd.DataFrame]:
     # An identity that means 0 may have either sign, and its terms are not weighted by p as the scale's are: its bound
     # alone judges its size.
     sized = (pairs["kind_before"] == "kl") | pairs["correct_bits_median_before"].notna()
-    changes = [_throughout(pairs[sized], sigmas)]
+    changes = _throughout(pairs[sized], sigmas)
+    sized, quiet = sized[moved.index], unlike[moved.index]
     for column, factor, least, power in MEASURES:
-        before, after = (moved[f"{column}_{side}"].astype("float64") for side in ("before", "after"))
+        before, after = _sides(moved, column)
         if column == "correct_bits_median":
             before, after = (2.0 ** -bits.clip(lower=0) for bits in (before, after))
         allowed = (widened**power).clip(upper=WIDEST) if least else widened ** (1 + SMALL / n).clip(upper=2.0)
         allowed = allowed.clip(lower=factor)
-        for worse, times in ((True, after / before.clip(lower=least)), (False, before / after.clip(lower=least))):
-            found = (times >= allowed) & sized[moved.index]
-            what = f"{column} {'worse' if worse else 'better'}"
-            changes.append(_rows(moved[found], worse, what, column, times=times[found], allowed=allowed[found]))
+        for sign, times in (("worse", after / before.clip(lower=least)), ("better", before / after.clip(lower=least))):
+            found = (times >= allowed) & sized
+            quiet &= ~found
+            changed = moved.assign(times=times, allowed=allowed)[found]
+            changes += _rows(changed, sign == "worse", f"{column} {sign}", column)
     finite = moved["non_finite_after"] - moved["non_finite_before"]
-    negative = (moved["negative_share_after"] > 0) & (moved["negative_share_before"] == 0) & sized[moved.index]
+    negative = (moved["negative_share_after"] > 0) & (moved["negative_share_before"] == 0) & sized
     bits = moved[["correct_bits_median_before", "correct_bits_median_after"]].max(axis=1)
     # Where a value is all rounding its sign is chance, unless it was exactly 0.
     telling = (bits >= SIGN_BITS) | (moved["scaled_error_max_before"] == 0)
-    changes += [
-        _rows(moved[finite > 0], True, "more results that are not finite", "non_finite"),
-        _rows(moved[finite < 0], False, "fewer results that are not finite", "non_finite"),
-        _rows(moved[negative & telling], True, "negative where there was none", "negative_share"),
-        _rows(moved[negative & ~telling], False, "negative by chance where there was none", "negative_share"),
-    ]
-    told = {index for change in changes[1:] for index in change.index}
-    quiet = moved[unlike.loc[moved.index] & ~moved.index.isin(list(told))]
-    changes.append(quiet[["path", "dtype", "where"]].assign(worse=False, what="changed in the last place"))
-    return changes
+    for found, worse, what, column in (
+        (finite > 0, True, "more results that are not finite", "non_finite"),
+        (finite < 0, False, "fewer results that are not finite", "non_finite"),
+        (negative & telling, True, "negative where there was none", "negative_share"),
+        (negative & ~telling, False, "negative by chance where there was none", "negative_share"),
+    ):
+        quiet &= ~found
+        changes += _rows(moved[found], worse, what, column)
+    return changes + _rows(moved[quiet], False, "changed in the last place")
 
 
-def _throughout(pairs: pd.DataFrame, sigmas: float) -> pd.DataFrame:
+def _throughout(pairs: pd.DataFrame, sigmas: float) -> Changes:
     """Paths and dtypes whose errors changed by more than MEDIAN in the median over all cases, weighted by their rows.
 
     A loss of a bit that no single case has the rows to show is seen here.
     """
-    changes = []
+    changes: Changes = []
     key = ["path", "dtype", *(["device"] * ("device" in pairs))]
     for (path, dtype, *device), group in pairs.groupby(key, sort=False):
-        before, after = (group[f"scaled_error_median_{side}"].astype("float64") for side in ("before", "after"))
+        before, after = _sides(group, "scaled_error_median")
         times = (after / before).mask(before == after, 1.0).dropna().sort_values()
-        weight = group.loc[times.index, "n_before"].astype("float64").cumsum()
         if times.empty:
             continue
+        weight = group.loc[times.index, "n_before"].astype("float64").cumsum()
         middle = times.iloc[int(weight.searchsorted(weight.iloc[-1] / 2))]
         allowed = max(MEDIAN, float(np.exp(sigmas * SPREAD / np.sqrt(weight.iloc[-1]))))
-        for worse, factor in ((True, middle), (False, 1 / middle)):
+        where = " ".join([f"{len(times)} cases", *map(str, device)])
+        row: dict[Hashable, Any] = {"path": path, "dtype": dtype, "where": where, "allowed": allowed}
+        for sign, factor in (("worse", middle), ("better", 1 / middle)):
             if factor > allowed:
-                what = f"scaled error {'worse' if worse else 'better'} throughout"
-                where = " ".join([f"{len(times)} cases", *map(str, device)])
-                changes.append([worse, what, path, dtype, where, None, None, factor, allowed])
-    return pd.DataFrame(changes, columns=COLUMNS)
+                told = {"worse": sign == "worse", "what": f"scaled error {sign} throughout", "times": factor}
+                changes.append(row | told)
+    return changes
 
 
-def _vanished(gone: pd.DataFrame, new: pd.DataFrame, worse: bool) -> list[pd.DataFrame]:
+def _vanished(gone: pd.DataFrame, new: pd.DataFrame, worse: bool) -> Changes:
     """What is not there any more: whole paths, dtypes and cases by their name, other rows one by one."""
-    changes = []
+    changes: Changes = []
     for name in ("path", "dtype", "case"):
         lost = gone[~gone[name].isin(new[name])]
         for value, rows in lost.groupby(name, sort=False):
-            changes.append({"where": f"{name} {value}, {len(rows)} rows"})
+            changes.append({"worse": worse, "what": "vanished", "where": f"{name} {value}, {len(rows)} rows"})
         gone = gone.drop(lost.index)
-    return [t.assign(worse=worse, what="vanished") for t in (pd.DataFrame(changes), gone[["path", "dtype", "where"]])]
+    return changes + _rows(gone, worse, "vanished")
 
 
-def _speed(baseline: Report, current: Report, same_machine: bool, repeat: Repeat | None) -> list[pd.DataFrame]:
+def _speed(baseline: Report, current: Report, same_machine: bool, repeat: Repeat | None) -> Changes:
     """Benchmarks whose ratio to the calibration changed, on hardware that is the same."""
-    if machine_key(baseline.environment) != machine_key(current.environment):
-        return [_note("speed not compared", "the machines are unlike")]
-    if baseline.bench is None or current.bench is None:
-        return [_note("speed not compared", baseline.unmeasured or current.unmeasured)]
+    unlike = machine_key(baseline.environment) != machine_key(current.environment)
+    if unlike or baseline.bench is None or current.bench is None:
+        why = "the machines are unlike" if unlike else baseline.unmeasured or current.unmeasured
+        return [{"worse": False, "what": "speed not compared", "where": why}]
     pairs, gone = _paired(baseline.bench, current.bench, SPEED_KEY)
     slower = _slower(pairs)
     for _ in range(REPEATS):
@@ -237,12 +246,11 @@ def _speed(baseline: Report, current: Report, same_machine: bool, repeat: Repeat
             break
         slower = _slower(_paired(baseline.bench, repeat(slower), SPEED_KEY)[0])
     what = f"slower, {REPEATS} times in a row" if repeat else "slower, not repeated"
-    faster = pairs.assign(times=pairs["ratio_before"] / pairs["ratio_after"])
-    faster = faster[faster["times"] > SLOWER]
+    faster = pairs["ratio_before"] / pairs["ratio_after"]
     return [
-        _rows(slower, repeat is not None, what, "seconds", times=slower["times"], allowed=SLOWER),
-        _rows(faster, False, "faster", "seconds", times=faster["times"], allowed=SLOWER),
-        gone[["path", "dtype", "where"]].assign(worse=same_machine, what="benchmark vanished"),
+        *_rows(slower, repeat is not None, what, "seconds"),
+        *_rows(pairs.assign(times=faster, allowed=SLOWER)[faster > SLOWER], False, "faster", "seconds"),
+        *_rows(gone, same_machine, "benchmark vanished"),
     ]
 
 
@@ -250,41 +258,29 @@ def _slower(pairs: pd.DataFrame) -> pd.DataFrame:
     """Those with a larger ratio whose seconds are more too: a faster calibration makes no path slower."""
     times = pairs["ratio_after"] / pairs["ratio_before"]
     slower = (times > SLOWER) & (pairs["seconds_after"] > pairs["seconds_before"])
-    return pairs.assign(times=times)[slower].rename(columns={"device_after": "device"})
+    return pairs.assign(times=times, allowed=SLOWER)[slower].rename(columns={"device_after": "device"})
 
 
-def _findings(before: pd.DataFrame, after: pd.DataFrame, by_device: bool) -> pd.DataFrame:
+def _findings(before: pd.DataFrame, after: pd.DataFrame, by_device: bool) -> Changes:
     """New findings of cases that had none of their kind, acknowledged ones included; and those that are gone."""
     key = ["path", "dtype", "symptom", *(["device"] * by_device), "case"]
     old, new = (t.assign(case=t["cases"].str.split()).explode("case") for t in (before, after))
-    changes = []
-    for rows, others, worse, what in (
-        (new[new["status"] == "new"], old, True, "new finding"),
-        (old[old["status"] == "new"], new, False, "finding gone"),
-    ):
+    changes: Changes = []
+    for rows, others, worse, what in ((new, old, True, "new finding"), (old, new, False, "finding gone")):
         known = set(others[key].itertuples(index=False, name=None))
-        for values in rows[key].itertuples(index=False, name=None):
+        for values in rows.loc[rows["status"] == "new", key].itertuples(index=False, name=None):
             if values not in known:
                 path, dtype, *rest = map(str, values)
                 changes.append({"worse": worse, "what": what, "path": path, "dtype": dtype, "where": " ".join(rest)})
-    return pd.DataFrame(changes, columns=COLUMNS)
+    return changes
 
 
-def _versions(before: dict[str, object], after: dict[str, object]) -> list[pd.DataFrame]:
-    old, new = _flat(before), _flat(after)
-    names = [name for name in dict.fromkeys([*old, *new]) if old.get(name) != new.get(name)]
-    changes = [{"what": f"{name} changed", "before": str(old.get(name)), "after": str(new.get(name))} for name in names]
-    return [pd.DataFrame(changes).assign(worse=False)]
-
-
-def _flat(environment: dict[str, object]) -> dict[str, object]:
-    """The versions of an environment by name: one level deep."""
-    flat: dict[str, object] = {}
-    for name in ("audit", "python", "platform", "driver", "torch", "packages"):
-        value = environment.get(name)
-        flat |= {f"{name} {key}": v for key, v in value.items()} if isinstance(value, dict) else {name: value}
-    return flat
-
-
-def _note(what: str, where: str) -> pd.DataFrame:
-    return pd.DataFrame([{"worse": False, "what": what, "where": where}])
+def _versions(before: dict[str, Any], after: dict[str, Any]) -> Changes:
+    names = ("audit", "python", "platform", "driver", "torch", "packages")
+    environments = ({name: given.get(name) for name in names} for given in (before, after))
+    old, new = (pd.json_normalize(given, sep=" ").iloc[0].to_dict() for given in environments)
+    return [
+        {"worse": False, "what": f"{name} changed", "before": str(old.get(name)), "after": str(new.get(name))}
+        for name in dict.fromkeys([*old, *new])
+        if old.get(name) != new.get(name)
+    ]

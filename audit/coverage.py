@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from audit import cases, devices, paths
 from audit.errors import UsageError
@@ -55,17 +55,18 @@ def page() -> str:
         parts.append(_row([profile, purpose, str(len(cases.registered(profile))), *measured]))
     for kind, text in _KINDS.items():
         parts.append(f"\n## Paths: {kind}\n\n{text}\n\n")
-        parts.append(_head(["path", "reduction", "what it computes", "input, target", "dtypes", "only on cases"]))
-        parts += [_path(p) for p in _paths() if p.kind == kind]
+        parts.append(_head("path", "reduction", "what it computes", "input, target", "dtypes", "only on cases"))
+        for p in (p for p in _paths() if p.kind == kind):
+            reduction = "" if p.reduction == "none" else p.reduction
+            parts.append(_row([p.name, reduction, p.summary, _kinds(p), _dtypes(p), ", ".join(p.cases)]))
     parts.append("\n## Invariance\n\nWhat should change nothing, for every path that gives a value a row.\n\n")
-    parts.append(_head(["check", "where"]))
+    parts.append(_head("check", "where"))
     parts += [_row([name, _COSTLY if check.costly else check.where]) for name, check in EXECUTIONS.items()]
-    parts.append(
-        "\n## Cases\n\n" + _head(["case", "smallest profile", "rows x classes", "input, target", "dtypes", "what"])
-    )
-    for case in _cases():
-        shape = "x".join(map(str, case.make(FORMATS[case.dtypes[0]])[0].shape))
-        parts.append(_row([case.name, case.profile, shape, _kinds(case), _dtypes(case.dtypes), case.summary]))
+    parts.append("\n## Cases\n\n")
+    parts.append(_head("case", "smallest profile", "rows x classes", "input, target", "dtypes", "what"))
+    for c in _cases():
+        shape = "x".join(map(str, c.make(FORMATS[c.dtypes[0]])[0].shape))
+        parts.append(_row([c.name, c.profile, shape, _kinds(c), _dtypes(c), c.summary]))
     return "".join(parts)
 
 
@@ -75,26 +76,21 @@ def _cases() -> list[cases.Case]:
 
 
 def _paths() -> list[paths.Path]:
-    order = list(_KINDS)
+    kinds = list(_KINDS)
     return sorted(
-        paths.registered(), key=lambda p: (order.index(p.kind), p.name, p.input_kind, p.target_kind, p.reduction)
+        paths.registered(), key=lambda p: (kinds.index(p.kind), p.name, p.input_kind, p.target_kind, p.reduction)
     )
-
-
-def _path(path: paths.Path) -> str:
-    reduction = "" if path.reduction == "none" else path.reduction
-    return _row([path.name, reduction, path.summary, _kinds(path), _dtypes(path.dtypes), ", ".join(path.cases)])
 
 
 def _kinds(of: cases.Case | paths.Path) -> str:
     return "" if of.input_kind == of.target_kind == "logits" else f"{of.input_kind}, {of.target_kind}"
 
 
-def _dtypes(names: Sequence[str]) -> str:
-    return "" if tuple(names) == tuple(FORMATS) else ", ".join(names)
+def _dtypes(of: cases.Case | paths.Path) -> str:
+    return "" if tuple(of.dtypes) == tuple(FORMATS) else ", ".join(of.dtypes)
 
 
-def _head(names: Sequence[str]) -> str:
+def _head(*names: str) -> str:
     return _row(names) + _row(["---"] * len(names))
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -103,17 +103,25 @@ def diagnose(
     divisor = {"none": 1, "sum": 1, "mean": x.numel(), "batchmean": len(x)}[reduction]
     verdict, evidence = _verdict(x, y, log_target, dim)
     exact = _exact(x, y, log_target)
+    exact = None if exact is None else exact / divisor
     meaning, call = VERDICTS[verdict]
-    if verdict == "rounding":
-        meaning, evidence = _rounding(meaning, evidence, x, y, value, exact, reduction, log_target, dim)
-    return Diagnosis(
-        verdict,
-        value / divisor,
-        None if exact is None else exact / divisor,
-        meaning,
-        evidence,
-        call.format(dim=dim),
-    )
+    if verdict == "rounding" and value < 0:
+        difference = (y.double().exp() if log_target else y.double()).sum() - x.double().exp().sum()
+        meaning += (
+            " It is negative because the rounded probabilities and log-probabilities do not have the same mass: "
+            f"the difference is {float(difference):.3g}. {REMEDY} is never negative."
+        )
+    if verdict == "rounding" and reduction == "mean":
+        rows, n = x.numel() // x.shape[dim], x.shape[dim]
+        meaning += (
+            f' "mean" divides by all {x.numel()} elements; the divergence of a row is {n} times that: '
+            f'use reduction="batchmean" for the mean of {rows} rows.'
+        )
+    return Diagnosis(verdict, value / divisor, exact, meaning, evidence, call.format(dim=dim))
+
+
+def _name(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _numbers(side: Tensor, name: str) -> Tensor:
@@ -121,7 +129,7 @@ def _numbers(side: Tensor, name: str) -> Tensor:
         tensor = torch.as_tensor(side).detach().cpu()
     except (TypeError, ValueError, RuntimeError) as error:
         raise UsageError(f"{name}: expected a tensor with numbers in it, got {type(side).__name__}: {error}") from None
-    if str(tensor.dtype).removeprefix("torch.") not in FORMATS or tensor.layout != torch.strided:
+    if _name(tensor) not in FORMATS or tensor.layout != torch.strided:
         raise UsageError(f"{name} is {tensor.dtype}, {tensor.layout}: expected a dense tensor of {', '.join(FORMATS)}")
     return tensor
 
@@ -132,7 +140,7 @@ def _format(x: Tensor, y: Tensor) -> Format:
         t.float() if t.dtype == torch.float64 and torch.equal(t.float().double().nan_to_num(), t.nan_to_num()) else t
         for t in (x, y)
     ]
-    return min((FORMATS[str(t.dtype).removeprefix("torch.")] for t in held), key=lambda f: f.precision)
+    return min((FORMATS[_name(t)] for t in held), key=lambda f: f.precision)
 
 
 def _exact(x: Tensor, y: Tensor, log_target: bool) -> float | None:
@@ -156,28 +164,21 @@ class _Sums:
     total: float  # of the row furthest from 1
     log_total: float
 
-    @classmethod
-    def of(cls, tensor: Tensor, dim: int, format: Format) -> _Sums:
-        t = tensor.double()
-        n = t.shape[dim]
-        u = format.unit_roundoff
-        total, weights = t.sum(dim), t.exp()
-        # What a sound softmax may be off: a few roundoffs, those of a sum of n terms in four lanes, and half an ulp of
-        # the smallest number for each; a logarithm errs by roundoffs of itself, its probability by as much relatively.
-        sums = (8 + n / 4) * FORMATS["float32" if format.precision < 24 else format.name].unit_roundoff + 8 * u
-        slack = sums + n * format.smallest_subnormal
-        logs = torch.where(t > -torch.inf, weights * t.abs(), 0.0).sum(dim)
-        log_slack = slack + 8 * u * logs
-        log_total = weights.sum(dim)
-        near = (total - 1).abs() <= slack
-        log_near = (log_total - 1).abs() <= log_slack
-        furthest, log_furthest = ((s - 1).abs().argmax() for s in (total, log_total))
-        return cls(
-            bool((t >= 0).all() and near.all()),
-            bool((t <= slack).all() and log_near.all()),
-            float(total.flatten()[furthest]),
-            float(log_total.flatten()[log_furthest]),
-        )
+
+def _sums(tensor: Tensor, dim: int, format: Format) -> _Sums:
+    t, n, u = tensor.double(), tensor.shape[dim], format.unit_roundoff
+    weights = t.exp()
+    # What a sound softmax may be off: a few roundoffs, those of a sum of n terms in four lanes, and half an ulp of
+    # the smallest number for each; a logarithm errs by roundoffs of itself, its probability by as much relatively.
+    sums = (8 + n / 4) * FORMATS["float32" if format.precision < 24 else format.name].unit_roundoff + 8 * u
+    slack = sums + n * format.smallest_subnormal
+    log_slack = slack + 8 * u * torch.where(t > -torch.inf, weights * t.abs(), 0.0).sum(dim)
+    total, log_total = t.sum(dim), weights.sum(dim)
+    return _Sums(
+        bool((t >= 0).all() and ((total - 1).abs() <= slack).all()),
+        bool((t <= slack).all() and ((log_total - 1).abs() <= log_slack).all()),
+        *(float(s.flatten()[(s - 1).abs().argmax()]) for s in (total, log_total)),
+    )
 
 
 def _verdict(x: Tensor, y: Tensor, log_target: bool, dim: int) -> tuple[str, str]:
@@ -185,84 +186,49 @@ def _verdict(x: Tensor, y: Tensor, log_target: bool, dim: int) -> tuple[str, str
         return "nan_in_data", f"{int(x.isnan().sum())} NaN in the input, {int(y.isnan().sum())} in the target"
     others = [d for d in range(x.dim()) if d != dim % x.dim()]
     format = _format(x, y)
-    sums = {d: (_Sums.of(x, d, format), _Sums.of(y, d, format)) for d in [dim, *others]}
-    given, wanted = sums[dim]
+    inputs, targets = ({d: _sums(side, d, format) for d in [dim, *others]} for side in (x, y))
+    right = {d: target.log_probs if log_target else target.probs for d, target in targets.items()}
+    given, wanted = inputs[dim], targets[dim]
     totals = f"rows of the input sum to {given.total:.6g}, their exponentials to {given.log_total:.6g}; " + (
         f"rows of the target to {wanted.total:.6g}, their exponentials to {wanted.log_total:.6g}"
     )
-    n = x.shape[dim]
     if given.probs and not given.log_probs:
-        if wanted.log_probs and not wanted.probs and not log_target:
-            return "arguments_swapped", totals
-        return "probs_as_input", totals
-    target_right = wanted.log_probs if log_target else wanted.probs
-    if given.log_probs and target_right:
+        swapped = wanted.log_probs and not wanted.probs and not log_target
+        return "arguments_swapped" if swapped else "probs_as_input", totals
+    if given.log_probs and right[dim]:
         return _sound(x, y, log_target, dim, totals)
     if given.log_probs:
-        if log_target and wanted.probs:
+        # The target is not what log_target says, but may be what the other value would have it be.
+        if wanted.probs:
             return "probs_with_log_target", totals
-        if not log_target and wanted.log_probs:
+        if wanted.log_probs:
             return "log_probs_without_log_target", totals
-        if any(s[1].log_probs if log_target else s[1].probs for d, s in sums.items() if d != dim):
+        if any(right[d] for d in others):
             return "different_dims", totals
-        if bool((y < 0).any()) and not log_target:
-            return "logits_as_target", totals
-        if log_target:
-            return ("logits_as_target" if bool((y > 0).any()) else "unnormalised_target"), totals
-        return "unnormalised_target", totals
-    for d, (other_x, other_y) in sums.items():
-        if d != dim and other_x.log_probs:
-            right = other_y.log_probs if log_target else other_y.probs
-            return ("wrong_dim" if right else "different_dims"), f"the input is normalised along dim {d}"
-    if n == 1:
+        impossible = y > 0 if log_target else y < 0
+        return "logits_as_target" if bool(impossible.any()) else "unnormalised_target", totals
+    for d in others:
+        if inputs[d].log_probs:
+            return "wrong_dim" if right[d] else "different_dims", f"the input is normalised along dim {d}"
+    if x.shape[dim] == 1:
         return "cannot_tell", totals
-    if bool((x <= 0).all()) and target_right:
+    if bool((x <= 0).all()) and right[dim]:
         return "unnormalised_input", totals
-    if target_right or wanted.probs or wanted.log_probs:
-        return "logits_as_input", totals
-    return "cannot_tell", totals
+    return "logits_as_input" if wanted.probs or wanted.log_probs else "cannot_tell", totals
 
 
 def _sound(x: Tensor, y: Tensor, log_target: bool, dim: int, totals: str) -> tuple[str, str]:
     has_mass = y > -torch.inf if log_target else y > 0
-    if bool((has_mass & (x == -torch.inf)).any()):
-        return "infinite", f"{int((has_mass & (x == -torch.inf)).sum())} such classes"
-    if bool((x == -torch.inf).any()):
-        return "impossible_class", f"{int((x == -torch.inf).sum())} classes have an input of -inf and no target"
+    if infinite := int((has_mass & (x == -torch.inf)).sum()):
+        return "infinite", f"{infinite} such classes"
+    if impossible := int((x == -torch.inf).sum()):
+        return "impossible_class", f"{impossible} classes have an input of -inf and no target"
     # log_softmax of probabilities p is p plus a constant, so that p can be read off: nothing is negative, the sum is 1.
     # So it is by chance in nearly flat rows; a spread of log-probabilities above 0.2 with p near 0 is rare there.
     t, n = x.double(), x.shape[dim]
     p = t - t.mean(dim, keepdim=True) + 1 / n
-    tolerance = 4 * FORMATS[str(x.dtype).removeprefix("torch.")].unit_roundoff * (1 + float(np.log(n)))
+    tolerance = 4 * FORMATS[_name(x)].unit_roundoff * (1 + math.log(n))
     telling = (p.amin(dim) < 0.4 / n) & (p.amax(dim) - p.amin(dim) > 0.2)
     if n > 2 and bool((p > -tolerance).all()) and float(telling.double().mean()) > 0.5:
         return "double_softmax", "the input is a probability plus a constant, in every class"
     return "rounding", totals
-
-
-def _rounding(
-    meaning: str,
-    evidence: str,
-    x: Tensor,
-    y: Tensor,
-    value: float,
-    exact: float | None,
-    reduction: str,
-    log_target: bool,
-    dim: int,
-) -> tuple[str, str]:
-    """Words for a sound call: how far the rounded numbers' value may be from a divergence, and the reduction."""
-    p = y.double().exp() if log_target else y.double()
-    log_mass, mass = x.double().exp().sum(), p.sum()
-    if value < 0:
-        meaning += (
-            " It is negative because the rounded probabilities and log-probabilities do not have the same mass: "
-            f"the difference is {float(mass - log_mass):.3g}. {REMEDY} is never negative."
-        )
-    if reduction == "mean":
-        rows, n = x.numel() // x.shape[dim], x.shape[dim]
-        meaning += (
-            f' "mean" divides by all {x.numel()} elements; the divergence of a row is {n} times that: '
-            f'use reduction="batchmean" for the mean of {rows} rows.'
-        )
-    return meaning, evidence

@@ -5,7 +5,7 @@ The thread is "Kullback-Leibler Divergence loss function giving negative values"
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 
@@ -24,6 +24,7 @@ DRAWS = 2_000
 CENTRAL = (2.5, 97.5)
 BINS = 40
 Draws = NDArray[np.float64]
+_terms = partial(F.kl_div, reduction="none")
 
 
 @cache
@@ -37,75 +38,46 @@ def _numbers(values: Tensor) -> Draws:
     return values.cpu().double().numpy()
 
 
-def identical(path: Callable[[Tensor, Tensor], Tensor], device: str) -> Draws:
-    """KLDivLoss()(log_softmax(x), softmax(x)) for x = randn(1, 1000): the mean over 1,000 elements."""
+def equal_logits(path: Callable[[Tensor, Tensor], Tensor], divisor: int, device: str) -> Draws:
+    """What a path makes of x = randn(1, 1000) twice, divided: KLDivLoss() takes the mean over 1,000 elements."""
     x = _logits(1000).to(device)
-    return _numbers(path(x, x)) / 1000
-
-
-def difference(path: Callable[[Tensor, Tensor], Tensor], device: str) -> Draws:
-    x = _logits(1000).to(device)
-    return _numbers(path(x, x))
+    return _numbers(path(x, x)) / divisor
 
 
 def softmax_output_loss(epoch: int, device: str) -> Draws:
     """KLDivLoss()(softmax(logits), one_hot(labels)) averaged over 200 mini-batches of 4 held-out images, resampled."""
     logits, labels = (torch.from_numpy(a).to(device) for a in recorded())
-    terms = F.kl_div(torch.softmax(logits[epoch], -1), F.one_hot(labels, 10).float(), reduction="none")
+    terms = _terms(torch.softmax(logits[epoch], -1), F.one_hot(labels, 10).float())
     generator = torch.Generator().manual_seed(epoch)
     images = torch.randint(len(labels), (DRAWS, 800), generator=generator).to(device)
     return _numbers(terms.mean(-1)[images].mean(-1))
 
 
-def mixed_dims(device: str) -> Draws:
-    x = _logits(64, 81).to(device)
-    return _numbers(F.kl_div(torch.log_softmax(x, 1), torch.softmax(x, 2), reduction="none").sum((1, 2)) / 64)
+def _draws(formula: Callable[[Tensor], Tensor], *shape: int) -> Callable[[str], Draws]:
+    """Measures a formula of the logits of every seed, draws x shape."""
+    return lambda device: _numbers(formula(_logits(*shape).to(device)))
 
 
-def maps(device: str) -> Draws:
-    x = _logits(3, 32, 32).to(device)
-    return _numbers(F.kl_div(torch.log_softmax(x, 1), torch.softmax(x, 3), reduction="none").sum((1, 2, 3)) / 3)
+def _message(call: Callable[[Tensor], object]) -> Callable[[str], str]:
+    """What torch says to a call with a small tensor."""
 
+    def measure(device: str) -> str:
+        x = torch.zeros(2, 3, device=device)
+        try:
+            call(x)
+        except Exception as error:
+            return describe(error)
+        return "no exception"
 
-def half_mass(device: str) -> Draws:
-    x = _logits(1000).to(device)
-    return _numbers(F.kl_div(torch.log_softmax(x, -1), 0.5 * torch.softmax(x, -1), reduction="none").sum(-1))
-
-
-def log_target(device: str) -> Draws:
-    x = _logits(1000).to(device)
-    return _numbers(functional.log_target(x, x))
-
-
-def exp_target(device: str) -> Draws:
-    x = torch.log_softmax(_logits(1000).to(device), -1)
-    return _numbers(F.kl_div(x, x.exp(), reduction="none").sum(-1))
-
-
-def loss_from_tensors(device: str) -> str:
-    x = torch.zeros(2, 3, device=device)
-    return _exception(lambda: nn.KLDivLoss(x, x)(x, x))
-
-
-def log_softmax_from_tensor(device: str) -> str:
-    x = torch.zeros(2, 3, device=device)
-    return _exception(lambda: nn.LogSoftmax(x)(x))  # type: ignore[arg-type]
-
-
-def _exception(call: Callable[[], object]) -> str:
-    try:
-        call()
-    except Exception as error:
-        return describe(error)
-    return "no exception"
+    return measure
 
 
 @dataclass(frozen=True)
 class Quote:
     """A row: what was quoted, what it means, how it is measured, and whether that reproduces it.
 
-    `value` is the quoted number; without one, `holds` decides a claim about the draws, and `message` is what an
-    exception says. `reference` is the exact value, empty where it depends on the draw.
+    `value` is the quoted number; without one, `holds` decides a claim, draw by draw, and `message` is what an exception
+    says. `reference` is the exact value, empty where it depends on the draw.
     """
 
     subject: str
@@ -115,26 +87,18 @@ class Quote:
     implementation: str = "today"
     reference: str = ""
     value: float | None = None
-    holds: Callable[[Draws], bool] | None = None
+    holds: Callable[[Draws], NDArray[np.bool_]] | None = None
     message: str = ""
 
 
-_IDENTICAL = (
-    "identical logits: exactly 0; what is left is rounding, of either sign, chiefly that of log-sum-exp, once a row"
-)
-_DIFFERENCE = "log(softmax) and log_softmax are equal in exact arithmetic; 1,000 roundings of each are not"
-_CNN = (
-    "softmax output taken for log-probabilities: the loss is -mean(p_label)/10, always in [-0.1, 0]; "
-    "the quote means p_label {}"
-)
-
-
-def _both(
-    subject: str, value: float, explanation: str, measure: Callable[..., Draws], today: object, era: object
+def _exactly_zero(
+    subject: str, values: Sequence[float], explanation: str, divisor: int, **paths: Callable[[Tensor, Tensor], Tensor]
 ) -> list[Quote]:
+    """Quotes of what is exactly 0, each measured with the paths given, by implementation."""
     return [
-        Quote(subject, repr(value), explanation, partial(measure, path), implementation, "0", value)
-        for implementation, path in (("today", today), ("thread_era", era))
+        Quote(subject, repr(value), explanation, partial(equal_logits, path, divisor), implementation, "0", value)
+        for value in values
+        for implementation, path in paths.items()
     ]
 
 
@@ -143,79 +107,82 @@ QUOTES: list[Quote] = [
         Quote(
             f"CNN loss, epoch {epoch + 1}",
             str(loss),
-            _CNN.format(f"{-10 * loss:.2f}"),
+            "softmax output taken for log-probabilities: the loss is -mean(p_label)/10, always in [-0.1, 0]; "
+            f"the quote means p_label {-10 * loss:.2f}",
             partial(softmax_output_loss, epoch),
             value=loss,
-            holds=lambda draws: bool(((draws >= -0.1) & (draws <= 0)).all()),
+            holds=lambda draws: (draws >= -0.1) & (draws <= 0),
         )
         for epoch, loss in enumerate((-0.019, -0.033, -0.036, -0.038, -0.040))
     ),
-    *(
-        quote
-        for value in (1.4934e-12, 1.8763e-11, -2.3461e-11)
-        for quote in _both(
-            "KLDivLoss, equal logits", value, _IDENTICAL, identical, functional.log_softmax, thread_era.kl_div
-        )
+    *_exactly_zero(
+        "KLDivLoss, equal logits",
+        (1.4934e-12, 1.8763e-11, -2.3461e-11),
+        "identical logits: exactly 0; what is left is rounding, of either sign, chiefly that of log-sum-exp, "
+        "once a row",
+        1000,
+        today=functional.log_softmax,
+        thread_era=thread_era.kl_div,
     ),
-    *_both(
+    *_exactly_zero(
         "log softmax - log_softmax",
-        3.5763e-05,
-        _DIFFERENCE,
-        difference,
-        functional.difference,
-        thread_era.difference,
+        (3.5763e-05,),
+        "log(softmax) and log_softmax are equal in exact arithmetic; 1,000 roundings of each are not",
+        1,
+        today=functional.difference,
+        thread_era=thread_era.difference,
     ),
     Quote(
         "KLDivLoss(DATA1, DATA2)",
         "bool value of Tensor with more than one value is ambiguous",
         "the constructor takes options; the tensors belong to the call: nn.KLDivLoss()(input, target)",
-        loss_from_tensors,
+        _message(lambda x: nn.KLDivLoss(x, x)(x, x)),
         message="value of Tensor with more than one value is ambiguous",
     ),
     Quote(
         "(64, 81), dims mixed up",
         "(64, 81)",
         "log_softmax over rows against softmax over classes of the same logits: near log(64/81), not a divergence",
-        mixed_dims,
-        holds=lambda draws: bool((draws < 0).all()),
+        _draws(lambda x: _terms(torch.log_softmax(x, 1), torch.softmax(x, 2)).sum((1, 2)) / 64, 64, 81),
+        holds=lambda draws: draws < 0,
     ),
     Quote(
         "LogSoftmax(preds)",
         "TypeError",
         "the constructor takes dim, and the tensor given is passed on as one: nn.LogSoftmax(dim=-1)(preds)",
-        log_softmax_from_tensor,
+        _message(lambda x: nn.LogSoftmax(x)(x)),  # type: ignore[arg-type]
         message="TypeError",
     ),
     Quote(
         "(C, W, H) maps",
         "always negative",
         "log_softmax over 3 channels against softmax over 32 places: the two sides are normalised over different sets",
-        maps,
-        holds=lambda draws: bool((draws < 0).all()),
+        _draws(lambda x: _terms(torch.log_softmax(x, 1), torch.softmax(x, 3)).sum((1, 2, 3)) / 3, 3, 32, 32),
+        holds=lambda draws: draws < 0,
     ),
     Quote(
         "target of mass 1/2",
         "not normalised with respect to the same measure",
         "a target c p against p gives exactly c log c, here with c = 1/2",
-        half_mass,
+        _draws(lambda x: _terms(torch.log_softmax(x, -1), 0.5 * torch.softmax(x, -1)).sum(-1), 1000),
         reference="-0.34657359027997265470861606072908828403775006718013",
-        holds=lambda draws: bool((draws < 0).all()),
+        holds=lambda draws: draws < 0,
     ),
     Quote(
         "log_target on both sides",
         "exactly 0 from two equal tensors",
         "both sides are the same rounded numbers, so every difference is exactly 0",
-        log_target,
+        partial(equal_logits, functional.log_target, 1),
         reference="0",
-        holds=lambda draws: bool((draws == 0).all()),
+        holds=lambda draws: draws == 0,
     ),
     Quote(
         "target = exp(log_softmax)",
         "exactly 0 from two equal tensors",
         "kl_div takes log(exp(l)) - l; it is 0 where the logarithm returns l after two roundings",
-        exp_target,
+        _draws(lambda x: _terms(torch.log_softmax(x, -1), torch.log_softmax(x, -1).exp()).sum(-1), 1000),
         reference="0",
-        holds=lambda draws: bool((draws == 0).all()),
+        holds=lambda draws: draws == 0,
     ),
 ]
 
@@ -226,47 +193,36 @@ def measure_thread(device: str) -> pd.DataFrame:
 
 
 def _row(quote: Quote, device: str) -> dict[str, object]:
-    row: dict[str, object] = {
-        "subject": quote.subject,
-        "quoted": quote.quoted,
-        "implementation": quote.implementation,
-        "device": device,
-        "explanation": quote.explanation,
-        "reference": quote.reference,
-    }
+    told = ("subject", "quoted", "implementation", "explanation", "reference")
+    row = {"device": device} | {name: getattr(quote, name) for name in told}
     try:
         with TORCH:
             measured = quote.measure(device)
-    except (RuntimeError, TypeError, NotImplementedError) as error:
+    except (RuntimeError, TypeError) as error:
         return row | {"draws": 0, "reproduced": "no", "why": "not computed", "observed": describe(error)}
     if isinstance(measured, str):
         same = quote.message in measured
         why = "torch still answers so" if same else "torch answers otherwise today"
         return row | {"draws": 1, "reproduced": "yes" if same else "no", "why": why, "observed": measured}
     reproduced, why = _verdict(quote, measured)
+    low, high = measured.min(), measured.max()
     p05, median, p95 = np.quantile(measured, (0.05, 0.5, 0.95)).tolist()
     return row | {
         "draws": len(measured),
-        "minimum": float(measured.min()),
+        "minimum": float(low),
         "p05": p05,
         "median": median,
         "p95": p95,
-        "maximum": float(measured.max()),
+        "maximum": float(high),
         "median_magnitude": float(np.median(np.abs(measured))),
         "negative_share": float((measured < 0).mean()),
         "zero_share": float((measured == 0).mean()),
-        "histogram": _histogram(measured),
+        "histogram": "" if low == high else " ".join(map(str, np.histogram(measured, BINS)[0])),
         "percentile": _percentile(quote.value, measured),
         "reproduced": reproduced,
         "why": why,
-        "observed": f"{measured.min():.4g} to {measured.max():.4g}",
+        "observed": f"{low:.4g} to {high:.4g}",
     }
-
-
-def _histogram(draws: Draws) -> str:
-    if draws.min() == draws.max():
-        return ""
-    return " ".join(map(str, np.histogram(draws, BINS)[0]))
 
 
 def _percentile(value: float | None, draws: Draws) -> float:
@@ -275,16 +231,14 @@ def _percentile(value: float | None, draws: Draws) -> float:
 
 
 def _verdict(quote: Quote, draws: Draws) -> tuple[str, str]:
+    held = quote.holds is not None and bool(quote.holds(draws).all())
     if quote.value is None:
-        held = quote.holds is not None and quote.holds(draws)
         return ("yes", f"in all of {len(draws)} draws") if held else ("no", f"not in all of {len(draws)} draws")
     percentile = _percentile(quote.value, draws)
     where = f"{abs(quote.value):.4g} is at percentile {percentile:.1f} of {len(draws)} magnitudes"
     if CENTRAL[0] <= percentile <= CENTRAL[1]:
         return "yes", where
-    if quote.holds is not None and quote.holds(draws):
-        return (
-            "mechanism",
-            f"same sign and range; the value itself depends on how far this network was trained ({where})",
-        )
+    if held:
+        why = f"same sign and range; the value itself depends on how far this network was trained ({where})"
+        return "mechanism", why
     return "no", f"{where}, outside the central 95 %"

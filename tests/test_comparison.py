@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -50,6 +52,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.fixture(scope="module")
+def base(folder: Path) -> Report:
+    return read_report(folder)
+
+
+@pytest.fixture(scope="module")
+def lossless(base: Report) -> Report:
+    return plain(base, 1_000)
+
+
 def worse(changes: pd.DataFrame) -> set[str]:
     return set(changes.loc[changes["worse"], "what"])
 
@@ -77,68 +89,60 @@ def remedy(input: Tensor, target: Tensor) -> Tensor:
     return audit.kl_div_from_logits(input, target, reduction="none")
 
 
-def double_error(kernel: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
-    """The kernel, twice as far off in float32 as it is: a bit lost on the way."""
+def double_error(value: Tensor, input: Tensor, target: Tensor) -> Tensor:
+    """Twice as far off as it is: a bit lost on the way."""
+    exact = remedy(input.double(), target.double())
+    return (exact + 2 * (value.double() - exact)).to(value.dtype)
 
-    def planted(input: Tensor, target: Tensor) -> Tensor:
+
+def last_bit_off(value: Tensor, input: Tensor, target: Tensor) -> Tensor:
+    """Of float32 numbers, 23 bits of 24."""
+    mantissa, exponent = torch.frexp(value)
+    return torch.ldexp((mantissa * 2**23).round() / 2**23, exponent)
+
+
+def first_ulp_up(value: Tensor, input: Tensor, target: Tensor) -> Tensor:
+    return torch.cat([torch.nextafter(value[:1], value[:1] + 1), value[1:]])
+
+
+def planted(kernel: Callable[..., Tensor], change: Callable[..., Tensor], dtype: torch.dtype) -> Callable[..., Tensor]:
+    """The kernel under its own name, its results in one dtype changed."""
+
+    @functools.wraps(kernel)
+    def changed(input: Tensor, target: Tensor) -> Tensor:
         value = kernel(input, target)
-        if value.dtype != torch.float32:
-            return value
-        exact = remedy(input.double(), target.double())
-        return (exact + 2 * (value.double() - exact)).float()
+        return change(value, input, target) if value.dtype == dtype else value
 
-    return planted
+    return changed
 
 
-def last_bit_off(kernel: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
-    """The kernel, its float32 results rounded to 23 bits of 24."""
-
-    def planted(input: Tensor, target: Tensor) -> Tensor:
-        value = kernel(input, target)
-        if value.dtype != torch.float32:
-            return value
-        mantissa, exponent = torch.frexp(value)
-        return torch.ldexp((mantissa * 2**23).round() / 2**23, exponent)
-
-    return planted
-
-
-def test_an_unchanged_run_changes_nothing(folder: Path, tmp_path: Path) -> None:
-    changes = compare(read_report(folder), report(tmp_path / "again"), same_machine=True)
+def test_an_unchanged_run_changes_nothing(base: Report, tmp_path: Path) -> None:
+    changes = compare(base, report(tmp_path / "again"), same_machine=True)
     assert set(changes["what"]) <= {"speed not compared"}
 
 
-@pytest.mark.parametrize(("kernel", "plant"), [(mine, double_error), (remedy, last_bit_off)])
-def test_the_loss_of_one_bit_in_one_path_and_dtype_is_caught(tmp_path: Path, kernel, plant) -> None:
+@pytest.mark.parametrize(("kernel", "loss"), [(mine, double_error), (remedy, last_bit_off)])
+def test_the_loss_of_one_bit_in_one_path_and_dtype_is_caught(tmp_path: Path, kernel, loss) -> None:
     before = report(tmp_path / "before", [kernel])
-    planted = plant(kernel)
-    planted.__name__ = kernel.__name__
-    changes = compare(before, report(tmp_path / "after", [planted]), same_machine=True)
+    after = report(tmp_path / "after", [planted(kernel, loss, torch.float32)])
+    changes = compare(before, after, same_machine=True)
     lost = changes[changes["worse"]]
     assert set(zip(lost["path"], lost["dtype"], strict=True)) == {(kernel.__name__, "float32")}
 
 
 def test_one_ulp_is_reported_and_does_not_fail(tmp_path: Path) -> None:
     before = report(tmp_path / "before", [mine])
-
-    def other(input: Tensor, target: Tensor) -> Tensor:
-        value = mine(input, target)
-        if value.dtype != torch.float64:
-            return value
-        return torch.cat([torch.nextafter(value[:1], value[:1] + 1), value[1:]])
-
-    other.__name__ = "mine"
-    changes = compare(before, report(tmp_path / "after", [other]), same_machine=True)
+    after = report(tmp_path / "after", [planted(mine, first_ulp_up, torch.float64)])
+    changes = compare(before, after, same_machine=True)
     assert worse(changes) == set()
     moved = changes[changes["what"] == "changed in the last place"]
     assert set(moved["dtype"]) == {"float64"} and len(moved)
 
 
 @pytest.mark.parametrize(("column", "value"), LOSSES.items())
-def test_each_loss_is_caught(folder: Path, column: str, value: object) -> None:
-    base = plain(read_report(folder), 1_000)
-    changes = compare(base, edited(base, **{column: value}))
-    assert len(worse(changes) - THROUGHOUT) == 1 and not worse(compare(base, base))
+def test_each_loss_is_caught(lossless: Report, column: str, value: object) -> None:
+    changes = compare(lossless, edited(lossless, **{column: value}))
+    assert len(worse(changes) - THROUGHOUT) == 1 and not worse(compare(lossless, lossless))
 
 
 @pytest.mark.parametrize(
@@ -150,31 +154,29 @@ def test_each_loss_is_caught(folder: Path, column: str, value: object) -> None:
         ("correct_bits_median", 19.1 / 20, 19 / 20),
     ],
 )
-def test_with_enough_rows_the_factors_are_as_stated(folder: Path, column: str, passes: float, fails: float) -> None:
-    base = plain(read_report(folder), 1_000)
-    assert not worse(compare(base, edited(base, **{column: lambda v: v * passes})))
-    assert len(worse(compare(base, edited(base, **{column: lambda v: v * fails}))) - THROUGHOUT) == 1
+def test_with_enough_rows_the_factors_are_as_stated(lossless: Report, column: str, passes: float, fails: float) -> None:
+    assert not worse(compare(lossless, edited(lossless, **{column: lambda v: v * passes})))
+    assert len(worse(compare(lossless, edited(lossless, **{column: lambda v: v * fails}))) - THROUGHOUT) == 1
 
 
-def test_fewer_rows_widen_the_factors(folder: Path) -> None:
-    few = plain(read_report(folder), 8)
+def test_fewer_rows_widen_the_factors(base: Report) -> None:
+    few = plain(base, 8)
     assert not worse(compare(few, edited(few, scaled_error_median=0.9, correct_bits_median=18.5)))
     assert worse(compare(few, edited(few, scaled_error_median=3.0))) == {"scaled_error_median worse"}
 
 
-def test_improvements_are_told(folder: Path) -> None:
-    base = plain(read_report(folder), 1_000)
-    poor = edited(base, scaled_error_median=3.0, non_finite=2)
-    changes = compare(poor, base)
+def test_improvements_are_told(lossless: Report) -> None:
+    poor = edited(lossless, scaled_error_median=3.0, non_finite=2)
+    changes = compare(poor, lossless)
     assert worse(changes) == set()
     assert {"scaled_error_median better", "fewer results that are not finite"} <= set(changes["what"])
 
 
 @pytest.mark.parametrize(("bits", "error", "fails"), [(10.0, 0.5, True), (1.0, 0.5, False), (np.nan, 0.0, True)])
 def test_a_negative_value_is_news_where_its_sign_is_no_chance(
-    folder: Path, bits: float, error: float, fails: bool
+    lossless: Report, bits: float, error: float, fails: bool
 ) -> None:
-    base = edited(plain(read_report(folder), 1_000), correct_bits_median=bits, scaled_error_max=error)
+    base = edited(lossless, correct_bits_median=bits, scaled_error_max=error)
     changes = compare(base, edited(base, negative_share=0.2))
     assert bool(worse(changes)) is fails
     assert any(what.startswith("negative") for what in changes["what"])
@@ -214,8 +216,7 @@ def test_a_bit_less_throughout_one_path_is_caught_among_results_rounded_anew() -
         assert "path3" in set(changes.loc[changes["worse"], "path"])
 
 
-def test_what_vanished_fails_on_the_same_machine_alone(folder: Path) -> None:
-    base = read_report(folder)
+def test_what_vanished_fails_on_the_same_machine_alone(base: Report) -> None:
     less = replace(base, summary=base.summary[base.summary["path"] != "log_target"])
     changes = compare(base, less, same_machine=True)
     assert worse(changes) == {"vanished"} and "path log_target" in changes["where"].iloc[0]
@@ -223,8 +224,7 @@ def test_what_vanished_fails_on_the_same_machine_alone(folder: Path) -> None:
     assert worse(changes) == set() and "vanished" in set(changes["what"])
 
 
-def test_a_path_that_computes_nothing_any_more_has_vanished(folder: Path) -> None:
-    base = read_report(folder)
+def test_a_path_that_computes_nothing_any_more_has_vanished(base: Report) -> None:
     assert worse(compare(base, edited(base, negative_share=np.nan), same_machine=True)) == {"vanished"}
 
 
@@ -233,15 +233,14 @@ def finding(status: str, cases: str) -> pd.DataFrame:
     return pd.DataFrame([known | {"status": status, "cases": cases}])
 
 
-def test_a_new_finding_fails_though_others_of_its_kind_are_acknowledged(folder: Path) -> None:
-    base = replace(read_report(folder), findings=finding("acknowledged", "one_hot peaked"))
+def test_a_new_finding_fails_though_others_of_its_kind_are_acknowledged(base: Report) -> None:
+    base = replace(base, findings=finding("acknowledged", "one_hot peaked"))
     assert worse(compare(base, replace(base, findings=finding("new", "one_hot")))) == set()
     changes = compare(base, replace(base, findings=finding("new", "one_hot flat")))
     assert worse(changes) == {"new finding"} and changes["where"].iloc[0] == "beyond_bound flat"
 
 
-def test_one_device_is_compared_with_another_by_its_numbers(folder: Path, tmp_path: Path) -> None:
-    base = read_report(folder)
+def test_one_device_is_compared_with_another_by_its_numbers(base: Report, tmp_path: Path) -> None:
     moved = base.environment | {"devices": [{"name": "cuda", "model": "Some GPU", "status": "audited"}]}
     gpu = replace(edited(base, correct_bits_median=1.0, n=1_000), environment=moved)
     gpu = replace(gpu, summary=gpu.summary.assign(device="cuda"))
@@ -290,8 +289,8 @@ def bench(ratio: float = 10.0, seconds: float = 1e-3) -> pd.DataFrame:
 @pytest.mark.parametrize(
     ("again", "fails"), [([20.0] * REPEATS, True), ([20.0, 11.0], False), ([20.0] * (REPEATS - 1) + [14.0], False)]
 )
-def test_what_is_slower_must_be_so_each_time_it_is_repeated(folder: Path, again: list[float], fails: bool) -> None:
-    before, after = (replace(read_report(folder), bench=b) for b in (bench(), bench(20.0, 2e-3)))
+def test_what_is_slower_must_be_so_each_time_it_is_repeated(base: Report, again: list[float], fails: bool) -> None:
+    before, after = (replace(base, bench=b) for b in (bench(), bench(20.0, 2e-3)))
     answers = iter(again)
 
     def repeat(suspects: pd.DataFrame) -> pd.DataFrame:
@@ -304,19 +303,20 @@ def test_what_is_slower_must_be_so_each_time_it_is_repeated(folder: Path, again:
     assert worse(compare(before, after, same_machine=True)) == set()
 
 
-def test_a_faster_calibration_makes_no_path_slower(folder: Path) -> None:
-    before, after = (replace(read_report(folder), bench=b) for b in (bench(), bench(20.0, 1e-3)))
+def test_a_faster_calibration_makes_no_path_slower(base: Report) -> None:
+    before, after = (replace(base, bench=b) for b in (bench(), bench(20.0, 1e-3)))
     assert "slower, not repeated" not in set(compare(before, after)["what"])
 
 
-def test_a_benchmark_that_vanished_fails_in_regress(folder: Path) -> None:
-    before, after = (replace(read_report(folder), bench=b) for b in (bench(), bench()[:1]))
+def test_a_benchmark_that_vanished_fails_in_regress(base: Report) -> None:
+    before, after = (replace(base, bench=b) for b in (bench(), bench()[:1]))
     assert worse(compare(before, after, same_machine=True)) == {"benchmark vanished"}
 
 
-def test_the_formats(folder: Path) -> None:
-    base = plain(read_report(folder), 1_000)
-    changes = compare(base, edited(base, scaled_error_median=3.0, scaled_error_max=np.inf, correct_bits_median=np.nan))
+def test_the_formats(lossless: Report) -> None:
+    changes = compare(
+        lossless, edited(lossless, scaled_error_median=3.0, scaled_error_max=np.inf, correct_bits_median=np.nan)
+    )
     told = json.loads(render(changes, "then", "json"), parse_constant=pytest.fail)
     assert told["worse"] == changes["worse"].sum() and len(told["changes"]) == len(changes)
     lines = render(changes, "then", "markdown").splitlines()
@@ -327,75 +327,43 @@ def test_the_formats(folder: Path) -> None:
     assert len(render(many, "then", "text").splitlines()) < 30
 
 
-def test_the_commands(folder: Path, tmp_path: Path) -> None:
-    runner, base = CliRunner(), str(tmp_path)
-    none = runner.invoke(app, ["regress", "--report", str(folder), "--baselines", base])
+def test_the_commands(folder: Path, lossless: Report, tmp_path: Path) -> None:
+    invoke = functools.partial(CliRunner().invoke, app)
+    where = "--report", str(folder), "--baselines", str(tmp_path)
+    none = invoke(["regress", *where])
     assert none.exit_code == 0 and "no baseline for this machine" in none.output and none.output.count("\n") == 1
-    assert runner.invoke(app, ["baseline", "--report", str(folder), "--baselines", base]).exit_code == 2
-    made = runner.invoke(app, ["baseline", "--report", str(folder), "--baselines", base, "--reason", "good"])
+    assert invoke(["baseline", *where]).exit_code == 2
+    made = invoke(["baseline", *where, "--reason", "good"])
     assert made.exit_code == 0, made.output
-    again = runner.invoke(app, ["regress", "--report", str(folder), "--baselines", base])
+    again = invoke(["regress", *where])
     assert again.exit_code == 0 and "0 worse" in again.output and "(good; 20" in again.output
-    current = read_report(folder)
-    write_csv(edited(plain(current, 1_000), scaled_error_median=30.0).summary, tmp_path / "summary.csv", "summary")
-    for name in ("findings.csv", "environment.json"):
-        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    write_csv(edited(lossless, scaled_error_median=30.0).summary, tmp_path / "summary.csv", "summary")
     for format in ("text", "markdown", "json", "github"):
-        answer = runner.invoke(app, ["compare", str(folder), str(tmp_path), "--format", format])
+        answer = invoke(["compare", str(folder), str(tmp_path), "--format", format])
         assert answer.exit_code == 1 and "scaled_error_median worse" in answer.output
 
 
-def no_report(folder: Path) -> None:
-    (folder / "environment.json").unlink()
-
-
-def not_json(folder: Path) -> None:
-    (folder / "environment.json").write_text("[1]")
-
-
-def other_version(folder: Path) -> None:
-    environment = json.loads((folder / "environment.json").read_text())
-    (folder / "environment.json").write_text(json.dumps(environment | {"schema_version": 2}))
-
-
-def empty_table(folder: Path) -> None:
-    (folder / "summary.csv").write_text("")
-
-
-def no_rows(folder: Path) -> None:
-    (folder / "summary.csv").write_text((folder / "summary.csv").read_text().splitlines()[0] + "\n")
-
-
-def other_columns(folder: Path) -> None:
-    (folder / "summary.csv").write_text("case,path\na,b\n")
-
-
-def rows_twice(folder: Path) -> None:
-    head, *rows = (folder / "summary.csv").read_text().splitlines()
-    (folder / "summary.csv").write_text("\n".join([head, *rows, *rows]) + "\n")
-
-
-def broken_bench(folder: Path) -> None:
-    (folder / "bench.json").write_text("{}")
-
-
-SPOILS = {
-    no_report: "no report",
-    not_json: "environment.json",
-    other_version: "schema version 2",
-    empty_table: "summary.csv",
-    no_rows: "in common",
-    other_columns: "no column",
-    rows_twice: "several rows",
-    broken_bench: "bench.json",
-}
-
-
-@pytest.mark.parametrize(("spoil", "message"), SPOILS.items())
-def test_odd_input_is_one_line_and_status_2(folder: Path, tmp_path: Path, capsys, spoil, message: str) -> None:
-    for file in folder.iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
-    spoil(tmp_path)
+@pytest.mark.parametrize(
+    ("name", "spoil", "message"),
+    [
+        ("environment.json", None, "no report"),
+        ("environment.json", lambda text: "[1]", "environment.json"),
+        ("environment.json", lambda text: json.dumps(json.loads(text) | {"schema_version": 2}), "schema version 2"),
+        ("summary.csv", lambda text: "", "summary.csv"),
+        ("summary.csv", lambda text: text.partition("\n")[0] + "\n", "in common"),
+        ("summary.csv", lambda text: "case,path\na,b\n", "no column"),
+        ("summary.csv", lambda text: text + text.partition("\n")[2], "several rows"),
+        ("bench.json", lambda text: "{}", "bench.json"),
+    ],
+)
+def test_odd_input_is_one_line_and_status_2(folder: Path, tmp_path: Path, name: str, spoil, message: str) -> None:
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    file = tmp_path / name
+    if spoil is None:
+        file.unlink()
+    else:
+        file.write_text(spoil(file.read_text() if file.exists() else ""))
     for pair in ([folder, tmp_path], [tmp_path, folder]):
         answer = CliRunner().invoke(app, ["compare", *map(str, pair)])
         assert answer.exit_code == 2 and message in answer.stderr and answer.stderr.count("\n") == 1, answer.output

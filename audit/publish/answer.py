@@ -6,8 +6,9 @@ from collections.abc import Mapping
 
 import pandas as pd
 
+from audit.publish.schema import GATED
+
 Tables = Mapping[str, pd.DataFrame]
-GATED = ("kl", "identity")
 STARRED = "ran on other cases than most paths of its dtype"
 MEDIANS = f"Median correct bits of rows of logits, and the share of negative values; * {STARRED}"
 
@@ -43,11 +44,6 @@ def origin(tables: Tables) -> str:
         f"and {PARTS[second]} ({shares.iloc[1]:.0%}); its sign is that of the mass of the rounded probabilities less "
         f"that of the rounded log-probabilities' exponentials, in {signs} of {len(rows)} rows."
     )
-
-
-def command(environment: Mapping[str, object]) -> str:
-    """What was typed to get this report."""
-    return str(environment.get("command", ""))
 
 
 def _stable_or_not(tables: Tables) -> str:
@@ -124,17 +120,16 @@ def matrix(errors: pd.DataFrame) -> pd.DataFrame:
     """Path x dtype and device: median correct bits, and the share of negative results, of what is `comparable`."""
     key = ["path", "dtype", "device"]
     judged = errors[errors["kind"].isin(GATED)]
-    worst = (judged["abs_error"] / judged["bound"]).groupby([judged[name] for name in key]).max()
     table = (
         comparable(errors)
+        .astype({"negative": "float64"})
         .groupby(key, sort=False, observed=True)
         .agg(
             label=("label", "first"),
             results=("computed", "size"),
             correct_bits=("correct_bits", "median"),
-            negative=("negative", lambda s: float(s.astype("float64").mean())),
+            negative=("negative", "mean"),
         )
     )
-    table["worst_of_bound"] = worst
-    # Where a path computed nothing at all, the share is None to pandas.
-    return table.astype({"negative": "float64"}).reset_index()
+    table["worst_of_bound"] = (judged["abs_error"] / judged["bound"]).groupby([judged[name] for name in key]).max()
+    return table.reset_index()

@@ -50,14 +50,12 @@ def _readable(file: Path) -> Iterator[Any]:
 
 def pareto(bench: pd.DataFrame) -> pd.Series:
     """Which paths no other path of the same size, dtype, device and direction beats in both time and correct bits."""
-    best: list[object] = []
-    for _, group in bench.groupby(KEY[1:], sort=False):
-        bits = float("-inf")
-        for index, row in group.sort_values(["seconds", "correct_bits"], ascending=[True, False]).iterrows():
-            if row["correct_bits"] > bits:
-                best.append(index)
-                bits = row["correct_bits"]
-    return pd.Series(bench.index.isin(best), bench.index, dtype="boolean")
+    least = float("-inf")
+    order = bench.sort_values(["seconds", "correct_bits"], ascending=[True, False])
+    alike = [order[name] for name in KEY[1:]]
+    # The most bits of those that are faster.
+    most = order["correct_bits"].fillna(least).groupby(alike).cummax().groupby(alike).shift(fill_value=least)
+    return (order["correct_bits"] > most).reindex(bench.index).astype("boolean")
 
 
 def figure(bench: pd.DataFrame) -> Any:

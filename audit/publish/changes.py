@@ -41,11 +41,10 @@ def render(changes: pd.DataFrame, since: str, format: str) -> str:
     lines = [_line(row, format) for row in shown.drop(cut.index).to_dict("records")]
     if len(cut):
         lines += ["", f"... and {len(cut)} more that got worse: --format json has them all"]
-    if format == "markdown":
-        return "\n".join(
-            [f"**{verdict}**", "", "| | what | where | before | after | |", "|---|---|---|---|---|---|", *lines]
-        )
-    return "\n".join([verdict, *lines] if format == "github" else [*lines, verdict])
+    if format == "text":
+        return "\n".join([*lines, verdict])
+    table = [f"**{verdict}**", "", "| | what | where | before | after | |", "|---|---|---|---|---|---|"]
+    return "\n".join([*(table if format == "markdown" else [verdict]), *lines])
 
 
 def _line(row: dict[Any, Any], format: str) -> str:

@@ -62,10 +62,9 @@ def draw(tables: Tables, submit: Submit = later) -> Later[dict[str, Plot]]:
     device = tables["errors"]["device"].iloc[-1]
     begun: dict[str, Later[Plot | None]] = {}
     for name, (table, _) in _PLOTS.items():
-        rows = tables.get(table, pd.DataFrame({"device": []}))
-        if table == "errors":
-            rows = rows[_NEEDED]
-        begun[name] = submit(_drawn, name, rows if table == "thread" else rows[rows["device"] == device])
+        if table in tables:
+            rows = tables[table][_NEEDED] if table == "errors" else tables[table]
+            begun[name] = submit(_drawn, name, rows if table == "thread" else rows[rows["device"] == device])
     return lambda: {name: plot for name, wait in begun.items() if (plot := wait()) is not None}
 
 
@@ -95,8 +94,7 @@ def _plot(figure: Figure, title: str, text: str, source: str) -> Plot:
     label = " · ".join(filter(None, (figure.get_supxlabel(), source)))
     figure.supxlabel(label, fontsize=7, x=0.99, ha="right")
     out = io.StringIO()
-    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    figure.savefig(out, format="svg", transparent=True, metadata=nothing)
+    figure.savefig(out, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     svg = out.getvalue()[out.getvalue().index("<svg") :]
     # Groups' ids repeat from plot to plot; nothing refers to them.
     svg = re.sub(r'<g id="[^"]*"', "<g", svg).replace("#000000", "currentColor")
@@ -125,9 +123,7 @@ def _thread(thread: pd.DataFrame) -> Plot | None:
             place, height = axes.get_xaxis_transform(), 0.95 - 0.14 * i
             axes.annotate(f"quoted: {quote}", (float(quote), height), (0.28, height), place, "axes fraction",
                           {"arrowstyle": "->", "linewidth": 0.6}, ha="right", va="center")  # fmt: skip
-        axes.set_title(f"{subject}: exactly 0")
-        axes.set_xlabel("result, nats"), axes.set_ylabel("density of draws")
-        axes.set_yticks([])
+        axes.set(title=f"{subject}: exactly 0", xlabel="result, nats", ylabel="density of draws", yticks=[])
         axes.legend()
     text = "What the thread's two checks give over many seeds, and the numbers it quotes (dashed)."
     return _plot(figure, "The thread's numbers", text, f"thread.csv, {rows['draws'].max():,} draws a curve, float32")
@@ -142,10 +138,10 @@ def _training(_: pd.DataFrame) -> Plot:
     right.plot(stable["loss"], "o-", label="KLDivLoss of log_softmax")
     right.plot(stable["cross_entropy"] / 10, "x", markersize=9, label="cross_entropy / 10, same outputs")
     right.plot(runs["cross_entropy"]["loss"] / 10, "^:", label="cross_entropy / 10, trained by itself")
-    for axes in (wrong, right):
-        axes.set_xlabel("epoch"), axes.legend()
-    wrong.set_ylabel("loss, mean of 200 mini-batches, nats")
-    wrong.set_ylim(-0.1, 0), right.set_ylim(bottom=0)
+    wrong.set(xlabel="epoch", ylabel="loss, mean of 200 mini-batches, nats", ylim=(-0.1, 0))
+    right.set(xlabel="epoch", ylim=(0, None))
+    wrong.legend()
+    right.legend()
     text = (
         "The thread's network, trained three times from one seed. Softmax output taken for log-probabilities gives "
         "-mean(p_label)/10: negative, and falling as training succeeds. log_softmax gives a tenth of cross_entropy."
@@ -173,8 +169,7 @@ def _closeness(errors: pd.DataFrame) -> Plot | None:
         _log(axes, "x")
         axes.set_ylim(bottom=max(axes.get_ylim()[0], -4))
         axes.axhline(0, color="#000000", linewidth=0.8)
-        axes.set_title(dtype)
-        axes.set_xlabel("difference of the logits (nearer to the right)")
+        axes.set(title=dtype, xlabel="difference of the logits (nearer to the right)")
     panels[0].invert_xaxis()
     panels[0].set_ylabel("correct bits, median")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
@@ -221,8 +216,7 @@ def _classes(errors: pd.DataFrame) -> Plot | None:
             axes.plot(by["abs_error"].median(), "o-", color=colour, label=f"{family}: error")
             axes.plot(by["bound"].median(), "--", color=colour, label=f"{family}: bound")
         _log(axes, "xy")
-        axes.set_title(dtype)
-        axes.set_xlabel("classes"), axes.set_ylabel("nats")
+        axes.set(title=dtype, xlabel="classes", ylabel="nats")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
     text = "|computed - exact| of log_softmax, and the bound of a sound implementation, for rows of growing width."
     return _plot(figure, "Error against classes, with the bound", text, _sample(rows))
@@ -240,7 +234,7 @@ def _attribution(attribution: pd.DataFrame) -> Plot | None:
     for part in PARTS:
         axes.barh(names, shares[part], left=left, label=part, edgecolor="#ffffff", linewidth=0.8)
         left += shares[part].to_numpy()
-    axes.set_xlim(0, 1), axes.set_xlabel("share of the sum of the parts' magnitudes")
+    axes.set(xlim=(0, 1), xlabel="share of the sum of the parts' magnitudes")
     figure.legend(loc="outside upper center", ncols=7)
     same = (np.sign(rows["mass_difference"]) == np.sign(rows["drift"])).sum()
     text = (

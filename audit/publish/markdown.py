@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from audit.publish.answer import MEDIANS, Tables, command, matrix, sentences
+from audit.publish.answer import MEDIANS, Tables, matrix, sentences
 
 
 def markdown(tables: Tables, environment: Mapping[str, object]) -> str:
@@ -20,7 +20,7 @@ def markdown(tables: Tables, environment: Mapping[str, object]) -> str:
     lines += [MEDIANS.replace("*", "\\*"), "", *_rows(tables), ""]
     torch = environment.get("torch")
     version = torch.get("version") if isinstance(torch, dict) else "?"
-    lines += [f"torch {version}, {environment.get('platform', '')}; `{command(environment)}`", ""]
+    lines += [f"torch {version}, {environment.get('platform', '')}; `{environment.get('command', '')}`", ""]
     return "\n".join(lines)
 
 
@@ -32,9 +32,8 @@ def _rows(tables: Tables) -> list[str]:
     for label, group in table.groupby("label", sort=False):
         by = group.set_index(["device", "dtype"])
         cells = [_cell(by.loc[c]) if c in by.index else "" for c in columns]
-        lines.append(
-            "| " + " | ".join([str(label).replace("*", "\\*"), *cells, f"{group['worst_of_bound'].max():.2g}"]) + " |"
-        )
+        fields = [str(label).replace("*", "\\*"), *cells, f"{group['worst_of_bound'].max():.2g}"]
+        lines.append("| " + " | ".join(fields) + " |")
     return lines
 
 

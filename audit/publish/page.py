@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_left
 from collections.abc import Hashable, Mapping
 from html import escape
@@ -11,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from audit.formats import FORMATS
-from audit.publish.answer import MEDIANS, Tables, command, matrix, sentences
+from audit.publish.answer import MEDIANS, Tables, matrix, sentences
 from audit.publish.figures import Plot
 
 _SECTIONS = {
@@ -39,21 +40,22 @@ def page(tables: Tables, environment: Mapping[str, object], plots: Mapping[str, 
         sections["The thread's numbers"] += _table(tables["thread"][_THREAD], "thread")
     sections["Findings"] = _findings(tables["findings"])
     sections["Summary"] = _summary(tables)
-    again = f"<p>This report again: <code>{escape(command(environment))}</code></p>"
-    sections["Environment"] = again + _list(environment)
+    command = escape(str(environment.get("command", "")))
+    sections["Environment"] = f"<p>This report again: <code>{command}</code></p>{_list(environment)}"
     shown = {title: body for title, body in sections.items() if body}
     links = "".join(f'<li><a href="#{_anchor(title)}">{escape(title)}</a></li>' for title in shown)
     answer = "".join(f"<p>{escape(s)}</p>" for s in sentences(tables))
-    body = [f'<header><h1>kl-audit</h1>{answer}<nav aria-label="Sections"><ul>{links}</ul></nav></header><main>']
-    for title, text in shown.items():
-        body.append(f'<section><h2 id="{_anchor(title)}">{escape(title)}</h2>{text}</section>')
+    header = f'<header><h1>kl-audit</h1>{answer}<nav aria-label="Sections"><ul>{links}</ul></nav></header>'
+    main = "".join(
+        f'<section><h2 id="{_anchor(title)}">{escape(title)}</h2>{body}</section>' for title, body in shown.items()
+    )
     template = (files("audit.publish") / "page.html").read_text(encoding="utf-8")
     title = f"{environment.get('profile', '')} {environment.get('created', '')}".strip()
-    return template.replace("{{title}}", escape(title)).replace("{{body}}", "".join(body) + "</main>")
+    return template.replace("{{title}}", escape(title)).replace("{{body}}", f"{header}<main>{main}</main>")
 
 
 def _anchor(title: str) -> str:
-    return "section-" + "".join(c if c.isalnum() else "-" for c in title.lower())
+    return "section-" + re.sub(r"\W", "-", title.lower())
 
 
 def _id(name: str) -> str:

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
 
 from audit.errors import UsageError
-from audit.publish.bench import read_bench
+from audit.publish.bench import NAME, read_bench
 from audit.publish.figures import draw
 from audit.publish.folder import report_folder
 from audit.publish.markdown import markdown
 from audit.publish.page import page
 from audit.publish.tables import write_csv
 from audit.workers import Submit, later
-
-BENCH = "bench.json"  # what `make bench` leaves beside the report
 
 
 def write_report(
@@ -28,7 +27,10 @@ def write_report(
     Raises UsageError where `out` holds something other than a report.
     """
     with report_folder(out) as folder:
-        plots = draw({**tables, **_bench(out.parent / BENCH)}, submit)
+        drawn = dict(tables)
+        with suppress(UsageError):  # an audit does not fail for what an interrupted benchmark left
+            drawn["bench"] = read_bench(out.parent / NAME)
+        plots = draw(drawn, submit)
         for name, table in tables.items():
             write_csv(table, folder / f"{name}.csv", name)
         (folder / "report.md").write_text(markdown(tables, environment), encoding="utf-8")
@@ -36,11 +38,3 @@ def write_report(
         for name, plot in plots().items():
             (folder / f"{name}.svg").write_text(plot.file, encoding="utf-8")
         (folder / "report.html").write_text(page(tables, environment, plots()), encoding="utf-8")
-
-
-def _bench(file: Path) -> dict[str, pd.DataFrame]:
-    """The benchmarks, or none: an audit does not fail for what an interrupted benchmark left."""
-    try:
-        return {"bench": read_bench(file)}
-    except UsageError:
-        return {}

@@ -8,6 +8,7 @@ import pandas as pd
 from pandas.api.types import infer_dtype
 
 SCHEMA_VERSION = 1
+GATED = ("kl", "identity")  # kinds that a bound judges
 TEXT, INTEGER, FLOAT, BOOLEAN = "str", "Int64", "float64", "boolean"
 
 
@@ -30,11 +31,14 @@ _KEY = [
     Column("device", TEXT, "where it was computed"),
     Column("kind", TEXT, "kl, identity, estimator or misuse; the first two are gated"),
 ]
+_CASE, _PATH, _REDUCTION, _DTYPE, _DEVICE, _KIND = _KEY
+_WHERE = [_PATH, _DTYPE, _DEVICE]
 _UNCOMPUTED = "nothing was computed"
+_RAISED = "an exception was observed"
 
 SCHEMAS: dict[str, list[Column]] = {
     "errors": [
-        _KEY[0],
+        _CASE,
         Column("row", INTEGER, "the case's row, from 0", empty="the result is reduced over rows"),
         *_KEY[1:],
         Column("rows", INTEGER, "rows of the case"),
@@ -89,7 +93,7 @@ SCHEMAS: dict[str, list[Column]] = {
     ],
     "findings": [
         Column("status", TEXT, "new, or acknowledged"),
-        *(column for column in _KEY if column.name in ("path", "dtype", "device")),
+        *_WHERE,
         Column(
             "symptom",
             TEXT,
@@ -115,9 +119,9 @@ SCHEMAS: dict[str, list[Column]] = {
         Column("script", TEXT, "reproduces it with torch and mpmath", empty="it was not shrunk"),
     ],
     "attribution": [
-        _KEY[0],
+        _CASE,
         Column("row", INTEGER, "the case's row, from 0"),
-        *(column for column in _KEY if column.name in ("path", "dtype", "device")),
+        *_WHERE,
         Column("drift", FLOAT, "computed - exact KL, the sum of the parts", "nats"),
         Column("softmax", FLOAT, "part of the rounding of the target's probabilities", "nats"),
         Column("shift", FLOAT, "part that the input's log-probabilities have in common: log sum exp", "nats"),
@@ -152,7 +156,10 @@ SCHEMAS: dict[str, list[Column]] = {
     ],
     "gradients": [
         Column("case", TEXT, "what was fed in; its first rows"),
-        *(column for column in _KEY if column.name in ("path", "reduction", "dtype", "device")),
+        _PATH,
+        _REDUCTION,
+        _DTYPE,
+        _DEVICE,
         Column("side", TEXT, "with respect to the logits of input or target; of a mean, times what it divides by"),
         Column("classes", INTEGER, "classes of the case"),
         Column("elements", INTEGER, "elements compared"),
@@ -177,7 +184,7 @@ SCHEMAS: dict[str, list[Column]] = {
         ),
     ],
     "invariance": [
-        *(column for column in _KEY if column.name in ("path", "dtype", "device")),
+        *_WHERE,
         Column("check", TEXT, "what should change nothing"),
         Column("rows", INTEGER, "rows compared"),
         Column("changed_share", FLOAT, "share of rows whose result changes in any bit"),
@@ -186,7 +193,7 @@ SCHEMAS: dict[str, list[Column]] = {
         Column("non_finite", INTEGER, "rows that were finite and are not any more"),
     ],
     "bench": [
-        *(column for column in _KEY if column.name in ("path", "dtype", "device")),
+        *_WHERE,
         Column("rows", INTEGER, "rows of the input"),
         Column("classes", INTEGER, "classes of the input"),
         Column("direction", TEXT, "forward, or backward to the input's logits"),
@@ -204,24 +211,19 @@ SCHEMAS: dict[str, list[Column]] = {
         Column("explanation", TEXT, "what it is"),
         Column("draws", INTEGER, "seeds measured"),
         Column("reference", TEXT, "exact value", empty="it depends on the draw"),
-        *(
-            Column(name, FLOAT, meaning, unit, "an exception was observed")
-            for name, meaning, unit in (
-                ("minimum", "smallest draw", "nats"),
-                ("p05", "5th percentile of the draws", "nats"),
-                ("median", "median of the draws", "nats"),
-                ("p95", "95th percentile of the draws", "nats"),
-                ("maximum", "largest draw", "nats"),
-                ("median_magnitude", "median of the draws' magnitudes", "nats"),
-                ("negative_share", "share of negative draws", ""),
-                ("zero_share", "share of draws that are exactly 0", ""),
-            )
-        ),
+        Column("minimum", FLOAT, "smallest draw", "nats", _RAISED),
+        Column("p05", FLOAT, "5th percentile of the draws", "nats", _RAISED),
+        Column("median", FLOAT, "median of the draws", "nats", _RAISED),
+        Column("p95", FLOAT, "95th percentile of the draws", "nats", _RAISED),
+        Column("maximum", FLOAT, "largest draw", "nats", _RAISED),
+        Column("median_magnitude", FLOAT, "median of the draws' magnitudes", "nats", _RAISED),
+        Column("negative_share", FLOAT, "share of negative draws", "", _RAISED),
+        Column("zero_share", FLOAT, "share of draws that are exactly 0", "", _RAISED),
         Column(
             "histogram",
             TEXT,
             "counts of the draws in 40 bins of equal width from minimum to maximum",
-            empty="all draws are equal, or an exception was observed",
+            empty=f"all draws are equal, or {_RAISED}",
         ),
         Column("percentile", FLOAT, "share of draws no larger in magnitude than the quote", "%", "no number is quoted"),
         Column("reproduced", TEXT, "yes, no, or mechanism (sign and range, but not the value)"),
@@ -238,9 +240,9 @@ def typed(frame: pd.DataFrame, name: str) -> pd.DataFrame:
 
 
 def _convert(series: pd.Series, dtype: str) -> pd.Series:
-    return (
-        series.astype(object).where(series.notna(), "").astype(str) if dtype == TEXT else pd.Series(series, dtype=dtype)
-    )
+    if dtype == TEXT:
+        return series.astype(object).where(series.notna(), "").astype(str)
+    return pd.Series(series, dtype=dtype)
 
 
 def check(frame: pd.DataFrame, name: str) -> None:

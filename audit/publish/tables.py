@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from audit.errors import UsageError
-from audit.publish.schema import FLOAT, INTEGER, SCHEMAS, TEXT, check, typed
+from audit.publish.schema import FLOAT, GATED, INTEGER, SCHEMAS, TEXT, check, typed
 
 _GROUP = ["case", "path", "reduction", "dtype", "device", "kind"]
 
@@ -21,14 +21,13 @@ def write_csv(frame: pd.DataFrame, file: Path, name: str) -> None:
     Raises ValueError where the frame does not match the table's columns.
     """
     check(frame, name)
-    written = frame[[column.name for column in SCHEMAS[name]]]
-    if "computed" in written:
+    if "computed" in frame:
         text = frame["computed"].map(float.__repr__)
-        if "note" in written:
+        if "note" in frame:
             kept = frame["result_class" if "result_class" in frame else "symptom"]
             text = text.where(kept != "not_computed", "")
-        written = written.assign(computed=text)
-    written.to_csv(file, index=False, lineterminator="\n", encoding="utf-8")
+        frame = frame.assign(computed=text)
+    frame.to_csv(file, index=False, lineterminator="\n", encoding="utf-8")
 
 
 def read_table(file: Path, name: str) -> pd.DataFrame:
@@ -71,13 +70,12 @@ def summarise(errors: pd.DataFrame) -> pd.DataFrame:
     """The rows of summary.csv from those of errors.csv, in order of first appearance."""
     given = errors.assign(
         order=errors["row"].fillna(-1).astype("int64"),
-        computed_share=errors["result_class"] != "not_computed",
         non_finite=~errors["result_class"].isin(["finite", "not_computed"]),
-        finding=(~errors["within_bound"].fillna(True)).astype(bool) & errors["kind"].isin(["kl", "identity"]),
+        finding=(~errors["within_bound"].fillna(True)).astype(bool) & errors["kind"].isin(GATED),
     )
     groups = given.groupby(_GROUP, sort=False, observed=True)
     summary = groups.agg(
-        n=("computed_share", "size"),
+        n=("computed", "size"),
         scaled_error_median=("scaled_error", "median"),
         scaled_error_max=("scaled_error", "max"),
         correct_bits_median=("correct_bits", "median"),

@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-from audit.publish.answer import GATED, STARRED, comparable, sentences
+from audit.publish.answer import STARRED, comparable, sentences
+from audit.publish.schema import GATED
 
 
 def console() -> Console:
@@ -29,10 +30,7 @@ def progress(console: Console, total: int) -> Iterator[Callable[[str], None]]:
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=total)
 
-        def advance(description: str) -> None:
-            bar.update(task, description=description, advance=1)
-
-        yield advance
+        yield lambda description: bar.update(task, description=description, advance=1)
 
 
 def show(tables: Mapping[str, pd.DataFrame], folder: Path, console: Console) -> None:
@@ -80,7 +78,7 @@ def show_drift(errors: pd.DataFrame, device: str, console: Console) -> None:
     dtypes = list(shown["dtype"].unique())
     table = Table(
         title=f"Drift on {device}: median |computed - exact| of rows of logits, % negative",
-        caption=f"* {STARRED}" if any(label.endswith("*") for label in shown["label"].unique()) else None,
+        caption=f"* {STARRED}" if shown["label"].str.endswith("*").any() else None,
         box=SIMPLE_HEAD,
         padding=0,  # four dtypes fit 80 columns, and a long path's name is folded before any number is cut
         show_edge=False,
@@ -89,8 +87,7 @@ def show_drift(errors: pd.DataFrame, device: str, console: Console) -> None:
     for dtype in dtypes:
         table.add_column(str(dtype), justify="right", no_wrap=True, min_width=11)
     for label, rows in shown.groupby("label", sort=False):
-        cells = [_cell(rows[rows["dtype"] == dtype]) for dtype in dtypes]
-        table.add_row(str(label), *cells)
+        table.add_row(str(label), *(_cell(rows[rows["dtype"] == dtype]) for dtype in dtypes))
     console.print(table)
 
 
@@ -114,8 +111,8 @@ def show_thread(thread: pd.DataFrame, console: Console) -> None:
         )
         table.add_column("subject", no_wrap=True, min_width=25)
         table.add_column("quoted", no_wrap=True, max_width=11)
-        for name in ("today", "2017 kernels"):
-            table.add_column(name, no_wrap=True)
+        table.add_column("today", no_wrap=True)
+        table.add_column("2017 kernels", no_wrap=True)
         for (subject, quoted), pair in rows.groupby(["subject", "quoted"], sort=False):
             cells = {str(row["implementation"]): _measured(row) for _, row in pair.iterrows()}
             table.add_row(str(subject), str(quoted), cells.get("today", ""), cells.get("thread_era", ""))
