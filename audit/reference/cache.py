@@ -33,19 +33,13 @@ class Cache:
 
     def read(self, keys: Iterable[tuple[str, str]], versions: str) -> dict[tuple[str, str], Record]:
         """The intact records of these digests and quantities that the versions made."""
-        found: dict[tuple[str, str], Record] = {}
+        query = f"SELECT {_COLUMNS} FROM records WHERE digest = ? AND quantity = ?"
         try:
             with closing(self._connect()) as database:
-                for key in keys:
-                    for row in database.execute(
-                        f"SELECT {_COLUMNS} FROM records WHERE digest = ? AND quantity = ?", key
-                    ):
-                        record = Record(*map(str, row))
-                        if record.intact and record.versions == versions:
-                            found[key] = record
+                found = {key: Record(*map(str, row)) for key in keys for row in database.execute(query, key)}
         except (OSError, sqlite3.Error):
             return {}
-        return found
+        return {key: record for key, record in found.items() if record.intact and record.versions == versions}
 
     def write(self, records: Sequence[Record]) -> None:
         marks = ", ".join("?" * len(Record.__dataclass_fields__))

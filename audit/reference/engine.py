@@ -16,13 +16,10 @@ from fractions import Fraction
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from audit.reference.fixedpoint import LARGEST, MOST, Sum, Weights, exponential_sums
-from audit.reference.limbs import BITS, any_nonzero
+from audit.reference.fixedpoint import LARGEST, MOST, Integers, Sum, Weights, exponential_sums
+from audit.reference.limbs import BITS, Floats, any_nonzero
 from audit.reference.oracle import _LOCK, Ball, _context
-
-Floats = NDArray[np.float64]
 
 # Below, the oracle is as fast.
 SMALLEST = 512
@@ -122,14 +119,12 @@ def _sums(values: Floats, weights: list[Weights], limbs: int) -> tuple[Fraction,
     present = np.flatnonzero(counts)
     numbers = np.empty(len(counts))
     numbers[group] = values
-    place = np.empty(len(counts), np.int64)
-    place[present] = np.arange(len(present))
-    counts, group = counts[present], place[group]
+    counts, group = counts[present], (np.cumsum(counts > 0) - 1)[group]
     grouped = [w.grouped(group, counts) for w in weights]
     return exponential_sums(numbers[present], [Weights.counts(counts), *grouped], limbs)
 
 
-def _distinct(values: Floats) -> NDArray[np.int64] | None:
+def _distinct(values: Floats) -> Integers | None:
     """A number below 2^17 for each value, the same for the same; None unless the values have few significant bits.
 
     Every row of float16 or bfloat16 has such numbers: sign, exponent and the bits of the mantissa that are used.

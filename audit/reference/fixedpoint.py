@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +35,7 @@ from audit.reference.limbs import (
     carry,
     divide,
     exact_terms,
+    nonzero,
     passes_of,
     plan,
     product,
@@ -185,27 +187,23 @@ def _runs(values: Floats, top: float, width: int) -> Iterator[tuple[int, int, In
                 yield page, tail_limbs, np.flatnonzero(chosen)
 
 
-class _Space:
-    """The arrays that a block of classes is worked on in."""
+class _Space(NamedTuple):
+    """The arrays that a block of classes is worked on in; `sums` and `results` are two of limbs 0 ... width + 1."""
 
-    def __init__(self, width: int) -> None:
-        self.left = aligned(BLOCK, narrow_limbs(width))
-        # Of every sum, limbs 0 ... width + 1. The first has T2 at first.
-        self.sums = aligned(2, width + 2, BLOCK)
-        self.results = aligned(2, width + 2, BLOCK)
-        self.scratch = aligned(width + 2, BLOCK)
+    left: Floats
+    sums: Floats  # the first has T2 at first
+    results: Floats
+    scratch: Floats
 
     def of(self, size: int) -> _Space:
         """The same memory for fewer classes."""
-        part = object.__new__(_Space)
-        part.left = self.left[:size]
-        for name in ("sums", "results", "scratch"):
-            setattr(part, name, getattr(self, name)[..., :size])
-        return part
+        return _Space(self.left[:size], *(array[..., :size] for array in self[1:]))
 
 
-# Kept: fresh memory costs more than the arithmetic.
-_space = lru_cache(maxsize=1)(_Space)
+@lru_cache(maxsize=1)  # Fresh memory costs more than the arithmetic.
+def _space(width: int) -> _Space:
+    sums, results = (aligned(2, width + 2, BLOCK) for _ in range(2))
+    return _Space(aligned(BLOCK, narrow_limbs(width)), sums, results, aligned(width + 2, BLOCK))
 
 
 def _run_sums(
@@ -255,18 +253,16 @@ def _run_sums(
 
 def _horner(right: Floats, t: Floats, tail_limbs: int, chosen: Plan, space: _Space) -> None:
     """T2, in `right`, becomes scale e^t T2."""
-    terms = len(chosen.steps) - 1
+    last = len(chosen.steps) - 1
     tail, _ = split(t, None, tail_limbs, RADIX**2)
-    higher = t * t * (1 / (terms + 2)) * (1 + t * (1 / (terms + 3)))
+    higher = t * t * (1 / (last + 2)) * (1 + t * (1 / (last + 3)))
     # Its first digit is 0.
     digits, _ = split(higher, None, chosen.steps[0].factors - 1, RADIX**3)
-    first = [tail[0], *digits]
-    for both, limb in zip(first[1:], tail[1:], strict=False):
+    for both, limb in zip(digits, tail[1:], strict=False):
         both += limb
-    result, last = right, len(chosen.steps) - 1
+    factors, tail_factors = nonzero([tail[0], *digits], 2), nonzero(tail, 2)
+    result = right
     for turn, step in enumerate(chosen.steps):
-        if turn < 2:
-            factors = [(m, limb) for m, limb in enumerate(tail if turn else first, 2) if any_nonzero(limb)]
         if step.divisor > 1:
             divide(result, step.divisor)
         # After the last step T2 is not needed, but for the only step, which multiplies T2 itself.
@@ -275,7 +271,7 @@ def _horner(right: Floats, t: Floats, tail_limbs: int, chosen: Plan, space: _Spa
         add_products(result, factors, step.every, summed, space.scratch)
         for _ in range(step.passes):
             carry(summed, space.scratch)
-        result = summed
+        result, factors = summed, tail_factors
     if last == 0:
         right[: len(result)] = result
     right[len(result) :] = 0
@@ -291,8 +287,7 @@ def _times(
     start = top + first
     np.multiply(limbs[top : len(out) - first], weights[0], out=out[start:])
     out[:start] = 0
-    others = ((m, weight) for m, weight in enumerate(weights[1:], start + 1) if any_nonzero(weight))
-    add_products(limbs[top:], others, needs.every, out, scratch)
+    add_products(limbs[top:], nonzero(weights[1:], start + 1), needs.every, out, scratch)
     for _ in range(needs.passes):
         carry(out, scratch)
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass, fields, replace
 from decimal import Decimal
 from functools import cache
 from importlib.metadata import version
-from itertools import compress
 from pathlib import Path
 
 from audit import __version__
@@ -90,15 +89,15 @@ def read_records(folder: Path) -> list[Record]:
 
 
 def read_gold(folder: Path) -> Gold:
-    records = read_records(folder)
-    whole = [r.intact for r in records]
-    good = list(compress(records, whole))
-    values = {(r.digest, r.quantity): r.value for r in good}
-    twice = [r for r in good if values[r.digest, r.quantity] != r.value]
+    whole: list[Record] = []
+    damaged: list[Record] = []
+    for record in read_records(folder):
+        (whole if record.intact else damaged).append(record)
+    values = {(r.digest, r.quantity): r.value for r in whole}
+    twice = [r for r in whole if values[r.digest, r.quantity] != r.value]
     for record in twice:
         values.pop((record.digest, record.quantity), None)
-    damaged = [record_name(r.digest, r.quantity) for r in [*compress(records, (not w for w in whole)), *twice]]
-    return Gold(values, damaged)
+    return Gold(values, [record_name(r.digest, r.quantity) for r in damaged + twice])
 
 
 def write_records(folder: Path, records: Iterable[Record]) -> None:

@@ -59,6 +59,11 @@ def any_nonzero(values: Floats) -> bool:
     return bool(np.bitwise_or.reduce(values.view(np.int64)) & 2**63 - 1)
 
 
+def nonzero(rows: Iterable[Floats], first: int) -> list[tuple[int, Floats]]:
+    """The rows that are not 0 throughout, with the positions where they stand, `first` and on."""
+    return [(position, row) for position, row in enumerate(rows, first) if any_nonzero(row)]
+
+
 def carry(limbs: Floats, scratch: Floats) -> None:
     """One pass in place along the first axis: each limb but the first becomes at most HALF plus one carry."""
     carries = scratch[: len(limbs) - 1]

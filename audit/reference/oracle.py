@@ -174,13 +174,10 @@ def row_ball(input: Rows, target: Rows, input_kind: str, target_kind: str, preci
 
 
 def kl_row(input: Rows, target: Rows, input_kind: str, target_kind: str, digits: int) -> Ball:
-    """KL of one row, its radius at most 10^-digits of the value unless MAX_PRECISION bits do not reach that.
-
-    The radius is 0 where KL is exactly 0 or infinite.
+    """KL of one row that is not `is_infinite`, its radius at most 10^-digits of the value unless MAX_PRECISION bits do
+    not reach that, and 0 where KL is exactly 0.
     """
     ctx, kinds = _context(), (input_kind, target_kind)
-    if is_infinite(input, target, *kinds):
-        return Ball(ctx.inf, ctx.zero)
     if is_zero(input, target, *kinds):
         return Ball(ctx.zero, ctx.zero)
     precision = _bits(digits)
@@ -219,7 +216,7 @@ def kl_sum(
             return Ball(ctx.inf, ctx.zero)
         row_digits = asked
         balls = [kl_row(x, y, *kinds, asked) for x, y in zip(input, target, strict=True)]
-        while not (total := _total(balls, divisor, _bits(row_digits))).settles(asked):
+        while not (total := sum_of_balls(balls, divisor, row_digits)).settles(asked):
             # Rows cancel each other, or cannot be settled by themselves; those that can are asked for more.
             open_rows = [ball.radius != 0 and ball.settles(row_digits) for ball in balls]
             if not any(open_rows):
@@ -233,15 +230,12 @@ def kl_sum(
 
 
 def sum_of_balls(balls: list[Ball], divisor: int, digits: int) -> Ball:
-    """The sum of what is never negative over `divisor`: to as many digits as each of the balls has."""
-    with _LOCK:
-        return _total(balls, divisor, _bits(digits + GUARD_DIGITS))
+    """The sum over `divisor` of balls that settle `digits`, as it does too where none is negative.
 
-
-def _total(balls: list[Ball], divisor: int, precision: int) -> Ball:
-    """The balls' sum over `divisor`; its roundings, of what rows that cancel are too, are in the radius."""
-    ctx = _context()
-    with ctx.workprec(precision):
+    Its roundings, of what rows that cancel are too, are in the radius.
+    """
+    ctx, precision = _context(), _bits(digits)
+    with _LOCK, ctx.workprec(precision):
         value, size = (ctx.fsum((ball.value for ball in balls), absolute=a) / divisor for a in (False, True))
         radius = ctx.fsum(ball.radius for ball in balls) / divisor
         return Ball(value, radius + ctx.ldexp(size, 3 - precision) + ctx.ldexp(radius, 4 - precision))

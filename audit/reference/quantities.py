@@ -133,25 +133,21 @@ def half_mass(x: list[Any], y: list[Any]) -> Any:
 def epsilon_in_log(x: list[Any], y: list[Any]) -> Any:
     """The habit log(p + 1e-8), on both sides."""
     ctx = _context()
-    epsilon = ctx.mpf(1e-8)
     q, p = _softmax(x), _softmax(y)
-    return ctx.fsum(a * (ctx.log(a + epsilon) - ctx.log(b + epsilon)) for a, b in zip(p, q, strict=True))
+    return ctx.fsum(a * (ctx.log(a + 1e-8) - ctx.log(b + 1e-8)) for a, b in zip(p, q, strict=True))
 
 
 @row_quantity
 def clamped(x: list[Any], y: list[Any]) -> Any:
     """The habit clamp(min=1e-10), on both sides."""
-    floor = _context().mpf(1e-10)
-    q, p = ([max(v, floor) for v in _softmax(z)] for z in (x, y))
+    q, p = ([max(v, 1e-10) for v in _softmax(z)] for z in (x, y))
     return _kl_div([_context().log(v) for v in q], p)
 
 
 @row_quantity
 def threshold_skipped(x: list[Any], y: list[Any]) -> Any:
     """Terms with p < 1e-3 left out."""
-    ctx = _context()
-    pairs = zip(_softmax(y), _log_softmax(x), strict=True)
-    return ctx.fsum(p * (ctx.log(p) - l) for p, l in pairs if p >= ctx.mpf(1e-3))
+    return _kl_div(_log_softmax(x), [p if p >= 1e-3 else 0 for p in _softmax(y)])
 
 
 @row_quantity

@@ -45,11 +45,11 @@ def exact_gradients(input: Rows, target: Rows) -> tuple[Rows, Rows]:
 def softmax(row: list[Any]) -> tuple[list[Any], list[Any]]:
     """p and log p of one row of logits, floats or mpf, at the context's present precision."""
     ctx = _context()
-    top = ctx.mpf(max(row))
+    largest = row.index(max(row))
+    top = ctx.mpf(row[largest])
     shifted = [ctx.mpf(v) - top for v in row]
     weights = [ctx.exp(a) for a in shifted]
     total = ctx.fsum(weights)
-    largest = row.index(max(row))
     # log(1 + rest) keeps the digits of a logarithm near 0.
     log_total = ctx.log1p(ctx.fsum(w for i, w in enumerate(weights) if i != largest))
     return [w / total for w in weights], [a - log_total for a in shifted]
