@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Any
 
-from audit.reference.oracle import _context
+from audit.reference.oracle import context
 from audit.reference.softmax import BITS, softmax
 
 PARTS = ("softmax", "shift", "log_softmax", "log", "product", "summation", "output")
@@ -23,7 +23,7 @@ def split_drift(stages: list[list[float]], total: float, result: float) -> dict[
     c being the shift that a row's log-probabilities have in common (their median error): so they add up to the drift.
     """
     x, y, p, l, log_p, terms = stages
-    ctx = _context()
+    ctx = context()
     with ctx.workprec(BITS):
         exact_p, exact_log_p = softmax(y)
         exact_l = exact_log_p if x == y else softmax(x)[1]

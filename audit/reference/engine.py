@@ -19,7 +19,7 @@ import numpy as np
 
 from audit.reference.fixedpoint import LARGEST, MOST, Integers, Sum, Weights, exponential_sums
 from audit.reference.limbs import BITS, Floats, any_nonzero
-from audit.reference.oracle import _LOCK, Ball, _context
+from audit.reference.oracle import LOCK, Ball, context
 
 # Below, the oracle is as fast.
 SMALLEST = 512
@@ -42,11 +42,11 @@ def kl_row(input: Floats, target: Floats, digits: int) -> Ball | None:
         return None
     differences, errors = _differences(y, x_of_y)
     if len(x) == len(y) and all(part is None or part.min() == part.max() for part in (differences, errors)):
-        return Ball(_context().zero, _context().zero)
+        return Ball(context().zero, context().zero)
     limbs = max(3, math.ceil((digits * math.log2(10) + 8) / BITS))
-    ctx = _context()
+    ctx = context()
     while limbs <= MOST_LIMBS:
-        with _LOCK, ctx.workprec(64), _short_buffer():
+        with LOCK, ctx.workprec(64), _short_buffer():
             ball = _ball(x, y, differences, errors, limbs)
             wanted = abs(ball.value) * ctx.mpf(10) ** -digits
             if ball.radius <= wanted * (1 - ctx.mpf(2) ** -32):
@@ -145,7 +145,7 @@ def _distinct(values: Floats) -> Integers | None:
 
 def _divergence(d: Sum, s_y: Sum, s_x: Sum, shift: Fraction, precision: int) -> Ball:
     """d / s_y + log(s_x / s_y) + shift. Each mpmath operation errs by at most 4 units of 2^-precision, relative."""
-    ctx = _context()
+    ctx = context()
 
     def mpf(number: Fraction) -> Any:
         return ctx.mpf(number.numerator) / number.denominator

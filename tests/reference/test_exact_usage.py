@@ -48,7 +48,7 @@ def test_one_distribution_is_reduced_over_its_classes_as_torch_does(reduction, d
 
 def test_each_thread_has_a_context_of_its_own():
     with ThreadPoolExecutor(1) as pool:
-        assert pool.submit(oracle._context).result() is not oracle._context() is oracle._context()
+        assert pool.submit(oracle.context).result() is not oracle.context() is oracle.context()
 
 
 def test_bits_are_kept_and_the_number_pickles():
@@ -71,8 +71,8 @@ def test_the_callers_precision_is_neither_used_nor_touched(precision):
 def test_the_own_context_is_left_at_its_precision():
     with suppress(UsageError):
         exact_kl(*CANCELLING, **PROBS)
-    assert oracle._context() is not mpmath.mp
-    assert oracle._context().prec == mpmath.MPContext().prec
+    assert oracle.context() is not mpmath.mp
+    assert oracle.context().prec == mpmath.MPContext().prec
 
 
 def test_threads_do_not_disturb_each_other():
