@@ -47,8 +47,7 @@ def _arb(input: Rows, target: Rows, target_kind: str, precision: int) -> tuple[D
     """The ends of an enclosure of sum p log p - sum p x + lse(x), each to 90 digits."""
     from flint import arb, ctx
 
-    before, ctx.prec = ctx.prec, precision
-    try:
+    with ctx.workprec(precision):
         has_mass = target > (0 if target_kind == "probs" else -np.inf)
         y, x = ([arb(v) for v in row[has_mass].tolist()] for row in (target, input))
         log_v = _log_sum_exp([arb(v) for v in input[input > -np.inf].tolist()])
@@ -60,8 +59,6 @@ def _arb(input: Rows, target: Rows, target_kind: str, precision: int) -> tuple[D
             p = [v.exp() for v in log_p]
         value = sum((w * (a - b + log_v) for w, a, b in zip(p, log_p, x, strict=True)), arb(0))
         return Decimal(value.lower().str(90, radius=False)), Decimal(value.upper().str(90, radius=False))
-    finally:
-        ctx.prec = before
 
 
 def _log_sum_exp(numbers: list[Any]) -> Any:

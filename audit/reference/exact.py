@@ -11,10 +11,9 @@ import mpmath
 from audit.errors import UsageError
 from audit.reference import engine
 from audit.reference.oracle import GUARD_DIGITS, Ball, kl_sum, sum_of_balls
-from audit.reference.values import Rows, as_rows, check_kind
+from audit.reference.values import REDUCTIONS, Rows, as_rows, check_kind
 
 MOST_DIGITS = 100_000  # far more than 10,000 bits settle
-REDUCTIONS = ("none", "sum", "mean", "batchmean")
 
 
 def exact_kl(

@@ -210,7 +210,7 @@ def _run_sums(
     values: Floats, top: float, members: Integers | None, tail_limbs: int, weights: list[Weights], width: int
 ) -> list[Sum]:
     """The sums over the members (None: all), of the page that `top` begins, whose tails have so many limbs at most."""
-    table, space = tables(width), _space(width)
+    table = tables(width)
     chosen = plan(width, tail_limbs)
     products = [product(width, chosen.scale, chosen.bound, w.bounds, w.first) for w in weights]
     piece = exact_terms(max(p.bound for p in products))
@@ -218,8 +218,7 @@ def _run_sums(
     parts = []
     for start in range(0, count, BLOCK):
         size = min(BLOCK, count - start)
-        if size < BLOCK:
-            space = space.of(size)
+        space = _space(width).of(size)
         block: Members = slice(start, start + size)
         if members is not None:
             block = members[block]

@@ -46,6 +46,9 @@ class Record:
         return self.checksum == self._sum()
 
 
+FIELDS = tuple(field.name for field in fields(Record))
+
+
 @cache
 def versions() -> str:
     return f"kl-audit {__version__}, mpmath {version('mpmath')}, Python {platform.python_version()}"
@@ -84,8 +87,7 @@ def read_records(folder: Path) -> list[Record]:
         return []
     except csv.Error:  # lines run together: what follows is lost, and no record
         rows.append(["the rest of the table"])
-    count = len(fields(Record))
-    return [Record(*(row + [""] * count)[:count]) for row in rows[1:]]
+    return [Record(*(row + [""] * len(FIELDS))[: len(FIELDS)]) for row in rows[1:]]
 
 
 def read_gold(folder: Path) -> Gold:
@@ -106,6 +108,6 @@ def write_records(folder: Path, records: Iterable[Record]) -> None:
     partial = folder / f".{NAME}.partial"
     with open(partial, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([f.name for f in fields(Record)])
+        writer.writerow(FIELDS)
         writer.writerows(vars(r).values() for r in sorted(records, key=lambda r: (r.digest, r.quantity)))
     partial.replace(folder / NAME)
