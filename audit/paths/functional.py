@@ -15,9 +15,9 @@ SOFTMAX_FIRST = torch_rounding(input="softmax")
 LOG_TARGET = torch_rounding("log_softmax")
 
 
-def kl_div(log_q: Tensor, p: Tensor, *, reduction: str = "none", log_target: bool = False) -> Tensor:
+def kl_div(log_q: Tensor, p: Tensor, *, reduction: str = "none", **options: bool) -> Tensor:
     """torch's kl_div, summed over the classes where it is not reduced."""
-    loss = F.kl_div(log_q, p, reduction=reduction, log_target=log_target)
+    loss = F.kl_div(log_q, p, reduction=reduction, **options)
     return loss.sum(-1) if reduction == "none" else loss
 
 
