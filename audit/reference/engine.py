@@ -40,14 +40,14 @@ def kl_row(input: Floats, target: Floats, digits: int) -> Ball | None:
         return None
     if max(x.max(), -x.min(), y.max(), -y.min()) > LARGEST:
         return None
-    differences, errors = _differences(y, x_of_y)
-    if len(x) == len(y) and all(part is None or part.min() == part.max() for part in (differences, errors)):
+    differences = _differences(y, x_of_y)
+    if len(x) == len(y) and all(part.min() == part.max() for part in differences):
         return Ball(context().zero, context().zero)
     limbs = max(3, math.ceil((digits * math.log2(10) + 8) / BITS))
     ctx = context()
     while limbs <= MOST_LIMBS:
         with LOCK, ctx.workprec(64), _short_buffer():
-            ball = _ball(x, y, differences, errors, limbs)
+            ball = _ball(x, y, differences, limbs)
             wanted = abs(ball.value) * ctx.mpf(10) ** -digits
             if ball.radius <= wanted * (1 - ctx.mpf(2) ** -32):
                 return ball
@@ -69,18 +69,19 @@ def _short_buffer() -> Iterator[None]:
             np.setbufsize(before)
 
 
-def _differences(y: Floats, x: Floats) -> tuple[Floats, Floats | None]:
-    """y - x as the exact sum of two arrays (TwoSum, Knuth), the second at most half an ulp of the first; None for 0."""
+def _differences(y: Floats, x: Floats) -> list[Floats]:
+    """y - x as the exact sum of two arrays (TwoSum, Knuth), the second at most half an ulp of the first; of one where
+    the second is 0."""
     difference = y - x
     virtual = difference - y
     error = difference - virtual
     np.subtract(y, error, out=error)
     virtual += x
     error -= virtual
-    return difference, error if any_nonzero(error) else None
+    return [difference, error] if any_nonzero(error) else [difference]
 
 
-def _ball(x: Floats, y: Floats, differences: Floats, errors: Floats | None, limbs: int) -> Ball:
+def _ball(x: Floats, y: Floats, differences: list[Floats], limbs: int) -> Ball:
     """The value on so many limbs."""
     bits = BITS * limbs
     reach = 0.6932 * (bits + math.log2(len(x)))
@@ -92,12 +93,12 @@ def _ball(x: Floats, y: Floats, differences: Floats, errors: Floats | None, limb
     kept = y >= y.max() - reach
     if not kept.all():
         # log2 of e^(y - max) |y - x|, rounded upwards.
-        sizes = 1.4426 * (y[~kept] - y.max()) + np.log2(np.maximum(np.abs(differences[~kept]), 1e-300))
+        sizes = 1.4426 * (y[~kept] - y.max()) + np.log2(np.maximum(np.abs(differences[0][~kept]), 1e-300))
         lost_difference = len(y) * Fraction(2) ** max(math.ceil(sizes.max()) + 2, -2 * bits)
-        y, differences = y[kept], differences[kept]
-        errors = None if errors is None else errors[kept]
-    exponent = max(math.frexp(max(differences.max(), -differences.min()))[1], -400) + 1
-    weights = Weights.differences(differences, errors, exponent, limbs + 1)
+        y, differences = y[kept], [part[kept] for part in differences]
+    largest = max(differences[0].max(), -differences[0].min())
+    exponent = max(math.frexp(largest)[1], -400) + 1
+    weights = Weights.differences(differences, exponent, limbs + 1)
     top_x, (sum_x,) = _sums(x, [], limbs)
     top_y, (sum_y, sum_d) = _sums(y, [weights], limbs)
     factor = Fraction(2) ** exponent
@@ -119,7 +120,9 @@ def _sums(values: Floats, weights: list[Weights], limbs: int) -> tuple[Fraction,
     present = np.flatnonzero(counts)
     numbers = np.empty(len(counts))
     numbers[group] = values
-    counts, group = counts[present], (np.cumsum(counts > 0) - 1)[group]
+    place = np.empty(len(counts), np.int64)
+    place[present] = np.arange(len(present))
+    counts, group = counts[present], place[group]
     grouped = [w.grouped(group, counts) for w in weights]
     return exponential_sums(numbers[present], [Weights.counts(counts), *grouped], limbs)
 

@@ -84,26 +84,22 @@ class Weights:
         return cls(lambda m: [counts[m].astype(np.float64)], 0, (int(counts.max()),), Fraction(0), Fraction(1), total)
 
     @classmethod
-    def differences(cls, values: Floats, errors: Floats | None, exponent: int, limit: int) -> Weights:
-        """(values + errors) / 2^exponent, at most 1/2 in magnitude; each error is at most half an ulp of its value."""
+    def differences(cls, parts: Sequence[Floats], exponent: int, limit: int) -> Weights:
+        """One or two parts over 2^exponent, at most 1/2 together, the second at most half an ulp of the first."""
         scale = 2.0 ** (BITS - exponent)
 
-        def cut(members: Members, count: int) -> tuple[list[Floats], tuple[Floats, Floats | None]]:
-            small = None if errors is None else _pick(errors, members)
-            return split(_pick(values, members), small, count, scale)
+        def cut(members: Members, count: int) -> tuple[list[Floats], list[Floats]]:
+            return split([_pick(part, members) for part in parts], count, scale)
 
         count = 2
-        for start in range(0, len(values), BLOCK):
-            while count < limit:
-                left = cut(slice(start, start + BLOCK), count)[1]
-                if not any(any_nonzero(part) for part in left if part is not None):
-                    break
+        for start in range(0, len(parts[0]), BLOCK):
+            block = slice(start, start + BLOCK)
+            while count < limit and any(any_nonzero(part) for part in cut(block, count)[1]):
                 count += 1
         missing = Fraction(1, 2 ** (BITS * count)) if count == limit else Fraction(0)
-        each = HALF if errors is None else 2 * HALF
         # In binary64 a sum of n numbers of one sign errs by less than n 2^-53 of it.
-        total = SLACK * Fraction(float(np.abs(values).sum())) / Fraction(2) ** exponent
-        return cls(lambda m: cut(m, count)[0], 1, (each,) * count, missing, Fraction(1, 2), total)
+        total = SLACK * Fraction(float(np.abs(parts[0]).sum())) / Fraction(2) ** exponent
+        return cls(lambda m: cut(m, count)[0], 1, (len(parts) * HALF,) * count, missing, Fraction(1, 2), total)
 
     def grouped(self, group: Integers, counts: Integers) -> Weights:
         """The sums over the classes of each group, in few enough limbs to be multiplied again."""
@@ -210,7 +206,7 @@ def _run_sums(
     values: Floats, top: float, members: Integers | None, tail_limbs: int, weights: list[Weights], width: int
 ) -> list[Sum]:
     """The sums over the members (None: all), of the page that `top` begins, whose tails have so many limbs at most."""
-    table = tables(width)
+    table, space = tables(width), _space(width)
     chosen = plan(width, tail_limbs)
     products = [product(width, chosen.scale, chosen.bound, w.bounds, w.first) for w in weights]
     piece = exact_terms(max(p.bound for p in products))
@@ -218,7 +214,8 @@ def _run_sums(
     parts = []
     for start in range(0, count, BLOCK):
         size = min(BLOCK, count - start)
-        space = _space(width).of(size)
+        if size < BLOCK:
+            space = space.of(size)
         block: Members = slice(start, start + size)
         if members is not None:
             block = members[block]
@@ -253,10 +250,10 @@ def _run_sums(
 def _horner(right: Floats, t: Floats, tail_limbs: int, chosen: Plan, space: _Space) -> None:
     """T2, in `right`, becomes scale e^t T2."""
     last = len(chosen.steps) - 1
-    tail, _ = split(t, None, tail_limbs, RADIX**2)
+    tail, _ = split([t], tail_limbs, RADIX**2)
     higher = t * t * (1 / (last + 2)) * (1 + t * (1 / (last + 3)))
     # Its first digit is 0.
-    digits, _ = split(higher, None, chosen.steps[0].factors - 1, RADIX**3)
+    digits, _ = split([higher], chosen.steps[0].factors - 1, RADIX**3)
     for both, limb in zip(digits, tail[1:], strict=False):
         both += limb
     factors, tail_factors = nonzero([tail[0], *digits], 2), nonzero(tail, 2)

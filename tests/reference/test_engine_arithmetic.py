@@ -153,7 +153,7 @@ def test_differences_are_split_exactly_or_to_within_what_is_missing(limit: int, 
     rng = np.random.default_rng(13)
     values = rng.standard_normal(500)
     small = np.where(rng.random(500) < 0.5, 0, values * 2.0**-54) if errors else None
-    weights = fixedpoint.Weights.differences(values, small, 4, limit)
+    weights = fixedpoint.Weights.differences([values, small] if errors else [values], 4, limit)
     rows = np.array(weights.limbs(slice(None)))
     assert limit == 2 or not weights.missing
     assert all((np.abs(row) <= bound).all() for row, bound in zip(rows, weights.bounds, strict=True))
