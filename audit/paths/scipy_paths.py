@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 from importlib.util import find_spec
+from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from audit.paths import path
@@ -16,12 +15,11 @@ from audit.paths.rounding import Rounding
 ABSENT = "" if find_spec("scipy") else "scipy is not installed"
 DTYPES = ("float32", "float64")
 PROBABILITIES = Rounding("softmax", "softmax")
-Numbers = NDArray[np.floating]
 
 
-def _probabilities(input: Tensor, target: Tensor) -> tuple[Numbers, Numbers]:
-    """p and q, in scipy's order."""
-    return torch.softmax(target, -1).numpy(), torch.softmax(input, -1).numpy()
+def _probabilities(input: Tensor, target: Tensor) -> list[Any]:
+    """p and q as arrays, in scipy's order."""
+    return [torch.softmax(t, -1).numpy() for t in (target, input)]
 
 
 @path("scipy_rel_entr", dtypes=DTYPES, rounding=PROBABILITIES, absent=ABSENT, where="cpu")
