@@ -10,20 +10,21 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from audit.errors import UsageError
 from audit.formats import FORMATS
 from audit.paths.rounding import Promise, Rounding
+from audit.reference.values import KINDS as TENSOR_KINDS
+from audit.reference.values import REDUCTIONS as REDUCTIONS
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     Function = Callable[[Tensor, Tensor], Tensor]
+    Registered = TypeVar("Registered", bound=Function)
 
 KINDS = ("kl", "identity", "estimator", "misuse")
-REDUCTIONS = ("none", "sum", "mean", "batchmean")
-TENSOR_KINDS = ("logits", "log_probs", "probs")
 UNDECLARED = Rounding()
 
 
@@ -95,7 +96,7 @@ def path(
     compiles: bool = False,
     absent: str = "",
     where: str = "",
-) -> Callable[[Function], Function]:
+) -> Callable[[Registered], Registered]:
     """Decorator: registers a function under `name`; one name may stand once for each reduction and kinds.
 
     `summary` defaults to the first line of the docstring. Raises UsageError for a word that is not known and for a
@@ -112,7 +113,7 @@ def path(
         if word not in known:
             raise UsageError(f"path {name!r}: {what} {word!r} is not one of {', '.join(known)}")
 
-    def register(function: Function) -> Function:
+    def register(function: Registered) -> Registered:
         key = (name, reduction, input_kind, target_kind)
         if key in _REGISTRY:
             raise UsageError(
@@ -153,8 +154,7 @@ def own_path(function: Function) -> Path:
     for known in registered():
         if known.function is function:
             return known
-    for known in registered():
-        if known.name == name:
-            raise UsageError(f"path {name!r} is one of the audit's own: give your function another name")
+    if name in {known.name for known in registered()}:
+        raise UsageError(f"path {name!r} is one of the audit's own: give your function another name")
     summary = (getattr(function, "__doc__", None) or "given by the user").strip().splitlines()[0]
     return Path(name, function, summary)

@@ -9,20 +9,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from audit.paths import REDUCTIONS, path
-from audit.paths.rounding import torch_rounding
+from audit.paths.rounding import PLAIN, torch_rounding
 
-PLAIN = torch_rounding()
 SOFTMAX_FIRST = torch_rounding(input="softmax")
+LOG_TARGET = torch_rounding("log_softmax")
 
 
-def _softmax_log(input: Tensor, target: Tensor) -> Tensor:
-    """kl_div(log(softmax(input)), target): softmax first, then its logarithm."""
-    return F.kl_div(torch.log(torch.softmax(input, -1)), target, reduction="none").sum(-1)
-
-
-def _log_softmax(input: Tensor, target: Tensor) -> Tensor:
-    """kl_div(log_softmax(input), target): the call torch's documentation recommends."""
-    return F.kl_div(torch.log_softmax(input, -1), target, reduction="none").sum(-1)
+def kl_div(log_q: Tensor, p: Tensor, *, reduction: str = "none", **options: bool) -> Tensor:
+    """torch's kl_div, summed over the classes where it is not reduced."""
+    loss = F.kl_div(log_q, p, reduction=reduction, **options)
+    return loss.sum(-1) if reduction == "none" else loss
 
 
 @path(
@@ -30,8 +26,8 @@ def _log_softmax(input: Tensor, target: Tensor) -> Tensor:
     summary="kl_div(log(softmax(input)), softmax(target)): softmax first, then its logarithm",
     rounding=SOFTMAX_FIRST,
 )
-def softmax_log(input: Tensor, target: Tensor) -> Tensor:
-    return _softmax_log(input, torch.softmax(target, -1))
+def softmax_log(input: Tensor, target: Tensor, *, reduction: str = "none") -> Tensor:
+    return kl_div(torch.log(torch.softmax(input, -1)), torch.softmax(target, -1), reduction=reduction)
 
 
 @path(
@@ -40,19 +36,26 @@ def softmax_log(input: Tensor, target: Tensor) -> Tensor:
     rounding=PLAIN,
 )
 def log_softmax(input: Tensor, target: Tensor) -> Tensor:
-    return _log_softmax(input, torch.softmax(target, -1))
+    return kl_div(torch.log_softmax(input, -1), torch.softmax(target, -1))
 
 
-path("softmax_log", target_kind="probs", rounding=SOFTMAX_FIRST)(_softmax_log)
-path("log_softmax", target_kind="probs", rounding=PLAIN)(_log_softmax)
+@path("softmax_log", target_kind="probs", rounding=SOFTMAX_FIRST)
+def softmax_log_of_probabilities(input: Tensor, target: Tensor) -> Tensor:
+    """kl_div(log(softmax(input)), target): softmax first, then its logarithm."""
+    return kl_div(torch.log(torch.softmax(input, -1)), target)
 
 
-@path("log_target", rounding=torch_rounding("log_softmax"))
-def log_target(input: Tensor, target: Tensor) -> Tensor:
+@path("log_softmax", target_kind="probs", rounding=PLAIN)
+def log_softmax_of_probabilities(input: Tensor, target: Tensor) -> Tensor:
+    """kl_div(log_softmax(input), target): the call torch's documentation recommends."""
+    return kl_div(torch.log_softmax(input, -1), target)
+
+
+@path("log_target", rounding=LOG_TARGET)
+def log_target(input: Tensor, target: Tensor, *, reduction: str = "none") -> Tensor:
     """kl_div(log_softmax(input), log_softmax(target), log_target=True)."""
-    return F.kl_div(torch.log_softmax(input, -1), torch.log_softmax(target, -1), reduction="none", log_target=True).sum(
-        -1
-    )
+    log_q, log_p = torch.log_softmax(input, -1), torch.log_softmax(target, -1)
+    return kl_div(log_q, log_p, reduction=reduction, log_target=True)
 
 
 def kl_div_loss(input: Tensor, target: Tensor, *, reduction: str) -> Tensor:
@@ -60,25 +63,10 @@ def kl_div_loss(input: Tensor, target: Tensor, *, reduction: str) -> Tensor:
     return loss.sum(-1) if reduction == "none" else loss
 
 
-def softmax_log_reduced(input: Tensor, target: Tensor, *, reduction: str) -> Tensor:
-    return F.kl_div(torch.log(torch.softmax(input, -1)), torch.softmax(target, -1), reduction=reduction)
-
-
-def log_target_reduced(input: Tensor, target: Tensor, *, reduction: str) -> Tensor:
-    log_q, log_p = torch.log_softmax(input, -1), torch.log_softmax(target, -1)
-    return F.kl_div(log_q, log_p, reduction=reduction, log_target=True)
-
-
 for _name, _function, _rounding, _reductions, _text in (
     ("kl_div_loss", kl_div_loss, PLAIN, REDUCTIONS, "nn.KLDivLoss of log_softmax(input), softmax(target)"),
-    (
-        "softmax_log",
-        softmax_log_reduced,
-        SOFTMAX_FIRST,
-        REDUCTIONS[1:],
-        "kl_div of log(softmax(input)), softmax(target)",
-    ),
-    ("log_target", log_target_reduced, torch_rounding("log_softmax"), REDUCTIONS[1:], "kl_div with log_target=True"),
+    ("softmax_log", softmax_log, SOFTMAX_FIRST, REDUCTIONS[1:], "kl_div of log(softmax(input)), softmax(target)"),
+    ("log_target", log_target, LOG_TARGET, REDUCTIONS[1:], "kl_div with log_target=True"),
 ):
     for _reduction in _reductions:
         _summed = ", summed over the classes" if _reduction == "none" else ""

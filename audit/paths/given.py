@@ -7,9 +7,9 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from audit.paths import path
+from audit.paths.functional import kl_div
 from audit.paths.rounding import torch_rounding
 
 Step = Callable[[Tensor], Tensor]
@@ -20,7 +20,7 @@ def _as_it_is(x: Tensor) -> Tensor:
 
 
 def _kl_div(input_step: Step, target_step: Step, log_target: bool, input: Tensor, target: Tensor) -> Tensor:
-    return F.kl_div(input_step(input), target_step(target), reduction="none", log_target=log_target).sum(-1)
+    return kl_div(input_step(input), target_step(target), log_target=log_target)
 
 
 # kind -> (as written, how it becomes what kl_div takes, what that rounds). The input's side, and the target's.

@@ -26,7 +26,6 @@ from torch import Tensor, log_softmax, nn
 
 from audit.errors import UsageError
 from audit.paths import REDUCTIONS, path
-from audit.paths.rounding import Rounding
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # The formats whose differences, sums and exponentials are ample in the format computed in.
@@ -180,6 +179,6 @@ def _error(x: Tensor, y: Tensor, difference: Tensor) -> Tensor:
     return torch.nan_to_num((x - (difference + back)) + (back - y), nan=0.0, posinf=0.0, neginf=0.0)
 
 
-@path("kl_div_from_logits", summary="audit.kl_div_from_logits(input, target): the remedy", rounding=Rounding())
+@path("kl_div_from_logits", summary="audit.kl_div_from_logits(input, target): the remedy")
 def per_row(input: Tensor, target: Tensor) -> Tensor:
     return kl_div_from_logits(input, target, reduction="none")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 
 @dataclass(frozen=True)
@@ -46,13 +46,11 @@ class Promise(NamedTuple):
     rounding: Rounding
 
 
-def torch_rounding(
-    target: str = "softmax",
-    input: str = "log_softmax",
-    *,
-    storage: str = "",
-    separate: bool = False,
-    temperature: float = 1.0,
-) -> Rounding:
-    """What torch's own kernels promise by their structure: cascaded sums, a library's exp."""
-    return Rounding(target, input, storage, separate=separate, cascade=True, temperature=temperature, exp_slope=0.0)
+# softmax, log_softmax and p (log p - log q), with a library's exp: what sums in any order, and what sums as torch does.
+ANY_ORDER = Rounding("softmax", "log_softmax", separate=False, exp_slope=0.0)
+PLAIN = replace(ANY_ORDER, cascade=True)
+
+
+def torch_rounding(target: str = "softmax", input: str = "log_softmax", **others: Any) -> Rounding:
+    """What torch's own kernels promise by their structure: `PLAIN`, but for what is named."""
+    return replace(PLAIN, target=target, input=input, **others)

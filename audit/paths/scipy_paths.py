@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import replace
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,9 +17,9 @@ DTYPES = ("float32", "float64")
 PROBABILITIES = Rounding("softmax", "softmax")
 
 
-def _probabilities(input: Tensor, target: Tensor, function: Callable[..., object]) -> Tensor:
-    p, q = (torch.softmax(t, -1).numpy() for t in (target, input))
-    return torch.as_tensor(function(p, q))
+def _probabilities(input: Tensor, target: Tensor) -> list[Any]:
+    """p and q as arrays, in scipy's order."""
+    return [torch.softmax(t, -1).numpy() for t in (target, input)]
 
 
 @path("scipy_rel_entr", dtypes=DTYPES, rounding=PROBABILITIES, absent=ABSENT, where="cpu")
@@ -26,15 +27,15 @@ def rel_entr(input: Tensor, target: Tensor) -> Tensor:
     """scipy.special.rel_entr(softmax(target), softmax(input)), summed over the classes."""
     from scipy.special import rel_entr
 
-    return _probabilities(input, target, rel_entr).sum(-1)
+    return torch.as_tensor(rel_entr(*_probabilities(input, target))).sum(-1)
 
 
-@path("scipy_kl_div", dtypes=DTYPES, rounding=Rounding("softmax", "softmax", masses=True), absent=ABSENT, where="cpu")
+@path("scipy_kl_div", dtypes=DTYPES, rounding=replace(PROBABILITIES, masses=True), absent=ABSENT, where="cpu")
 def kl_div(input: Tensor, target: Tensor) -> Tensor:
     """scipy.special.kl_div(softmax(target), softmax(input)), summed: p log(p / q) - p + q."""
     from scipy.special import kl_div
 
-    return _probabilities(input, target, kl_div).sum(-1)
+    return torch.as_tensor(kl_div(*_probabilities(input, target))).sum(-1)
 
 
 @path("scipy_entropy", dtypes=DTYPES, rounding=PROBABILITIES, absent=ABSENT, where="cpu")
@@ -42,4 +43,4 @@ def entropy(input: Tensor, target: Tensor) -> Tensor:
     """scipy.stats.entropy(softmax(target), softmax(input)), which normalises both once more."""
     from scipy.stats import entropy
 
-    return _probabilities(input, target, lambda p, q: entropy(p, q, axis=-1))
+    return torch.as_tensor(entropy(*_probabilities(input, target), axis=-1))

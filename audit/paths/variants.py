@@ -9,58 +9,46 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from audit.paths import path
-from audit.paths.rounding import Rounding, torch_rounding
+from audit.paths.functional import kl_div
+from audit.paths.rounding import ANY_ORDER, PLAIN, torch_rounding
 
 HALVES = ("float16", "bfloat16")
-IN_SINGLE = torch_rounding(storage="float32")
 TEMPERATURE = 4.0
-# Sums in any order, but of an ordinary softmax.
-SHIFTED = Rounding("softmax", "log_softmax", separate=False, exp_slope=0.0)
 APART = torch_rounding(separate=True)
 
 
-def _kl(log_q: Tensor, p: Tensor) -> Tensor:
-    return F.kl_div(log_q, p, reduction="none").sum(-1)
-
-
-@path("softmax_dtype", dtypes=HALVES, rounding=IN_SINGLE)
+@path("softmax_dtype", dtypes=HALVES, rounding=torch_rounding(storage="float32"))
 def softmax_dtype(input: Tensor, target: Tensor) -> Tensor:
     """kl_div with log_softmax(dtype=float32) and softmax(dtype=float32): the result is float32."""
-    return _kl(torch.log_softmax(input, -1, dtype=torch.float32), torch.softmax(target, -1, dtype=torch.float32))
+    return kl_div(torch.log_softmax(input, -1, dtype=torch.float32), torch.softmax(target, -1, dtype=torch.float32))
 
 
-@path("softmax_dtype_cast", dtypes=HALVES, rounding=torch_rounding())
+@path("softmax_dtype_cast", dtypes=HALVES, rounding=PLAIN)
 def softmax_dtype_cast(input: Tensor, target: Tensor) -> Tensor:
     """The same, each rounded back to the logits' dtype: not what softmax in that dtype gives."""
     log_q, p = torch.log_softmax(input, -1, dtype=torch.float32), torch.softmax(target, -1, dtype=torch.float32)
-    return _kl(log_q.to(input.dtype), p.to(input.dtype))
+    return kl_div(log_q.to(input.dtype), p.to(input.dtype))
 
 
-@path(
-    "upcast",
-    dtypes=(*HALVES, "float32"),
-    rounding=Rounding("softmax", "log_softmax", "", "", separate=False, exp_slope=0.0),
-)
+@path("upcast", dtypes=(*HALVES, "float32"), rounding=ANY_ORDER)
 def upcast(input: Tensor, target: Tensor) -> Tensor:
     """log_softmax path on the logits in the next wider format, cast back."""
     wide = torch.float64 if input.dtype == torch.float32 else torch.float32
-    return _kl(torch.log_softmax(input.to(wide), -1), torch.softmax(target.to(wide), -1)).to(input.dtype)
+    return kl_div(torch.log_softmax(input.to(wide), -1), torch.softmax(target.to(wide), -1)).to(input.dtype)
 
 
 @path("cross_entropy_minus_entropy", rounding=APART)
 def cross_entropy_minus_entropy(input: Tensor, target: Tensor) -> Tensor:
     """-sum p log q + sum p log p, summed apart."""
     p = torch.softmax(target, -1)
-    entropy: Tensor = -torch.special.xlogy(p, p).sum(-1)
-    return -entropy - (p * torch.log_softmax(input, -1)).sum(-1)
+    return torch.xlogy(p, p).sum(-1) - (p * torch.log_softmax(input, -1)).sum(-1)
 
 
 @path("soft_cross_entropy", rounding=APART)
 def soft_cross_entropy(input: Tensor, target: Tensor) -> Tensor:
     """F.cross_entropy with probabilities as its target, minus their entropy."""
     p = torch.softmax(target, -1)
-    entropy: Tensor = -torch.special.xlogy(p, p).sum(-1)
-    return F.cross_entropy(input, p, reduction="none") - entropy
+    return F.cross_entropy(input, p, reduction="none") + torch.xlogy(p, p).sum(-1)
 
 
 @path("categorical", rounding=torch_rounding("log_softmax"))
@@ -71,12 +59,11 @@ def categorical(input: Tensor, target: Tensor) -> Tensor:
     return divergence
 
 
-@path("generalised", rounding=Rounding("softmax", "any", separate=False, masses=True, cascade=True, exp_slope=0.0))
+@path("generalised", rounding=torch_rounding(input="any", masses=True))
 def generalised(input: Tensor, target: Tensor) -> Tensor:
     """The generalised KL, term by term p log(p / q) - p + q, as scipy.special.kl_div has it."""
     p, log_q = torch.softmax(target, -1), torch.log_softmax(input, -1)
-    terms: Tensor = torch.special.xlogy(p, p) - p * log_q - p + log_q.exp()
-    return terms.sum(-1)
+    return (torch.xlogy(p, p) - p * log_q - p + log_q.exp()).sum(-1)
 
 
 @path(
@@ -89,7 +76,7 @@ def generalised(input: Tensor, target: Tensor) -> Tensor:
 def distillation(input: Tensor, target: Tensor) -> Tensor:
     """T^2 KL of the logits over T = 4, as distillation has it; the reference is that value."""
     log_q, p = torch.log_softmax(input / TEMPERATURE, -1), torch.softmax(target / TEMPERATURE, -1)
-    return _kl(log_q, p) * TEMPERATURE**2
+    return kl_div(log_q, p) * TEMPERATURE**2
 
 
 def _first_dim(input: Tensor, target: Tensor, *, reduction: str) -> Tensor:
@@ -103,16 +90,12 @@ for _reduction in ("none", "sum", "mean"):  # "batchmean" would divide by the fi
         "first_dim",
         summary=f'kl_div(log_softmax(input, 0), softmax(target, 0), reduction="{_reduction}"): classes first',
         reduction=_reduction,
-        rounding=SHIFTED,
+        rounding=ANY_ORDER,
     )(partial(_first_dim, reduction=_reduction))
 
 
-@path(
-    "autocast",
-    dtypes=(*HALVES, "float32"),
-    rounding=Rounding("softmax", "log_softmax", result="float32", separate=False, cascade=True, exp_slope=0.0),
-)
+@path("autocast", dtypes=(*HALVES, "float32"), rounding=torch_rounding(result="float32"))
 def autocast(input: Tensor, target: Tensor) -> Tensor:
     """The log_softmax path under torch.autocast: kl_div in float32 everywhere, softmax of halves on CUDA alone."""
     with torch.autocast(input.device.type, dtype=torch.bfloat16):
-        return _kl(torch.log_softmax(input, -1), torch.softmax(target, -1))
+        return kl_div(torch.log_softmax(input, -1), torch.softmax(target, -1))

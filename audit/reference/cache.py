@@ -13,11 +13,11 @@ from contextlib import closing
 from dataclasses import astuple
 from pathlib import Path
 
-from audit.reference.gold import Record
+from audit.reference.gold import FIELDS, Record
 
 LIMIT = 50_000  # records, of about 400 bytes
 _SECONDS = 10.0  # to wait for another run
-_COLUMNS = ", ".join(Record.__dataclass_fields__)
+_COLUMNS = ", ".join(FIELDS)
 
 
 def default_file() -> Path:
@@ -33,30 +33,21 @@ class Cache:
 
     def read(self, keys: Iterable[tuple[str, str]], versions: str) -> dict[tuple[str, str], Record]:
         """The intact records of these digests and quantities that the versions made."""
-        found: dict[tuple[str, str], Record] = {}
+        query = f"SELECT {_COLUMNS} FROM records WHERE digest = ? AND quantity = ?"
         try:
             with closing(self._connect()) as database:
-                for key in keys:
-                    for row in database.execute(
-                        f"SELECT {_COLUMNS} FROM records WHERE digest = ? AND quantity = ?", key
-                    ):
-                        record = Record(*map(str, row))
-                        if record.intact and record.versions == versions:
-                            found[key] = record
+                found = {key: Record(*map(str, row)) for key in keys for row in database.execute(query, key)}
         except (OSError, sqlite3.Error):
             return {}
-        return found
+        return {key: record for key, record in found.items() if record.intact and record.versions == versions}
 
     def write(self, records: Sequence[Record]) -> None:
-        marks = ", ".join("?" * len(Record.__dataclass_fields__))
+        marks = ", ".join("?" * len(FIELDS))
         try:
             with closing(self._connect()) as database, database:
                 database.executemany(f"INSERT OR REPLACE INTO records VALUES ({marks})", map(astuple, records))
-                (count,) = database.execute("SELECT COUNT(*) FROM records").fetchone()
-                database.execute(
-                    "DELETE FROM records WHERE rowid IN (SELECT rowid FROM records ORDER BY rowid LIMIT ?)",
-                    (max(0, count - self._limit),),
-                )
+                oldest = "SELECT rowid FROM records ORDER BY rowid LIMIT max(0, (SELECT COUNT(*) FROM records) - ?)"
+                database.execute(f"DELETE FROM records WHERE rowid IN ({oldest})", (self._limit,))
         except (OSError, sqlite3.Error):
             return
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
-from audit.reference.oracle import _context
+from audit.reference.oracle import context
 from audit.reference.softmax import BITS, softmax
 
 PARTS = ("softmax", "shift", "log_softmax", "log", "product", "summation", "output")
@@ -22,14 +23,15 @@ def split_drift(stages: list[list[float]], total: float, result: float) -> dict[
     c being the shift that a row's log-probabilities have in common (their median error): so they add up to the drift.
     """
     x, y, p, l, log_p, terms = stages
-    ctx = _context()
+    ctx = context()
     with ctx.workprec(BITS):
         exact_p, exact_log_p = softmax(y)
         exact_l = exact_log_p if x == y else softmax(x)[1]
         there = [i for i, v in enumerate(p) if v > 0]
         stored = {i: ctx.mpf(p[i]) for i in there}
         logarithms = {i: ctx.log(v) for i, v in stored.items()}
-        errors = sorted(ctx.mpf(l[i]) - exact_l[i] for i in range(len(x)))
+        stored_l = [ctx.mpf(v) for v in l]
+        errors = sorted(a - b for a, b in zip(stored_l, exact_l, strict=True))
         shift = errors[len(errors) // 2]
 
         def f(logs: Any) -> Any:
@@ -39,14 +41,12 @@ def split_drift(stages: list[list[float]], total: float, result: float) -> dict[
             ctx.fsum(a * (b - c) for a, b, c in zip(exact_p, exact_log_p, exact_l, strict=True)),
             f(exact_l),
             f([v + shift for v in exact_l]),
-            f([ctx.mpf(v) for v in l]),
-            ctx.fsum(stored[i] * (ctx.mpf(log_p[i]) - ctx.mpf(l[i])) for i in there),
+            f(stored_l),
+            ctx.fsum(stored[i] * (ctx.mpf(log_p[i]) - stored_l[i]) for i in there),
             ctx.fsum(ctx.mpf(v) for v in terms),
             ctx.mpf(total),
             ctx.mpf(result),
         ]
-        parts = {
-            name: float(after - before) for name, before, after in zip(PARTS, values[:-1], values[1:], strict=True)
-        }
-        mass = ctx.fsum(stored.values()) - ctx.fsum(ctx.exp(ctx.mpf(v)) for v in l)
+        parts = {name: float(b - a) for name, (a, b) in zip(PARTS, pairwise(values), strict=True)}
+        mass = ctx.fsum(stored.values()) - ctx.fsum(map(ctx.exp, stored_l))
         return {"drift": float(values[-1] - values[0]), **parts, "mass_difference": float(mass)}

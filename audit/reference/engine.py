@@ -16,13 +16,10 @@ from fractions import Fraction
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from audit.reference.fixedpoint import LARGEST, MOST, Sum, Weights, exponential_sums
-from audit.reference.limbs import BITS, any_nonzero
-from audit.reference.oracle import _LOCK, Ball, _context
-
-Floats = NDArray[np.float64]
+from audit.reference.fixedpoint import LARGEST, MOST, Integers, Sum, Weights, exponential_sums
+from audit.reference.limbs import BITS, Floats, any_nonzero
+from audit.reference.oracle import LOCK, Ball, context
 
 # Below, the oracle is as fast.
 SMALLEST = 512
@@ -43,14 +40,14 @@ def kl_row(input: Floats, target: Floats, digits: int) -> Ball | None:
         return None
     if max(x.max(), -x.min(), y.max(), -y.min()) > LARGEST:
         return None
-    differences, errors = _differences(y, x_of_y)
-    if len(x) == len(y) and all(part is None or part.min() == part.max() for part in (differences, errors)):
-        return Ball(_context().zero, _context().zero)
+    differences = _differences(y, x_of_y)
+    if len(x) == len(y) and all(part.min() == part.max() for part in differences):
+        return Ball(context().zero, context().zero)
     limbs = max(3, math.ceil((digits * math.log2(10) + 8) / BITS))
-    ctx = _context()
+    ctx = context()
     while limbs <= MOST_LIMBS:
-        with _LOCK, ctx.workprec(64), _short_buffer():
-            ball = _ball(x, y, differences, errors, limbs)
+        with LOCK, ctx.workprec(64), _short_buffer():
+            ball = _ball(x, y, differences, limbs)
             wanted = abs(ball.value) * ctx.mpf(10) ** -digits
             if ball.radius <= wanted * (1 - ctx.mpf(2) ** -32):
                 return ball
@@ -72,18 +69,19 @@ def _short_buffer() -> Iterator[None]:
             np.setbufsize(before)
 
 
-def _differences(y: Floats, x: Floats) -> tuple[Floats, Floats | None]:
-    """y - x as the exact sum of two arrays (TwoSum, Knuth), the second at most half an ulp of the first; None for 0."""
+def _differences(y: Floats, x: Floats) -> list[Floats]:
+    """y - x as the exact sum of two arrays (TwoSum, Knuth), the second at most half an ulp of the first; of one where
+    the second is 0."""
     difference = y - x
     virtual = difference - y
     error = difference - virtual
     np.subtract(y, error, out=error)
     virtual += x
     error -= virtual
-    return difference, error if any_nonzero(error) else None
+    return [difference, error] if any_nonzero(error) else [difference]
 
 
-def _ball(x: Floats, y: Floats, differences: Floats, errors: Floats | None, limbs: int) -> Ball:
+def _ball(x: Floats, y: Floats, differences: list[Floats], limbs: int) -> Ball:
     """The value on so many limbs."""
     bits = BITS * limbs
     reach = 0.6932 * (bits + math.log2(len(x)))
@@ -95,12 +93,12 @@ def _ball(x: Floats, y: Floats, differences: Floats, errors: Floats | None, limb
     kept = y >= y.max() - reach
     if not kept.all():
         # log2 of e^(y - max) |y - x|, rounded upwards.
-        sizes = 1.4426 * (y[~kept] - y.max()) + np.log2(np.maximum(np.abs(differences[~kept]), 1e-300))
+        sizes = 1.4426 * (y[~kept] - y.max()) + np.log2(np.maximum(np.abs(differences[0][~kept]), 1e-300))
         lost_difference = len(y) * Fraction(2) ** max(math.ceil(sizes.max()) + 2, -2 * bits)
-        y, differences = y[kept], differences[kept]
-        errors = None if errors is None else errors[kept]
-    exponent = max(math.frexp(max(differences.max(), -differences.min()))[1], -400) + 1
-    weights = Weights.differences(differences, errors, exponent, limbs + 1)
+        y, differences = y[kept], [part[kept] for part in differences]
+    largest = max(differences[0].max(), -differences[0].min())
+    exponent = max(math.frexp(largest)[1], -400) + 1
+    weights = Weights.differences(differences, exponent, limbs + 1)
     top_x, (sum_x,) = _sums(x, [], limbs)
     top_y, (sum_y, sum_d) = _sums(y, [weights], limbs)
     factor = Fraction(2) ** exponent
@@ -129,7 +127,7 @@ def _sums(values: Floats, weights: list[Weights], limbs: int) -> tuple[Fraction,
     return exponential_sums(numbers[present], [Weights.counts(counts), *grouped], limbs)
 
 
-def _distinct(values: Floats) -> NDArray[np.int64] | None:
+def _distinct(values: Floats) -> Integers | None:
     """A number below 2^17 for each value, the same for the same; None unless the values have few significant bits.
 
     Every row of float16 or bfloat16 has such numbers: sign, exponent and the bits of the mantissa that are used.
@@ -150,7 +148,7 @@ def _distinct(values: Floats) -> NDArray[np.int64] | None:
 
 def _divergence(d: Sum, s_y: Sum, s_x: Sum, shift: Fraction, precision: int) -> Ball:
     """d / s_y + log(s_x / s_y) + shift. Each mpmath operation errs by at most 4 units of 2^-precision, relative."""
-    ctx = _context()
+    ctx = context()
 
     def mpf(number: Fraction) -> Any:
         return ctx.mpf(number.numerator) / number.denominator

@@ -11,10 +11,9 @@ import mpmath
 from audit.errors import UsageError
 from audit.reference import engine
 from audit.reference.oracle import GUARD_DIGITS, Ball, kl_sum, sum_of_balls
-from audit.reference.values import Rows, as_rows, check_kind
+from audit.reference.values import REDUCTIONS, Rows, as_rows, check_kind
 
 MOST_DIGITS = 100_000  # far more than 10,000 bits settle
-REDUCTIONS = ("none", "sum", "mean", "batchmean")
 
 
 def exact_kl(
@@ -50,16 +49,17 @@ def exact_kl(
         raise UsageError(f"digits: at most {MOST_DIGITS:,} can be asked for")
     x, single = as_rows(input, "input")
     y, single_target = as_rows(target, "target")
-    if x.shape != y.shape or single != single_target:
-        raise UsageError(f"input has shape {_shape(x, single)} and target {_shape(y, single_target)}; they must agree")
+    shape, target_shape = x.shape[single:], y.shape[single_target:]
+    if shape != target_shape:
+        raise UsageError(f"input has shape {shape} and target {target_shape}; they must agree")
     check_kind(x, input_kind, "input")
     check_kind(y, target_kind, "target")
     each = reduction == "none" and not single
-    divisor = {"none": 1, "sum": 1, "mean": x.size, "batchmean": x.size if single else len(x)}[reduction]
+    divisor = {"none": 1, "sum": 1, "mean": x.size, "batchmean": shape[0]}[reduction]
     if not each and not _fast(x, input_kind, target_kind):
         return _public(kl_sum(x, y, input_kind, target_kind, digits, divisor=divisor))
     balls = [ball for ball, _ in _row_balls(x, y, input_kind, target_kind, digits)]
-    return [_public(ball) for ball in balls] if each else _public(sum_of_balls(balls, divisor, digits))
+    return [_public(ball) for ball in balls] if each else _public(sum_of_balls(balls, divisor, digits + GUARD_DIGITS))
 
 
 def _fast(input: Rows, input_kind: str, target_kind: str) -> bool:
@@ -93,15 +93,14 @@ def certified_rows(
     """`row_references`, each with the engine that computed it."""
     check_kind(input, input_kind, "input")
     check_kind(target, target_kind, "target")
-    rows = [
-        Certified(_text(ball, digits), name)
-        for ball, name in _row_balls(input, target, input_kind, target_kind, digits)
-    ]
-    for row, (text, _) in enumerate(rows):
+    rows = []
+    for row, (ball, name) in enumerate(_row_balls(input, target, input_kind, target_kind, digits)):
+        text = _text(ball, digits)
         try:
             Decimal(text)
         except InvalidOperation:
             raise UsageError(f"row {row}: KL is {text[:12]}... with an exponent beyond +-10^18; scale it") from None
+        rows.append(Certified(text, name))
     return rows
 
 
@@ -127,7 +126,3 @@ def _text(ball: Ball, digits: int) -> str:
 def _public(ball: Ball) -> Any:
     """The value as an mpf of mpmath's own global context, every bit kept (one of a local context does not pickle)."""
     return mpmath.mp.make_mpf(ball.value._mpf_)
-
-
-def _shape(rows: Any, single: bool) -> tuple[int, ...]:
-    return tuple(rows.shape[1:] if single else rows.shape)

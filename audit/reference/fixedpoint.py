@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +35,7 @@ from audit.reference.limbs import (
     carry,
     divide,
     exact_terms,
+    nonzero,
     passes_of,
     plan,
     product,
@@ -82,26 +84,22 @@ class Weights:
         return cls(lambda m: [counts[m].astype(np.float64)], 0, (int(counts.max()),), Fraction(0), Fraction(1), total)
 
     @classmethod
-    def differences(cls, values: Floats, errors: Floats | None, exponent: int, limit: int) -> Weights:
-        """(values + errors) / 2^exponent, at most 1/2 in magnitude; each error is at most half an ulp of its value."""
+    def differences(cls, parts: Sequence[Floats], exponent: int, limit: int) -> Weights:
+        """One or two parts over 2^exponent, at most 1/2 together, the second at most half an ulp of the first."""
         scale = 2.0 ** (BITS - exponent)
 
-        def cut(members: Members, count: int) -> tuple[list[Floats], tuple[Floats, Floats | None]]:
-            small = None if errors is None else _pick(errors, members)
-            return split(_pick(values, members), small, count, scale)
+        def cut(members: Members, count: int) -> tuple[list[Floats], list[Floats]]:
+            return split([_pick(part, members) for part in parts], count, scale)
 
         count = 2
-        for start in range(0, len(values), BLOCK):
-            while count < limit:
-                left = cut(slice(start, start + BLOCK), count)[1]
-                if not any(any_nonzero(part) for part in left if part is not None):
-                    break
+        for start in range(0, len(parts[0]), BLOCK):
+            block = slice(start, start + BLOCK)
+            while count < limit and any(any_nonzero(part) for part in cut(block, count)[1]):
                 count += 1
         missing = Fraction(1, 2 ** (BITS * count)) if count == limit else Fraction(0)
-        each = HALF if errors is None else 2 * HALF
         # In binary64 a sum of n numbers of one sign errs by less than n 2^-53 of it.
-        total = SLACK * Fraction(float(np.abs(values).sum())) / Fraction(2) ** exponent
-        return cls(lambda m: cut(m, count)[0], 1, (each,) * count, missing, Fraction(1, 2), total)
+        total = SLACK * Fraction(float(np.abs(parts[0]).sum())) / Fraction(2) ** exponent
+        return cls(lambda m: cut(m, count)[0], 1, (len(parts) * HALF,) * count, missing, Fraction(1, 2), total)
 
     def grouped(self, group: Integers, counts: Integers) -> Weights:
         """The sums over the classes of each group, in few enough limbs to be multiplied again."""
@@ -185,27 +183,23 @@ def _runs(values: Floats, top: float, width: int) -> Iterator[tuple[int, int, In
                 yield page, tail_limbs, np.flatnonzero(chosen)
 
 
-class _Space:
-    """The arrays that a block of classes is worked on in."""
+class _Space(NamedTuple):
+    """The arrays that a block of classes is worked on in; `sums` and `results` are two of limbs 0 ... width + 1."""
 
-    def __init__(self, width: int) -> None:
-        self.left = aligned(BLOCK, narrow_limbs(width))
-        # Of every sum, limbs 0 ... width + 1. The first has T2 at first.
-        self.sums = aligned(2, width + 2, BLOCK)
-        self.results = aligned(2, width + 2, BLOCK)
-        self.scratch = aligned(width + 2, BLOCK)
+    left: Floats
+    sums: Floats  # the first has T2 at first
+    results: Floats
+    scratch: Floats
 
     def of(self, size: int) -> _Space:
         """The same memory for fewer classes."""
-        part = object.__new__(_Space)
-        part.left = self.left[:size]
-        for name in ("sums", "results", "scratch"):
-            setattr(part, name, getattr(self, name)[..., :size])
-        return part
+        return _Space(self.left[:size], *(array[..., :size] for array in self[1:]))
 
 
-# Kept: fresh memory costs more than the arithmetic.
-_space = lru_cache(maxsize=1)(_Space)
+@lru_cache(maxsize=1)  # Fresh memory costs more than the arithmetic.
+def _space(width: int) -> _Space:
+    sums, results = (aligned(2, width + 2, BLOCK) for _ in range(2))
+    return _Space(aligned(BLOCK, narrow_limbs(width)), sums, results, aligned(width + 2, BLOCK))
 
 
 def _run_sums(
@@ -255,18 +249,16 @@ def _run_sums(
 
 def _horner(right: Floats, t: Floats, tail_limbs: int, chosen: Plan, space: _Space) -> None:
     """T2, in `right`, becomes scale e^t T2."""
-    terms = len(chosen.steps) - 1
-    tail, _ = split(t, None, tail_limbs, RADIX**2)
-    higher = t * t * (1 / (terms + 2)) * (1 + t * (1 / (terms + 3)))
+    last = len(chosen.steps) - 1
+    tail, _ = split([t], tail_limbs, RADIX**2)
+    higher = t * t * (1 / (last + 2)) * (1 + t * (1 / (last + 3)))
     # Its first digit is 0.
-    digits, _ = split(higher, None, chosen.steps[0].factors - 1, RADIX**3)
-    first = [tail[0], *digits]
-    for both, limb in zip(first[1:], tail[1:], strict=False):
+    digits, _ = split([higher], chosen.steps[0].factors - 1, RADIX**3)
+    for both, limb in zip(digits, tail[1:], strict=False):
         both += limb
-    result, last = right, len(chosen.steps) - 1
+    factors, tail_factors = nonzero([tail[0], *digits], 2), nonzero(tail, 2)
+    result = right
     for turn, step in enumerate(chosen.steps):
-        if turn < 2:
-            factors = [(m, limb) for m, limb in enumerate(tail if turn else first, 2) if any_nonzero(limb)]
         if step.divisor > 1:
             divide(result, step.divisor)
         # After the last step T2 is not needed, but for the only step, which multiplies T2 itself.
@@ -275,7 +267,7 @@ def _horner(right: Floats, t: Floats, tail_limbs: int, chosen: Plan, space: _Spa
         add_products(result, factors, step.every, summed, space.scratch)
         for _ in range(step.passes):
             carry(summed, space.scratch)
-        result = summed
+        result, factors = summed, tail_factors
     if last == 0:
         right[: len(result)] = result
     right[len(result) :] = 0
@@ -291,8 +283,7 @@ def _times(
     start = top + first
     np.multiply(limbs[top : len(out) - first], weights[0], out=out[start:])
     out[:start] = 0
-    others = ((m, weight) for m, weight in enumerate(weights[1:], start + 1) if any_nonzero(weight))
-    add_products(limbs[top:], others, needs.every, out, scratch)
+    add_products(limbs[top:], nonzero(weights[1:], start + 1), needs.every, out, scratch)
     for _ in range(needs.passes):
         carry(out, scratch)
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass, fields, replace
 from decimal import Decimal
 from functools import cache
 from importlib.metadata import version
-from itertools import compress
 from pathlib import Path
 
 from audit import __version__
@@ -45,6 +44,9 @@ class Record:
     @property
     def intact(self) -> bool:
         return self.checksum == self._sum()
+
+
+FIELDS = tuple(field.name for field in fields(Record))
 
 
 @cache
@@ -85,20 +87,19 @@ def read_records(folder: Path) -> list[Record]:
         return []
     except csv.Error:  # lines run together: what follows is lost, and no record
         rows.append(["the rest of the table"])
-    count = len(fields(Record))
-    return [Record(*(row + [""] * count)[:count]) for row in rows[1:]]
+    return [Record(*(row + [""] * len(FIELDS))[: len(FIELDS)]) for row in rows[1:]]
 
 
 def read_gold(folder: Path) -> Gold:
-    records = read_records(folder)
-    whole = [r.intact for r in records]
-    good = list(compress(records, whole))
-    values = {(r.digest, r.quantity): r.value for r in good}
-    twice = [r for r in good if values[r.digest, r.quantity] != r.value]
+    whole: list[Record] = []
+    damaged: list[Record] = []
+    for record in read_records(folder):
+        (whole if record.intact else damaged).append(record)
+    values = {(r.digest, r.quantity): r.value for r in whole}
+    twice = [r for r in whole if values[r.digest, r.quantity] != r.value]
     for record in twice:
         values.pop((record.digest, record.quantity), None)
-    damaged = [record_name(r.digest, r.quantity) for r in [*compress(records, (not w for w in whole)), *twice]]
-    return Gold(values, damaged)
+    return Gold(values, [record_name(r.digest, r.quantity) for r in damaged + twice])
 
 
 def write_records(folder: Path, records: Iterable[Record]) -> None:
@@ -107,6 +108,6 @@ def write_records(folder: Path, records: Iterable[Record]) -> None:
     partial = folder / f".{NAME}.partial"
     with open(partial, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([f.name for f in fields(Record)])
+        writer.writerow(FIELDS)
         writer.writerows(vars(r).values() for r in sorted(records, key=lambda r: (r.digest, r.quantity)))
     partial.replace(folder / NAME)

@@ -59,6 +59,11 @@ def any_nonzero(values: Floats) -> bool:
     return bool(np.bitwise_or.reduce(values.view(np.int64)) & 2**63 - 1)
 
 
+def nonzero(rows: Iterable[Floats], first: int) -> list[tuple[int, Floats]]:
+    """The rows that are not 0 throughout, with the positions where they stand, `first` and on."""
+    return [(position, row) for position, row in enumerate(rows, first) if any_nonzero(row)]
+
+
 def carry(limbs: Floats, scratch: Floats) -> None:
     """One pass in place along the first axis: each limb but the first becomes at most HALF plus one carry."""
     carries = scratch[: len(limbs) - 1]
@@ -110,35 +115,32 @@ def divide(limbs: Floats, divisor: int) -> None:
         remainder -= limb * divisor
 
 
-def split(
-    values: Floats, errors: Floats | None, count: int, scale: float
-) -> tuple[list[Floats], tuple[Floats, Floats | None]]:
-    """`count` limbs of `scale (values + errors)`, the first being the integer part, and what is left of both.
+def split(parts: Sequence[Floats], count: int, scale: float) -> tuple[list[Floats], list[Floats]]:
+    """`count` limbs of `scale` times the sum of one or two parts, the first being the integer part, and what is left.
 
-    At least 1 limb, 2 where scale < 1. Limbs after the first are at most HALF, and twice that with `errors`, of which
-    `scale` makes at most 1/2. Less than one unit of the last limb is left, in that unit.
+    At least 1 limb, 2 where scale < 1. Limbs after the first are at most HALF, and twice that with a second part, of
+    which `scale` makes at most 1/2. Less than one unit of the last limb is left, in that unit.
     """
     limbs: list[Floats] = []
     if scale < 1:
         # Scaling down could lose the last bits of numbers below 1e-300. Without their first limb they are scaled up.
-        limbs.append(np.rint(values * scale))
-        values = values - limbs[0] / scale
+        limbs.append(np.rint(parts[0] * scale))
+        parts = [parts[0] - limbs[0] / scale, *parts[1:]]
         scale *= RADIX
-    values = values * scale
-    errors = None if errors is None else errors * scale
+    left = [part * scale for part in parts]
+    first, *others = left
     while True:
-        limb = np.rint(values)
-        values -= limb
-        if errors is not None:
-            part = np.rint(errors)
-            errors -= part
-            limb += part
+        limb = np.rint(first)
+        first -= limb
+        for part in others:
+            digit = np.rint(part)
+            part -= digit
+            limb += digit
         limbs.append(limb)
         if len(limbs) == count:
-            return limbs, (values, errors)
-        values *= RADIX
-        if errors is not None:
-            errors *= RADIX
+            return limbs, left
+        for part in left:
+            part *= RADIX
 
 
 def add_products(

@@ -55,7 +55,7 @@ MAX_PRECISION = 10_000
 # A value this much sharper than asked rounds to the asked digits correctly, but for one in 10^9.
 GUARD_DIGITS = 10
 # Threads share mpmath's cached constants, and the fast engine's arrays.
-_LOCK = threading.RLock()
+LOCK = threading.RLock()
 
 
 class _Own(threading.local):
@@ -66,7 +66,7 @@ class _Own(threading.local):
 _OWN = _Own()
 
 
-def _context() -> Any:
+def context() -> Any:
     """One context a thread: making one is slow, and the global one belongs to the caller."""
     return _OWN.context
 
@@ -80,7 +80,7 @@ class Ball:
 
     def settles(self, digits: int) -> bool:
         """Whether the radius is at most 10^-digits of the value."""
-        return bool(self.radius <= abs(self.value) * _context().mpf(10) ** -digits)
+        return bool(self.radius <= abs(self.value) * context().mpf(10) ** -digits)
 
 
 def _support(row: Rows, kind: str) -> NDArray[np.bool_]:
@@ -126,7 +126,7 @@ def is_zero(input: Rows, target: Rows, input_kind: str, target_kind: str) -> boo
 
 def _log_terms(row: Rows, kind: str, classes: Any, origin: int) -> list[Any]:
     """log p_i of the listed classes, for logits up to the constant that makes the origin's 0."""
-    ctx = _context()
+    ctx = context()
     numbers = [ctx.mpf(v) for v in row[classes].tolist()]
     if kind == "log_probs":
         return numbers
@@ -141,7 +141,7 @@ def row_ball(input: Rows, target: Rows, input_kind: str, target_kind: str, preci
 
     For rows that are neither `is_zero` nor `is_infinite`.
     """
-    ctx = _context()
+    ctx = context()
     support = _support(target, target_kind)
     where, beyond = np.flatnonzero(support), np.flatnonzero(_support(input, input_kind) & ~support)
     origin = int(np.argmax(target))
@@ -174,13 +174,10 @@ def row_ball(input: Rows, target: Rows, input_kind: str, target_kind: str, preci
 
 
 def kl_row(input: Rows, target: Rows, input_kind: str, target_kind: str, digits: int) -> Ball:
-    """KL of one row, its radius at most 10^-digits of the value unless MAX_PRECISION bits do not reach that.
-
-    The radius is 0 where KL is exactly 0 or infinite.
+    """KL of one row that is not `is_infinite`, its radius at most 10^-digits of the value unless MAX_PRECISION bits do
+    not reach that, and 0 where KL is exactly 0.
     """
-    ctx, kinds = _context(), (input_kind, target_kind)
-    if is_infinite(input, target, *kinds):
-        return Ball(ctx.inf, ctx.zero)
+    ctx, kinds = context(), (input_kind, target_kind)
     if is_zero(input, target, *kinds):
         return Ball(ctx.zero, ctx.zero)
     precision = _bits(digits)
@@ -212,14 +209,14 @@ def kl_sum(
     Raises UsageError, of `name` and with the radius reached, where MAX_PRECISION bits settle neither the digits
     nor zero.
     """
-    ctx, kinds = _context(), (input_kind, target_kind)
+    ctx, kinds = context(), (input_kind, target_kind)
     asked = digits + GUARD_DIGITS
-    with _LOCK:
+    with LOCK:
         if is_infinite(input, target, *kinds):
             return Ball(ctx.inf, ctx.zero)
         row_digits = asked
         balls = [kl_row(x, y, *kinds, asked) for x, y in zip(input, target, strict=True)]
-        while not (total := _total(balls, divisor, _bits(row_digits))).settles(asked):
+        while not (total := sum_of_balls(balls, divisor, row_digits)).settles(asked):
             # Rows cancel each other, or cannot be settled by themselves; those that can are asked for more.
             open_rows = [ball.radius != 0 and ball.settles(row_digits) for ball in balls]
             if not any(open_rows):
@@ -233,22 +230,19 @@ def kl_sum(
 
 
 def sum_of_balls(balls: list[Ball], divisor: int, digits: int) -> Ball:
-    """The sum of what is never negative over `divisor`: to as many digits as each of the balls has."""
-    with _LOCK:
-        return _total(balls, divisor, _bits(digits + GUARD_DIGITS))
+    """The sum over `divisor` of balls that settle `digits`, as it does too where none is negative.
 
-
-def _total(balls: list[Ball], divisor: int, precision: int) -> Ball:
-    """The balls' sum over `divisor`; its roundings, of what rows that cancel are too, are in the radius."""
-    ctx = _context()
-    with ctx.workprec(precision):
+    Its roundings, of what rows that cancel are too, are in the radius.
+    """
+    ctx, precision = context(), _bits(digits)
+    with LOCK, ctx.workprec(precision):
         value, size = (ctx.fsum((ball.value for ball in balls), absolute=a) / divisor for a in (False, True))
         radius = ctx.fsum(ball.radius for ball in balls) / divisor
         return Ball(value, radius + ctx.ldexp(size, 3 - precision) + ctx.ldexp(radius, 4 - precision))
 
 
 def _unsettled(ball: Ball, digits: int, name: str) -> str:
-    ctx = _context()
+    ctx = context()
     value, radius = ctx.nstr(ball.value, 6), ctx.nstr(ball.radius, 3)
     reached = f"{name}: {MAX_PRECISION} bits do not settle {digits} digits; they give {value} with radius {radius}"
     if abs(ball.value) <= ball.radius:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from audit.errors import UsageError
-from audit.reference.oracle import GUARD_DIGITS, MAX_PRECISION, _context
+from audit.reference.oracle import GUARD_DIGITS, MAX_PRECISION, context
 from audit.reference.softmax import softmax
 from audit.reference.values import Rows
 
@@ -39,7 +39,7 @@ def quantity_references(name: str, input: Rows, target: Rows, digits: int = 60) 
     10^(-2 digits), since equal inputs give noise there and no case comes near it otherwise. Raises UsageError where
     MAX_PRECISION bits do not settle the digits.
     """
-    ctx = _context()
+    ctx = context()
     precision = math.ceil((digits + GUARD_DIGITS) * math.log2(10)) + 32
     tolerance = ctx.mpf(10) ** -(digits + GUARD_DIGITS)
     previous: list[Any] | None = None
@@ -56,13 +56,13 @@ def quantity_references(name: str, input: Rows, target: Rows, digits: int = 60) 
 
 
 def as_text(number: Any, digits: int) -> str:
-    ctx = _context()
+    ctx = context()
     return "0" if abs(number) <= ctx.mpf(10) ** (-2 * digits) else str(ctx.nstr(number, digits))
 
 
 def evaluate(name: str, input: Rows, target: Rows, precision: int) -> list[Any]:
     """The quantity a row at so many bits."""
-    ctx = _context()
+    ctx = context()
     with ctx.workprec(precision):
         return QUANTITIES[name](*([[ctx.mpf(v) for v in row] for row in side.tolist()] for side in (input, target)))
 
@@ -77,7 +77,7 @@ def _softmax(logits: list[Any]) -> list[Any]:
 
 def _kl_div(input: list[Any], target: list[Any]) -> Any:
     """torch's kl_div: sum of t log t - t input, 0 where t = 0, not a number for a negative target."""
-    ctx = _context()
+    ctx = context()
     if any(t < 0 for t in target):
         return ctx.nan
     return ctx.fsum(t * (ctx.log(t) - i) for i, t in zip(input, target, strict=True) if t)
@@ -105,7 +105,7 @@ def log_probabilities_as_target(x: list[Any], y: list[Any]) -> Any:
 
 @row_quantity
 def probabilities_with_log_target(x: list[Any], y: list[Any]) -> Any:
-    ctx = _context()
+    ctx = context()
     return ctx.fsum(ctx.exp(p) * (p - l) for p, l in zip(_softmax(y), _log_softmax(x), strict=True))
 
 
@@ -132,26 +132,22 @@ def half_mass(x: list[Any], y: list[Any]) -> Any:
 @row_quantity
 def epsilon_in_log(x: list[Any], y: list[Any]) -> Any:
     """The habit log(p + 1e-8), on both sides."""
-    ctx = _context()
-    epsilon = ctx.mpf(1e-8)
+    ctx = context()
     q, p = _softmax(x), _softmax(y)
-    return ctx.fsum(a * (ctx.log(a + epsilon) - ctx.log(b + epsilon)) for a, b in zip(p, q, strict=True))
+    return ctx.fsum(a * (ctx.log(a + 1e-8) - ctx.log(b + 1e-8)) for a, b in zip(p, q, strict=True))
 
 
 @row_quantity
 def clamped(x: list[Any], y: list[Any]) -> Any:
     """The habit clamp(min=1e-10), on both sides."""
-    floor = _context().mpf(1e-10)
-    q, p = ([max(v, floor) for v in _softmax(z)] for z in (x, y))
-    return _kl_div([_context().log(v) for v in q], p)
+    q, p = ([max(v, 1e-10) for v in _softmax(z)] for z in (x, y))
+    return _kl_div([context().log(v) for v in q], p)
 
 
 @row_quantity
 def threshold_skipped(x: list[Any], y: list[Any]) -> Any:
     """Terms with p < 1e-3 left out."""
-    ctx = _context()
-    pairs = zip(_softmax(y), _log_softmax(x), strict=True)
-    return ctx.fsum(p * (ctx.log(p) - l) for p, l in pairs if p >= ctx.mpf(1e-3))
+    return _kl_div(_log_softmax(x), [p if p >= 1e-3 else 0 for p in _softmax(y)])
 
 
 @row_quantity
@@ -178,7 +174,7 @@ def k2(x: list[Any], y: list[Any]) -> Any:
 @row_quantity
 def k3(x: list[Any], y: list[Any]) -> Any:
     ratio = _log_ratio(x, y)
-    return _context().expm1(ratio) - ratio
+    return context().expm1(ratio) - ratio
 
 
 def _columns(rows: Matrix, function: Callable[[list[Any]], list[Any]]) -> Matrix:
@@ -203,6 +199,6 @@ def maps_over_different_dims(x: Matrix, y: Matrix) -> list[Any]:
     """Rows are channels of 8 x 8 pixels: the input normalised over channels, the target over the last eight."""
     logs = _columns(x, _log_softmax)
     return [
-        _context().fsum(_kl_div(a[i : i + 8], _softmax(b[i : i + 8])) for i in range(0, len(b), 8))
+        context().fsum(_kl_div(a[i : i + 8], _softmax(b[i : i + 8])) for i in range(0, len(b), 8))
         for a, b in zip(logs, y, strict=True)
     ]

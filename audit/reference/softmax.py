@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from audit.reference.oracle import _context
+from audit.reference.oracle import context
 from audit.reference.values import Rows
 
 Pair = tuple[Rows, Rows]
@@ -18,7 +18,7 @@ BITS = 200
 
 def exact_softmax(logits: Rows) -> tuple[Pair, Pair]:
     """(p, log p) of rows x classes of logits, each as (high, low)."""
-    ctx = _context()
+    ctx = context()
     with ctx.workprec(BITS):
         rows = [softmax(row) for row in logits.tolist()]
         return _pair([p for p, _ in rows]), _pair([log_p for _, log_p in rows])
@@ -30,7 +30,7 @@ def exact_gradients(input: Rows, target: Rows) -> tuple[Rows, Rows]:
     They are q - p and p (log p - log q - KL), the second 0 in the limit of p = 0. An error of 2^-190 in what cancels is
     all there is, and for subnormal numbers a second rounding.
     """
-    ctx = _context()
+    ctx = context()
     by_input, by_target = [], []
     with ctx.workprec(BITS):
         for x, y in zip(input.tolist(), target.tolist(), strict=True):
@@ -44,12 +44,12 @@ def exact_gradients(input: Rows, target: Rows) -> tuple[Rows, Rows]:
 
 def softmax(row: list[Any]) -> tuple[list[Any], list[Any]]:
     """p and log p of one row of logits, floats or mpf, at the context's present precision."""
-    ctx = _context()
-    top = ctx.mpf(max(row))
+    ctx = context()
+    largest = row.index(max(row))
+    top = ctx.mpf(row[largest])
     shifted = [ctx.mpf(v) - top for v in row]
     weights = [ctx.exp(a) for a in shifted]
     total = ctx.fsum(weights)
-    largest = row.index(max(row))
     # log(1 + rest) keeps the digits of a logarithm near 0.
     log_total = ctx.log1p(ctx.fsum(w for i, w in enumerate(weights) if i != largest))
     return [w / total for w in weights], [a - log_total for a in shifted]

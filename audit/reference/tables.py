@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from audit.reference.limbs import BITS, NARROW
-from audit.reference.oracle import _context
+from audit.reference.oracle import context
 
 COARSE, FINE = 12, 27
 PAGE_BITS = 16
@@ -48,7 +48,7 @@ def _exponentials(
     high: list[int], low: list[int], position: int, width: int, size: int, dtype: type[Any]
 ) -> NDArray[Any]:
     """e^((a + b)/2^position) for a in high, b in low, row by row, as limbs 1 ... width of `size` bits, at most 25."""
-    ctx = _context()
+    ctx = context()
     bits = size * width - 2
     guard = 32
     with ctx.workprec(bits + 2 * guard):
@@ -75,6 +75,6 @@ def _exponentials(
 @lru_cache(maxsize=1024)
 def page_factor(page: int, width: int) -> Fraction:
     """e^(-16 page), rounded below unit(width + 2)."""
-    ctx, bits = _context(), BITS * (width + 3)
+    ctx, bits = context(), BITS * (width + 3)
     with ctx.workprec(bits):
         return Fraction(int(ctx.nint(ctx.ldexp(ctx.exp(-page * 2 ** (PAGE_BITS - COARSE)), bits))), 2**bits)

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from audit.errors import UsageError
 
 Rows = NDArray[np.float64]
+KINDS = ("logits", "log_probs", "probs")  # what the numbers may be
+REDUCTIONS = ("none", "sum", "mean", "batchmean")  # how rows may become one value
 
 
 def exact_values(values: Any, name: str) -> Rows:
@@ -62,9 +64,6 @@ def as_rows(values: Any, name: str) -> tuple[Rows, bool]:
     if array.size == 0:
         raise UsageError(f"{name}: expected at least one row and one class, got shape {array.shape}")
     return np.atleast_2d(array), array.ndim == 1
-
-
-KINDS = ("logits", "log_probs", "probs")
 
 
 def check_kind(rows: Rows, kind: str, name: str, first: int = 0) -> None:
