@@ -85,12 +85,12 @@ def run(
         plan = plans.plan_file(logits, input_kind, target_kind, chosen, dtype, device)
     console = terminal.console()
     names = ", ".join(f"{d.name} ({d.model})" for d in plan.devices)
-    console.print(f"{sys.executable}, torch {torch.__version__}", highlight=False, soft_wrap=True)
-    console.print(f"devices: {names}", highlight=False, soft_wrap=True)
+    terminal.say(console, f"{sys.executable}, torch {torch.__version__}")
+    terminal.say(console, f"devices: {names}")
     from audit.devices import found
 
     for absent in (d for d in found() if d.absent):
-        console.print(f"absent: {absent.name} ({absent.absent})", highlight=False, soft_wrap=True)
+        terminal.say(console, f"absent: {absent.name} ({absent.absent})")
     start = perf_counter()
     with Workers(workers or os.cpu_count() or 1) as processes:
         with terminal.progress(console, sum(1 for _ in plan.problems()) + 2) as advance:
@@ -102,23 +102,25 @@ def run(
     terminal.show(audit.tables, out, console)
     seconds = audit.seconds
     ratio = (total - seconds["compiling"]) / max(seconds["torch"], 1e-9)
-    console.print(
+    terminal.say(
+        console,
         f"{total:.1f} s, {seconds['compiling']:.1f} of them compiling; the rest is {ratio:.1f} times what torch alone "
         "took for the paths",
-        soft_wrap=True,
     )
     for record in audit.damaged:
-        console.print(f"gold record {record} is damaged: computed instead; `references build` mends it", soft_wrap=True)
+        terminal.say(console, f"gold record {record} is damaged: computed instead; `references build` mends it")
     for name in audit.stale:
-        text = f"acknowledgement [{name}]: no finding of its scope occurs any more"
-        console.print(text, soft_wrap=True, markup=False)
+        terminal.say(console, f"acknowledgement [{name}]: no finding of its scope occurs any more")
     if len(audit.new_findings):
         from audit.judge.findings import stanza
 
-        console.print("To acknowledge a finding, put its stanza with a reason into a file and give it to")
-        console.print("--acknowledgements, or into audit/acknowledgements.ini:")
+        terminal.say(
+            console,
+            "To acknowledge a finding, put its stanza with a reason into a file and give it to --acknowledgements, or "
+            "into audit/acknowledgements.ini:",
+        )
         for _, finding in audit.new_findings.iterrows():
-            console.print(stanza(finding), soft_wrap=True, markup=False)
+            terminal.say(console, stanza(finding))
         raise typer.Exit(1)
 
 

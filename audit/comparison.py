@@ -14,9 +14,10 @@ import numpy as np
 import pandas as pd
 
 from audit.errors import UsageError
+from audit.kinds import GATED
 from audit.publish.bench import bench_file, measured_with, read_bench
 from audit.publish.folder import MARK
-from audit.publish.schema import GATED, SCHEMA_VERSION
+from audit.publish.schema import SCHEMA_VERSION
 from audit.publish.tables import read_table
 
 KEY = ["case", "path", "reduction", "dtype"]

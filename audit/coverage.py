@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from audit import cases, devices, paths
 from audit.errors import UsageError
 from audit.formats import FORMATS
+from audit.kinds import KINDS
 from audit.paths.execution import EXECUTIONS
 
 _HEAD = """# What is audited
@@ -25,12 +26,6 @@ _PROFILES = {
     "quick": ("each commit: every path, small cases", "11 s", "0.7 GB"),
     "standard": ("the audit: every family of inputs, vocabularies to 128,256 classes", "35 s", "1.0 GB"),
     "full": ("a new torch or device: to 262,144 classes, the main paths compiled as well", "94 s", "1.6 GB"),
-}
-_KINDS = {
-    "kl": "Means to compute KL, and is gated by its bound.",
-    "identity": "Means to give a known value, and is gated by its bound.",
-    "estimator": "Estimates KL from a sampled token; compared with its exact value on the same sample.",
-    "misuse": "A known mistake: compared with the exact value of its own formula, beside the KL that was meant.",
 }
 _COSTLY = "standard: log_softmax; full: the main paths"
 
@@ -53,7 +48,7 @@ def page() -> str:
     parts = [_HEAD]
     for profile, (purpose, *measured) in _PROFILES.items():
         parts.append(_row([profile, purpose, str(len(cases.registered(profile))), *measured]))
-    for kind, text in _KINDS.items():
+    for kind, text in KINDS.items():
         parts.append(f"\n## Paths: {kind}\n\n{text}\n\n")
         parts.append(_head("path", "reduction", "what it computes", "input, target", "dtypes", "only on cases"))
         for p in (p for p in _paths() if p.kind == kind):
@@ -76,7 +71,7 @@ def _cases() -> list[cases.Case]:
 
 
 def _paths() -> list[paths.Path]:
-    kinds = list(_KINDS)
+    kinds = list(KINDS)
     return sorted(
         paths.registered(), key=lambda p: (kinds.index(p.kind), p.name, p.input_kind, p.target_kind, p.reduction)
     )

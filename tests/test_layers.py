@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "audit"
 LAYERS = [
-    {"errors", "formats", "workers"},
+    {"errors", "formats", "kinds", "workers"},
     {"selection"},
     {"reference"},
     {"cases", "devices", "paths"},

@@ -18,7 +18,7 @@ from torch import Tensor
 from audit.cases import Case, Rows
 from audit.errors import UsageError
 from audit.formats import FORMATS, Format
-from audit.reference.values import KINDS, check_kind
+from audit.reference.values import TENSOR_KINDS, check_kind
 
 NAMES = ("input", "target")
 
@@ -49,8 +49,8 @@ class Pair:
     def open(cls, file: Path, input_kind: str, target_kind: str) -> Pair:
         """Raises UsageError, as `read_pair` does, for tensors that are not rows x classes, and for unknown kinds."""
         for name, kind in (("input", input_kind), ("target", target_kind)):
-            if kind not in KINDS:
-                raise UsageError(f"{name} kind {kind!r} is not one of {', '.join(KINDS)}")
+            if kind not in TENSOR_KINDS:
+                raise UsageError(f"{name} kind {kind!r} is not one of {', '.join(TENSOR_KINDS)}")
         input, target = _sources(file)
         if len(input.shape) != 2:
             raise UsageError(f"{file}: expected shape (rows, classes), got {input.shape}")

@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 
 from audit.errors import UsageError
+from audit.kinds import GATED
 
-GATED = ("kl", "identity")
 NEW = "new"
 SCOPE = ("path", "case", "dtype", "device", "symptom")
 GROUP = ["path", "dtype", "device", "symptom", "acknowledged_by"]

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, TypeVar
 
 from audit.errors import UsageError
 from audit.formats import FORMATS
+from audit.kinds import KINDS
 from audit.paths.rounding import Promise, Rounding
-from audit.reference.values import KINDS as TENSOR_KINDS
 from audit.reference.values import REDUCTIONS as REDUCTIONS
+from audit.reference.values import TENSOR_KINDS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     Function = Callable[[Tensor, Tensor], Tensor]
     Registered = TypeVar("Registered", bound=Function)
 
-KINDS = ("kl", "identity", "estimator", "misuse")
 UNDECLARED = Rounding()
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
+from typing import Any
 
 import pandas as pd
 
-from audit.publish.schema import GATED
+from audit.kinds import GATED
 
 Tables = Mapping[str, pd.DataFrame]
 STARRED = "ran on other cases than most paths of its dtype"
@@ -56,17 +57,29 @@ def _stable_or_not(tables: Tables) -> str:
     for device, rows in errors[errors["path"].isin([other, "log_softmax"])].groupby("device", sort=False):
         error = rows.pivot_table(index=["case", "row", "dtype"], columns="path", values="scaled_error", aggfunc="first")
         if {other, "log_softmax"} <= set(error):
-            both = error.dropna().median()
-            ratio = both["log_softmax"] / max(both[other], 1e-300)
-            much = "less than" if ratio < 0.95 else "more than" if ratio > 1.05 else "as much as"
+            both = error.dropna()
+            found: dict[str, list[str]] = {}
+            for dtype, median in both.groupby("dtype").median().reindex(rows["dtype"].unique()).dropna().iterrows():
+                ratio = median["log_softmax"] / max(median[other], 1e-300)
+                much = "less" if ratio < 0.95 else "more" if ratio > 1.05 else "as much"
+                numbers = f"{median['log_softmax']:.2g} u against {median[other]:.2g} u"
+                found.setdefault(much, []).append(f"{dtype} ({numbers})")
+            drifts = ", ".join(f"{much} in {', '.join(dtypes)}" for much, dtypes in found.items())
             name = "softmax then log" if other == "softmax_log" else other
             lost = rows.loc[rows["result_class"] != "finite", "path"].value_counts()
             parts.append(
-                f"on {device} log_softmax drifts {much} {name} where both are finite (median scaled error "
-                f"{both['log_softmax']:.2g} u against {both[other]:.2g} u, {len(error.dropna()):,} pairs), and gives "
-                f"no finite value in {lost.get('log_softmax', 0):,} results against {lost.get(other, 0):,}"
+                f"compared with {name} on {device}, log_softmax drifts {drifts}: median scaled errors of {len(both):,} "
+                "rows where both are finite; it gives no finite value in "
+                f"{lost.get('log_softmax', 0):,} results against {lost.get(other, 0):,}"
             )
     return _sentence("; ".join(parts))
+
+
+def example(finding: Mapping[Hashable, Any]) -> str:
+    """The result that a finding shows: its note where nothing was computed."""
+    return str(finding["note"]) or (
+        f"computed {finding['computed']:.6g}, exact {float(finding['reference']):.6g}, bound {finding['bound']:.3g}"
+    )
 
 
 def _wrong(tables: Tables) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from audit.formats import FORMATS
-from audit.publish.answer import MEDIANS, Tables, matrix, sentences
+from audit.publish.answer import MEDIANS, Tables, example, matrix, sentences
 from audit.publish.figures import Plot
 
 _SECTIONS = {
@@ -37,7 +37,7 @@ def page(tables: Tables, environment: Mapping[str, object], plots: Mapping[str, 
     for title, names in _SECTIONS.items():
         sections[title] = "".join(_figure(name, plots[name]) for name in names if name in plots)
     if "thread" in tables:
-        sections["The thread's numbers"] += _table(tables["thread"][_THREAD], "thread")
+        sections["The thread's numbers"] += _table(tables["thread"][_THREAD], "thread", "thread")
     sections["Findings"] = _findings(tables["findings"])
     sections["Summary"] = _summary(tables)
     command = escape(str(environment.get("command", "")))
@@ -109,11 +109,8 @@ def _findings(findings: pd.DataFrame) -> str:
     parts = []
     for finding in findings[findings["status"] == "new"].to_dict("records"):
         title = f"New: {finding['path']} {finding['dtype']} {finding['device']}: {finding['symptom']}"
-        parts.append(
-            f"<h3>{escape(title)}</h3><p>{finding['results']} results of {escape(finding['cases'])}; computed "
-            f"{finding['computed']:.6g}, exact {float(finding['reference']):.6g}, bound {finding['bound']:.3g}.</p>"
-            + _script(finding["script"])
-        )
+        what = f"{finding['results']} results of {finding['cases']}; {example(finding)}."
+        parts.append(f"<h3>{escape(title)}</h3><p>{escape(what)}</p>{_script(finding['script'])}")
     if not parts:
         parts.append("<p>Nothing new.</p>")
     for name, group in findings[findings["status"] != "new"].groupby("acknowledged_by", sort=False):

@@ -8,7 +8,6 @@ import pandas as pd
 from pandas.api.types import infer_dtype
 
 SCHEMA_VERSION = 1
-GATED = ("kl", "identity")  # kinds that a bound judges
 TEXT, INTEGER, FLOAT, BOOLEAN = "str", "Int64", "float64", "boolean"
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 
 from audit.errors import UsageError
-from audit.publish.schema import FLOAT, GATED, INTEGER, SCHEMAS, TEXT, check, typed
+from audit.kinds import GATED
+from audit.publish.schema import FLOAT, INTEGER, SCHEMAS, TEXT, check, typed
 
 _GROUP = ["case", "path", "reduction", "dtype", "device", "kind"]
 

@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-from audit.publish.answer import STARRED, comparable, sentences
-from audit.publish.schema import GATED
+from audit.kinds import GATED
+from audit.publish.answer import STARRED, comparable, example, sentences
 
 
 def console() -> Console:
@@ -33,6 +33,11 @@ def progress(console: Console, total: int) -> Iterator[Callable[[str], None]]:
         yield lambda description: bar.update(task, description=description, advance=1)
 
 
+def say(console: Console, text: str) -> None:
+    """Prints it as it is: brackets are no markup, and a long line is the terminal's to fold."""
+    console.print(text, soft_wrap=True, markup=False, highlight=False)
+
+
 def show(tables: Mapping[str, pd.DataFrame], folder: Path, console: Console) -> None:
     """The drift by path and dtype, the thread's numbers, the answer in sentences, the findings, where the files are."""
     errors = tables["errors"]
@@ -41,33 +46,30 @@ def show(tables: Mapping[str, pd.DataFrame], folder: Path, console: Console) -> 
     if "thread" in tables:
         show_thread(tables["thread"], console)
     for sentence in sentences(tables):
-        console.print(sentence, soft_wrap=True, markup=False)
+        say(console, sentence)
     show_findings(tables["findings"], console)
     uncomputed = errors[(errors["result_class"] == "not_computed") & errors["kind"].isin(GATED)]
     for note, count in uncomputed["note"].value_counts().items():
-        console.print(f"not computed: {count} results: {note}", soft_wrap=True)
+        say(console, f"not computed: {count} results: {note}")
     new = int((tables["findings"]["status"] == "new").sum())
-    console.print(f"{len(errors):,} results, {new} new findings", soft_wrap=True)
-    console.print("written: " + ", ".join(str(file) for file in sorted(folder.iterdir())), soft_wrap=True)
+    say(console, f"{len(errors):,} results, {new} new findings")
+    written = ", ".join(str(file) for file in sorted(folder.iterdir()))
+    say(console, f"written: {written}")
 
 
 def show_findings(findings: pd.DataFrame, console: Console) -> None:
     """Every new finding with its example and the script that reproduces it; the acknowledged ones by reason."""
     for finding in findings[findings["status"] == "new"].to_dict("records"):
         row = "" if finding["row"] is pd.NA else f" row {finding['row']}"
-        computed = finding["note"] or (
-            f"computed {finding['computed']:.6g}, exact {float(finding['reference']):.6g}, bound {finding['bound']:.3g}"
-        )
-        console.print(
+        say(
+            console,
             f"FINDING {finding['path']} {finding['dtype']} {finding['device']}: {finding['symptom']}, "
-            f"{finding['results']} results, as in {finding['case']}{row}: {computed}; "
+            f"{finding['results']} results, as in {finding['case']}{row}: {example(finding)}; "
             "findings.csv has a script that reproduces it",
-            soft_wrap=True,
-            markup=False,
         )
     for name, group in findings[findings["status"] == "acknowledged"].groupby("acknowledged_by", sort=False):
         paths = ", ".join(group["path"].unique())
-        console.print(f"acknowledged: {name}: {group['results'].sum()} results of {paths}", soft_wrap=True)
+        say(console, f"acknowledged: {name}: {group['results'].sum()} results of {paths}")
 
 
 def show_drift(errors: pd.DataFrame, device: str, console: Console) -> None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from audit.errors import UsageError
 
 Rows = NDArray[np.float64]
-KINDS = ("logits", "log_probs", "probs")  # what the numbers may be
+TENSOR_KINDS = ("logits", "log_probs", "probs")  # what the numbers may be
 REDUCTIONS = ("none", "sum", "mean", "batchmean")  # how rows may become one value
 
 
@@ -68,8 +68,8 @@ def as_rows(values: Any, name: str) -> tuple[Rows, bool]:
 
 def check_kind(rows: Rows, kind: str, name: str, first: int = 0) -> None:
     """Raises UsageError, naming row (counted from `first`) and column, for an entry that `kind` cannot have."""
-    if not isinstance(kind, str) or kind not in KINDS:
-        raise UsageError(f"{name}_kind: {kind!r} is not one of {', '.join(KINDS)}")
+    if not isinstance(kind, str) or kind not in TENSOR_KINDS:
+        raise UsageError(f"{name}_kind: {kind!r} is not one of {', '.join(TENSOR_KINDS)}")
     wrong = np.isnan(rows) | (rows == np.inf)
     if kind == "probs":
         wrong |= rows < 0

@@ -114,12 +114,22 @@ def test_a_new_finding_is_in_the_answer_and_on_the_page_with_its_script(tables) 
     assert markdown(planted, {}).count("print('<it>')") == len(findings)
 
 
+def test_a_finding_of_what_was_not_computed_says_why(tables) -> None:
+    findings = tables["findings"].assign(status="new", note="RuntimeError: <out> of memory", computed=float("nan"))
+    body = page({**tables, "findings": findings}, {}, {})
+    assert body.count("; RuntimeError: &lt;out&gt; of memory.") == len(findings) and "computed nan" not in body
+
+
 def test_the_answer_turns_with_the_numbers(tables) -> None:
     errors = tables["errors"]
     stable = (errors["path"] == "log_softmax") & (errors["reduction"] == "none")
     for error, word in ((1e-9, "less"), (1e9, "more")):
         planted = errors.assign(scaled_error=errors["scaled_error"].mask(stable, error))
-        assert f"log_softmax drifts {word} than softmax then log" in sentences({**tables, "errors": planted})[0]
+        assert f"log_softmax drifts {word} in float16 (" in sentences({**tables, "errors": planted})[0]
+    planted = errors.assign(scaled_error=errors["scaled_error"].mask(stable & errors["dtype"].eq("float32"), 1e-9))
+    planted.loc[stable & errors["dtype"].ne("float32"), "scaled_error"] = 1e9
+    answer = sentences({**tables, "errors": planted})[0]
+    assert answer.index("more in float16 (") < answer.index("less in float32 (")
 
 
 def test_the_matrix_has_the_medians_of_rows_of_logits(tables) -> None:

@@ -40,6 +40,11 @@ def test_where_nothing_is_judged_no_drift_is_shown(errors: pd.DataFrame, tmp_pat
     assert "Drift" not in text and f"{len(errors):,} results" in text
 
 
+def test_a_kernels_own_words_are_shown_as_they_are(errors: pd.DataFrame, tmp_path: Path) -> None:
+    note = "RuntimeError: expected [rows] not [bold]"
+    assert f"results: {note}" in shown(errors.assign(result_class="not_computed", note=note), tmp_path)
+
+
 def test_the_drift_of_four_dtypes_fits_80_columns_uncut(errors: pd.DataFrame) -> None:
     out = io.StringIO()
     terminal.show_drift(errors.assign(negative=True), "cpu", Console(file=out, width=80))

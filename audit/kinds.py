@@ -1,0 +1,9 @@
+"""The kinds of paths: what they mean to compute, and which of them a bound judges."""
+
+KINDS = {
+    "kl": "Means to compute KL, and is gated by its bound.",
+    "identity": "Means to give a known value, and is gated by its bound.",
+    "estimator": "Estimates KL from a sampled token; compared with its exact value on the same sample.",
+    "misuse": "A known mistake: compared with the exact value of its own formula, beside the KL that was meant.",
+}
+GATED = ("kl", "identity")
