@@ -247,14 +247,14 @@ def run(
     """
     with Workers(workers or 1) as processes:
         audit = execute(plan(profile, cases, paths, dtypes, devices), processes)
-    if out is not None:
-        from audit.publish.report import write_report
+        if out is not None:
+            from audit.publish.report import write_report
 
-        given = {"profile": profile, "cases": cases, "paths": paths, "dtypes": dtypes, "devices": devices}
-        words = ", ".join(f"{name}={value!r}" for name, value in given.items() if value is not None)
-        call = re.sub(r"<function (\S+) at \w+>", r"\1", words)
-        audit.environment["command"] = f"audit.run({call}, out={str(out)!r})"
-        write_report(audit.tables, audit.environment, FilePath(out))
+            given = {"profile": profile, "cases": cases, "paths": paths, "dtypes": dtypes, "devices": devices}
+            words = ", ".join(f"{name}={value!r}" for name, value in given.items() if value is not None)
+            call = re.sub(r"<function (\S+) at \w+>", r"\1", words)
+            audit.environment["command"] = f"audit.run({call}, out={str(out)!r})"
+            write_report(audit.tables, audit.environment, FilePath(out), processes.submit)
     return audit.tables["errors"]
 
 
