@@ -97,7 +97,7 @@ def run(
             folder = references or pipeline.COMMITTED_GOLD
             audit = pipeline.execute(plan, processes, advance, acknowledgements or (), folder)
         audit.environment["command"] = shlex.join(["python", "-m", "audit", *sys.argv[1:]])
-        write_report(audit.tables, audit.environment, out, processes.submit)
+        write_report(audit.tables, audit.environment, out, audit.plots)
     total = perf_counter() - start
     terminal.show(audit.tables, out, console)
     seconds = audit.seconds

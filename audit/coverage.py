@@ -24,8 +24,8 @@ AVX-512, torch 2.13, the CPU alone, everything installed, gold references in pla
 |---|---|---|---|---|---|
 """
 _PROFILES = {
-    "quick": ("each commit: every path, small cases", "8 s", "8 s", "0.7 GB"),
-    "standard": ("the audit: every family of inputs, vocabularies to 128,256 classes", "40 s", "22 s", "1.2 GB"),
+    "quick": ("each commit: every path, small cases", "7 s", "7 s", "0.7 GB"),
+    "standard": ("the audit: every family of inputs, vocabularies to 128,256 classes", "38 s", "20 s", "1.2 GB"),
     "full": ("a new torch or device: to 262,144 classes, the main paths compiled as well", "96 s", "37 s", "2.0 GB"),
 }
 _COSTLY = "standard: log_softmax; full: the main paths"

@@ -19,7 +19,7 @@ from audit.environment import describe_environment
 from audit.judge.attribution import measure_attribution
 from audit.judge.elements import measure_elements
 from audit.judge.findings import COMMITTED, NEW, find, read_acknowledgements
-from audit.judge.gradients import measure_gradients
+from audit.judge.gradients import Truth, begin_gradients, measure_gradients
 from audit.judge.invariance import measure_invariance
 from audit.judge.limits import Limits, begin_limits
 from audit.judge.references import Engine
@@ -27,6 +27,7 @@ from audit.judge.table import Block, Wait, error_table
 from audit.measure import COMPILING, TOO_SLOW, TORCH, Result, describe, measure
 from audit.paths import Path
 from audit.plan import COMPARISON, MAIN, Plan, plan
+from audit.publish.figures import Plot, draw
 from audit.publish.schema import SCHEMA_VERSION, typed
 from audit.publish.tables import summarise
 from audit.reference.cache import Cache, default_file
@@ -49,13 +50,14 @@ COMMITTED_GOLD = FilePath(__file__).parents[1] / "references"
 
 @dataclass(frozen=True)
 class Audit:
-    """A finished run: the tables by name, and what environment.json holds.
+    """A finished run: the tables by name, the plots as they were begun, and what environment.json holds.
 
     `seconds` says how many it took in all, torch alone, and compiling. `stale` names the acknowledgements that met no
     finding, `damaged` the gold records that were not used.
     """
 
     tables: dict[str, pd.DataFrame]
+    plots: Later[dict[str, Plot]]
     environment: dict[str, object]
     seconds: dict[str, float]
     stale: list[str]
@@ -86,12 +88,15 @@ def execute(
     engine = Engine(submit, gold.values, Cache(default_file()) if plan.file is not None else None)
     tables: dict[str, pd.DataFrame] = {}
     problems: dict[tuple[str, str], Problem] = {}
+    truths: list[tuple[Problem, Truth]] = []
     if plan.file is not None:
         errors = _streamed(plan, engine, submit, advance)
     else:
         begun = _begin(plan, engine, submit)
         problems = {(b.problem.case.name, b.problem.dtype): b.problem for b in begun}
         blocks = _run_all(plan, begun, advance, {})
+        if plan.whole or plan.own:
+            truths = begin_gradients(_some(plan, problems, CLOSER), submit)
         if plan.whole:
             elements, attribution = _closer_looks(plan, problems, submit)
             limits = {(b.problem.case.name, b.problem.dtype): b.limits for b in begun}
@@ -99,17 +104,15 @@ def execute(
             tables["invariance"] = typed(_invariance(plan, problems, limits), "invariance")
         advance("errors")
         errors = typed(error_table(blocks), "errors")
+        if plan.whole:
+            tables["elements"] = typed(_table(part() for part in elements), "elements")
+            tables["attribution"] = _attribution(_table(part() for part in attribution), errors)
+    plots = draw({"errors": errors} | tables, submit)
     if plan.whole or plan.own:
-        tables["gradients"] = _gradients(plan, problems, errors, submit)
+        tables["gradients"] = _gradients(plan, truths, errors)
     advance("findings")
     findings, stale = find(errors, acknowledged, tables.get("gradients"), plan.own)
     tables["findings"] = typed(_with_reproducers(findings, plan, problems), "findings")
-    if plan.whole:
-        tables["elements"] = typed(_table(part() for part in elements), "elements")
-        key = ["case", "row", "path", "dtype", "device"]
-        known = errors[errors["target_kind"] == "logits"][[*key, "input_error"]]
-        drifts = _table(part() for part in attribution).astype({"row": "Int64"}).merge(known, on=key, how="left")
-        tables["attribution"] = typed(drifts, "attribution")
     seconds = {"torch": TORCH.seconds - spent[0], "compiling": COMPILING.seconds - spent[1]}
     seconds["total"] = perf_counter() - start
     environment = describe_environment(
@@ -125,7 +128,7 @@ def execute(
     )
     # A file's numbers are none of those the acknowledgements are about.
     tables = {"errors": errors, "summary": summarise(errors)} | tables
-    return Audit(tables, environment, seconds, stale if plan.file is None else [], gold.damaged)
+    return Audit(tables, plots, environment, seconds, stale if plan.file is None else [], gold.damaged)
 
 
 def _table(parts: Iterable[pd.DataFrame]) -> pd.DataFrame:
@@ -171,15 +174,15 @@ def _run_all(
     return blocks
 
 
-def _gradients(plan: Plan, problems: Problems, errors: pd.DataFrame, submit: Submit) -> pd.DataFrame:
+def _gradients(plan: Plan, begun: Sequence[tuple[Problem, Truth]], errors: pd.DataFrame) -> pd.DataFrame:
     """Of every path, or of the user's own, that computed all it was given, on a few cases."""
-    closer, parts = _some(plan, problems, CLOSER), []
     failed = errors.loc[errors["result_class"] == "not_computed", ["path", "dtype", "device"]].drop_duplicates()
     lacking = set(failed.itertuples(index=False, name=None))
+    parts = []
     for device, dtype in product((d.name for d in plan.devices), plan.dtypes):
         paths = [p for p in plan.paths if not p.compiles and p.runs_on(device) and (not plan.own or p.name in plan.own)]
         able = [p for p in paths if (p.name, dtype, device) not in lacking]
-        parts.append(measure_gradients([p for p in closer if p.dtype == dtype], able, device, submit))
+        parts.append(measure_gradients([(p, truth) for p, truth in begun if p.dtype == dtype], able, device))
     return typed(_table(parts), "gradients")
 
 
@@ -193,6 +196,13 @@ def _closer_looks(plan: Plan, problems: Problems, submit: Submit) -> tuple[list[
         attribution.append(measure_attribution(closer, device, submit=submit))
         attribution.append(measure_attribution(thread, device, 8, submit))
     return elements, attribution
+
+
+def _attribution(drifts: pd.DataFrame, errors: pd.DataFrame) -> pd.DataFrame:
+    """Each row with what rounding the inputs alone has done, from the errors of the same row."""
+    key = ["case", "row", "path", "dtype", "device"]
+    known = errors[errors["target_kind"] == "logits"][[*key, "input_error"]]
+    return typed(drifts.astype({"row": "Int64"}).merge(known, on=key, how="left"), "attribution")
 
 
 def _invariance(plan: Plan, problems: Problems, limits: Mapping[tuple[str, str], Later[Limits]]) -> pd.DataFrame:
@@ -254,7 +264,7 @@ def run(
             words = ", ".join(f"{name}={value!r}" for name, value in given.items() if value is not None)
             call = re.sub(r"<function (\S+) at \w+>", r"\1", words)
             audit.environment["command"] = f"audit.run({call}, out={str(out)!r})"
-            write_report(audit.tables, audit.environment, FilePath(out), processes.submit)
+            write_report(audit.tables, audit.environment, FilePath(out), audit.plots)
     return audit.tables["errors"]
 
 

@@ -211,10 +211,13 @@ def takes_gradients(path: Path, problem: Problem) -> bool:
     )
 
 
-def measure_gradients(
-    problems: Sequence[Problem], paths: Sequence[Path], device: str, submit: Submit = later
-) -> pd.DataFrame:
-    """The rows of gradients.csv: autograd's gradient of each path, on the problems' first and last row, for each side.
+def begin_gradients(problems: Sequence[Problem], submit: Submit = later) -> list[tuple[Problem, Truth]]:
+    """Begins the exact gradients of the problems' first and last rows, whatever the device."""
+    return [(p, Truth(p.input, p.target, sorted({0, len(p.input) - 1}), submit)) for p in problems]
+
+
+def measure_gradients(begun: Sequence[tuple[Problem, Truth]], paths: Sequence[Path], device: str) -> pd.DataFrame:
+    """The rows of gradients.csv: autograd's gradient of each path, on the rows that were begun, for each side.
 
     A path that autograd cannot differentiate has none.
     """
@@ -225,8 +228,7 @@ def measure_gradients(
         return {} if path.cases else dict(zip(SIDES, breaking_gaps(path, dtype, device), strict=True))
 
     rows = []
-    truths = [Truth(p.input, p.target, sorted({0, len(p.input) - 1}), submit) for p in problems]
-    for problem, truth in zip(problems, truths, strict=True):
+    for problem, truth in begun:
         for path in (p for p in paths if takes_gradients(p, problem)):
             try:
                 for gradient in truth.gradients(path, device):

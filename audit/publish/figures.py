@@ -59,12 +59,12 @@ def draw(tables: Tables, submit: Submit = later) -> Later[dict[str, Plot]]:
 
     Of several devices the last is drawn, which is no CPU, but for the thread's plot.
     """
-    device = tables["errors"]["device"].iloc[-1]
     begun: dict[str, Later[Plot | None]] = {}
     for name, (table, _) in _PLOTS.items():
-        if table in tables:
+        if len(tables.get(table, ())):
             rows = tables[table][_NEEDED] if table == "errors" else tables[table]
-            begun[name] = submit(_drawn, name, rows if table == "thread" else rows[rows["device"] == device])
+            last = rows["device"] == rows["device"].iloc[-1]
+            begun[name] = submit(_drawn, name, rows if table == "thread" else rows[last])
     return lambda: {name: plot for name, wait in begun.items() if (plot := wait()) is not None}
 
 
@@ -72,7 +72,7 @@ def _drawn(name: str, rows: pd.DataFrame) -> Plot | None:
     import matplotlib
 
     with matplotlib.rc_context(STYLE | {"svg.hashsalt": name}):  # the same numbers give the same file
-        return _PLOTS[name][1](rows) if len(rows) else None
+        return _PLOTS[name][1](rows)
 
 
 def _figure(height: float, rows: int = 1, columns: int = 1, sharex: bool = False) -> tuple[Figure, list[Axes]]:

@@ -11,30 +11,32 @@ import pandas as pd
 
 from audit.errors import UsageError
 from audit.publish.bench import NAME, read_bench
-from audit.publish.figures import draw
+from audit.publish.figures import Plot, draw
 from audit.publish.folder import report_folder
 from audit.publish.markdown import markdown
 from audit.publish.page import page
 from audit.publish.tables import write_csv
-from audit.workers import Submit, later
+from audit.workers import Later
 
 
 def write_report(
-    tables: Mapping[str, pd.DataFrame], environment: Mapping[str, object], out: Path, submit: Submit = later
+    tables: Mapping[str, pd.DataFrame],
+    environment: Mapping[str, object],
+    out: Path,
+    plots: Later[dict[str, Plot]] | None = None,
 ) -> None:
-    """Replaces `out`; a failure on the way leaves it as it was. Plots may be drawn by other processes.
+    """Replaces `out`; a failure on the way leaves it as it was. `plots` are of the tables, if they were begun before.
 
     Raises UsageError where `out` holds something other than a report.
     """
     with report_folder(out) as folder:
-        drawn = dict(tables)
-        with suppress(UsageError):  # an audit does not fail for what an interrupted benchmark left
-            drawn["bench"] = read_bench(out.parent / NAME)
-        plots = draw(drawn, submit)
         for name, table in tables.items():
             write_csv(table, folder / f"{name}.csv", name)
         (folder / "report.md").write_text(markdown(tables, environment), encoding="utf-8")
         (folder / "environment.json").write_text(json.dumps(environment, indent=2, ensure_ascii=False) + "\n")
-        for name, plot in plots().items():
+        drawn = (plots or draw(tables))()
+        with suppress(UsageError):  # an audit does not fail for what an interrupted benchmark left
+            drawn |= draw({"bench": read_bench(out.parent / NAME)})()
+        for name, plot in drawn.items():
             (folder / f"{name}.svg").write_text(plot.file, encoding="utf-8")
-        (folder / "report.html").write_text(page(tables, environment, plots()), encoding="utf-8")
+        (folder / "report.html").write_text(page(tables, environment, drawn), encoding="utf-8")
