@@ -23,7 +23,7 @@ from audit.judge.gradients import Truth, begin_gradients, measure_gradients
 from audit.judge.invariance import measure_invariance
 from audit.judge.limits import Limits, begin_limits
 from audit.judge.references import Engine
-from audit.judge.table import Block, Wait, error_table
+from audit.judge.table import Begun, Block, error_table
 from audit.measure import COMPILING, TOO_SLOW, TORCH, Result, describe, measure
 from audit.paths import Path
 from audit.plan import COMPARISON, MAIN, Plan, plan
@@ -135,18 +135,7 @@ def _table(parts: Iterable[pd.DataFrame]) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-@dataclass(frozen=True)
-class _Begun:
-    """A problem, the paths that take it, and what they will be compared with: see Block."""
-
-    problem: Problem
-    paths: list[Path]
-    limits: Later[Limits]
-    references: dict[str, Wait]
-    before: Wait | None
-
-
-def _begin(plan: Plan, engine: Engine, submit: Submit) -> list[_Begun]:
+def _begin(plan: Plan, engine: Engine, submit: Submit) -> list[Begun]:
     """Every problem, with references and limits begun before any path runs.
 
     Wide ones come last: while torch computes those on every core, nothing else need be.
@@ -156,12 +145,12 @@ def _begin(plan: Plan, engine: Engine, submit: Submit) -> list[_Begun]:
         problem = build(case, dtype)
         references = {q: engine.request(problem, q) for q in dict.fromkeys(("kl", *(p.quantity for p in paths)))}
         before = None if case.native else engine.request(build(case, "float64"))
-        begun.append(_Begun(problem, paths, begin_limits(problem, paths, submit), references, before))
+        begun.append(Begun(problem, paths, begin_limits(problem, paths, submit), references, before))
     return begun
 
 
 def _run_all(
-    plan: Plan, begun: Sequence[_Begun], advance: Callable[[str], None], stopped: dict[tuple[str, str], str]
+    plan: Plan, begun: Sequence[Begun], advance: Callable[[str], None], stopped: dict[tuple[str, str], str]
 ) -> list[Block]:
     """Every path's results on every problem. `stopped`: paths that took too long."""
     blocks: list[Block] = []
@@ -169,8 +158,7 @@ def _run_all(
         advance(f"{this.problem.case.name} {this.problem.dtype}")
         for device in (d.name for d in plan.devices):
             for path, result in _run_paths(this.problem, device, [p for p in this.paths if p.runs_on(device)], stopped):
-                reference, exact = this.references[path.quantity], this.references["kl"]
-                blocks.append(Block(this.problem, device, path, result, this.limits, reference, exact, this.before))
+                blocks.append(Block(this, device, path, result))
     return blocks
 
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from audit.errors import UsageError
 from audit.formats import FORMATS
 from audit.judge.bounds import Exact, bound, keeps
-from audit.judge.errors import exact_error
+from audit.judge.errors import exact_error, result_class
 from audit.judge.gradients import Truth
 from audit.judge.references import reduced
 from audit.measure import bits, measure
@@ -108,14 +108,14 @@ def _shows(path: Path, input: Tensor, target: Tensor, device: str, symptom: str)
     result = measure(path, input.to(device, copy=True), target.to(device, copy=True))
     if result.note:
         return symptom == "not_computed"
-    (computed,) = result.computed
-    given = {"nan": "not_a_number", "-inf": "minus_infinity", "inf": "plus_infinity"}.get(str(computed), "beyond_bound")
+    (computed,), (given,) = result.computed, result_class(result.computed)
     numbers = input.double().numpy(), target.double().numpy()
     lost = [
         row.max() == (0 if kind == "probs" else -np.inf)
         for row, kind in zip(numbers, ("logits", path.target_kind), strict=True)
     ]
-    if given != symptom or any(lost):  # no distribution is left
+    sought = "finite" if symptom == "beyond_bound" else symptom
+    if given != sought or any(lost):  # no distribution is left
         return False
     if given in ("not_a_number", "minus_infinity"):
         return True  # neither KL nor 0 is that; the exact value need not be known

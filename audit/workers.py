@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import suppress
@@ -40,7 +41,7 @@ class Workers:
         self.count = count
         spawn = get_context("spawn")
         self._pool = ProcessPoolExecutor(count - 1, spawn, initializer=_give_way) if count > 1 else None
-        self._begun: list[tuple[Future[Any], Later[Any]]] = []
+        self._begun: deque[tuple[Future[Any], Later[Any]]] = deque()
 
     def __enter__(self) -> Workers:
         return self
@@ -57,7 +58,9 @@ class Workers:
         if self._pool is None:
             return here
         future = self._pool.submit(function, *args)
-        self._begun = [*(work for work in self._begun if not work[0].done()), (future, here)]
+        while self._begun and self._begun[0][0].done():
+            self._begun.popleft()
+        self._begun.append((future, here))
         return later(self._wait, future, here)
 
     def _wait(self, future: Future[Result], here: Later[Result]) -> Result:

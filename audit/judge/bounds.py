@@ -7,7 +7,7 @@ but L = log p - log q, whose rounding is added to it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar, cast
 
@@ -238,7 +238,7 @@ def input_error(q: Softmax, way: str, kernel: Kernel) -> Rows:
 
 
 @OVERFLOWS
-def add_terms(exact: Exact, roundings: Iterable[Rounding], dtype: str) -> None:
+def _add_terms(exact: Exact, roundings: Iterable[Rounding], dtype: str) -> None:
     """Computes `exact.terms` for all these roundings, part by part, so that what they share is at hand."""
     sums = {r: np.zeros((2, len(exact.p))) for r in roundings if (r, dtype) not in exact.terms}
     for part in exact.parts() if sums else ():
@@ -314,7 +314,7 @@ def kl_bound(exact: Exact, rounding: Rounding, dtype: str, reduction: str = "non
     kernel = Kernel.of(rounding, dtype)
     result = FORMATS[rounding.result or kernel.storage.name]
     rows, classes = exact.p.shape
-    add_terms(exact, [rounding], dtype)
+    _add_terms(exact, [rounding], dtype)
     errors, size = exact.terms[rounding, dtype]
     count = classes if reduction == "none" else rows * classes
     growth = gamma(_total_steps(count, rounding), kernel.compute.unit_roundoff)
@@ -340,6 +340,12 @@ def difference_bound(exact: Exact, rounding: Rounding, dtype: str) -> NDArray[np
     each = np.where(there, error * (1 + storage.unit_roundoff), 0.0)
     total = each.sum(axis=1) * (1 + gamma(_total_steps(each.shape[1], rounding), compute.unit_roundoff))
     return np.asarray(total * (1 + result.unit_roundoff) + result.smallest_subnormal)
+
+
+def bounds(promises: Sequence[Promise], exact: Exact, dtype: str) -> dict[Promise, NDArray[np.float64]]:
+    """The `bound` of each promise."""
+    _add_terms(exact, {p.rounding for p in promises if p.kind == "kl" and p.rounding.temperature == 1}, dtype)
+    return {promise: bound(promise, exact, dtype) for promise in promises}
 
 
 def bound(promise: Promise, exact: Exact, dtype: str) -> NDArray[np.float64]:

@@ -7,6 +7,7 @@ from decimal import MAX_EMAX, MIN_EMIN, Context, Decimal, InvalidOperation
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from audit.formats import FORMATS, Format
 
@@ -53,11 +54,7 @@ def error_columns(table: pd.DataFrame) -> pd.DataFrame:
     scale = table["scale"].to_numpy(np.float64)
     return pd.DataFrame(
         {
-            "result_class": np.select(
-                [~present, np.isnan(computed), computed == np.inf, computed == -np.inf],
-                ["not_computed", "not_a_number", "plus_infinity", "minus_infinity"],
-                "finite",
-            ),
+            "result_class": np.where(present, result_class(computed), "not_computed"),
             **errors[["drift", "abs_error", "rel_error", "ulp_error", "correct_bits"]],
             "scaled_error": errors["abs_error"] / (roundoff * np.where(np.isinf(scale), _NAN, scale)),
             "negative": pd.Series(computed < 0, table.index, dtype="boolean").where(present),
@@ -65,6 +62,12 @@ def error_columns(table: pd.DataFrame) -> pd.DataFrame:
         },
         index=table.index,
     )
+
+
+def result_class(computed: NDArray[np.float64]) -> NDArray[np.str_]:
+    """What each result is: finite, not_a_number, plus_infinity or minus_infinity."""
+    special = [np.isnan(computed), computed == np.inf, computed == -np.inf]
+    return np.select(special, ["not_a_number", "plus_infinity", "minus_infinity"], "finite")
 
 
 def exact_error(computed: float, reference: str, dtype: str) -> float:

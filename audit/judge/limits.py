@@ -8,14 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from audit.cases import Problem
+from audit.cases import Problem, Rows
 from audit.formats import FORMATS
-from audit.judge.bounds import OVERFLOWS, Exact, add_terms, bound
+from audit.judge.bounds import OVERFLOWS, Exact, bounds
 from audit.paths import Path
 from audit.paths.rounding import Promise
 from audit.workers import Later, Submit, later
-
-Rows = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -40,8 +38,7 @@ def _limits(
     input: Rows, target: Rows, target_kind: str, input_kind: str, dtype: str, promises: Sequence[Promise]
 ) -> Limits:
     exact = Exact.of(input, target, target_kind, input_kind)
-    add_terms(exact, {p.rounding for p in promises if p.kind == "kl" and p.rounding.temperature == 1}, dtype)
-    return Limits(scale(exact), rest(exact, dtype), {p: bound(p, exact, dtype) for p in promises})
+    return Limits(scale(exact), rest(exact, dtype), bounds(promises, exact, dtype))
 
 
 @OVERFLOWS

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Context, Decimal
 from itertools import chain
@@ -25,21 +25,28 @@ _EXACT = Context(prec=2_000)
 
 
 @dataclass(frozen=True)
-class Block:
-    """What one path gave for one problem on one device, and how to get what it is compared with.
+class Begun:
+    """A problem, the paths that take it, and how to get what their results are compared with.
 
-    `limits` are the problem's, `reference` is the exact value of what the path means to compute, `exact` KL itself,
-    `before` KL before rounding to the dtype.
+    `references` are the exact values of each quantity that a path means to compute, and of "kl"; `before` is KL before
+    rounding to the dtype.
     """
 
     problem: Problem
+    paths: list[Path]
+    limits: Later[Limits]
+    references: Mapping[str, Wait]
+    before: Wait | None
+
+
+@dataclass(frozen=True)
+class Block:
+    """What one path gave for one problem on one device."""
+
+    begun: Begun
     device: str
     path: Path
     result: Result
-    limits: Later[Limits]
-    reference: Wait
-    exact: Wait
-    before: Wait | None
 
 
 def error_table(blocks: Sequence[Block]) -> pd.DataFrame:
@@ -61,18 +68,18 @@ def error_table(blocks: Sequence[Block]) -> pd.DataFrame:
 
 def _block_columns(block: Block) -> dict[str, object]:
     """What the rows of a block have in common."""
-    case, path = block.problem.case, block.path
-    rows, classes = block.problem.input.shape
+    problem, path = block.begun.problem, block.path
+    rows, classes = problem.input.shape
     return {
-        "case": case.name,
+        "case": problem.case.name,
         "path": path.name,
         "reduction": path.reduction,
-        "dtype": block.problem.dtype,
+        "dtype": problem.dtype,
         "device": block.device,
         "kind": path.kind,
         "rows": rows,
         "classes": classes,
-        "target_kind": case.target_kind,
+        "target_kind": problem.case.target_kind,
         "result_dtype": block.result.dtype,
         "result_class": "not_computed" if block.result.note else "",
         "note": block.result.note,
@@ -81,20 +88,22 @@ def _block_columns(block: Block) -> dict[str, object]:
 
 def _row_columns(block: Block) -> dict[str, Sequence[object] | Rows]:
     """What differs from row to row."""
-    problem, reduction, limits = block.problem, block.path.reduction, block.limits()
+    begun, path = block.begun, block.path
+    problem, reduction, limits = begun.problem, path.reduction, begun.limits()
+    reference, exact, before = begun.references[path.quantity], begun.references["kl"], begun.before
     rows, classes = problem.input.shape
-    sources = block.reference().sources
+    sources = reference().sources
     each = reduction == "none"
     return {
         "row": range(rows) if each else [pd.NA],
         "input_digest": problem.row_digests if each else [problem.case_digest],
-        "reference": _text(block.reference, reduction, classes),
-        "exact_kl": _text(block.exact, reduction, classes),
-        "before": _text(block.before, reduction, classes) if block.before else [""] * (rows if each else 1),
+        "reference": _text(reference, reduction, classes),
+        "exact_kl": _text(exact, reduction, classes),
+        "before": _text(before, reduction, classes) if before else [""] * (rows if each else 1),
         "reference_source": sources if each else [next(s for s in ("computed", "gold", "exact") if s in sources)],
         "computed": block.result.computed,
         "scale": limits.scale if each else [limits.scale.sum() / divisor(reduction, rows, classes)],
-        "bound": limits.bounds[block.path.promise],
+        "bound": limits.bounds[path.promise],
         "rest": limits.rest if each else [np.nan],
     }
 

@@ -59,12 +59,12 @@ def draw(tables: Tables, submit: Submit = later) -> Later[dict[str, Plot]]:
 
     Of several devices the last is drawn, which is no CPU, but for the thread's plot.
     """
-    begun: dict[str, Later[Plot | None]] = {}
-    for name, (table, _) in _PLOTS.items():
-        if len(tables.get(table, ())):
-            rows = tables[table][_NEEDED] if table == "errors" else tables[table]
-            last = rows["device"] == rows["device"].iloc[-1]
-            begun[name] = submit(_drawn, name, rows if table == "thread" else rows[last])
+    shown = {}
+    for table in dict.fromkeys(table for table, _ in _PLOTS.values()):
+        if len(rows := tables.get(table, pd.DataFrame())):
+            rows = rows[_NEEDED] if table == "errors" else rows
+            shown[table] = rows if table == "thread" else rows[rows["device"] == rows["device"].iloc[-1]]
+    begun = {name: submit(_drawn, name, shown[table]) for name, (table, _) in _PLOTS.items() if table in shown}
     return lambda: {name: plot for name, wait in begun.items() if (plot := wait()) is not None}
 
 

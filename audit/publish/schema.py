@@ -154,7 +154,7 @@ SCHEMAS: dict[str, list[Column]] = {
         Column("worst_input", TEXT, "and its logit, as a hexadecimal float"),
     ],
     "gradients": [
-        Column("case", TEXT, "what was fed in; its first rows"),
+        Column("case", TEXT, "what was fed in; its first and last row"),
         _PATH,
         _REDUCTION,
         _DTYPE,
