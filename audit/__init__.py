@@ -9,24 +9,24 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from audit.diagnosis import diagnose as diagnose
-    from audit.errors import UsageError as UsageError
+    from audit.base.usage import UsageError as UsageError
+    from audit.explain.diagnosis import diagnose as diagnose
     from audit.paths import path as path
     from audit.paths.remedy import kl_div_from_logits as kl_div_from_logits
-    from audit.pipeline import run as run
+    from audit.pipeline.loop import run as run
     from audit.publish.tables import read_errors as read_errors
     from audit.reference.exact import exact_kl as exact_kl
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "UsageError": "audit.errors",
-    "diagnose": "audit.diagnosis",
+    "UsageError": "audit.base.usage",
+    "diagnose": "audit.explain.diagnosis",
     "exact_kl": "audit.reference.exact",
     "kl_div_from_logits": "audit.paths.remedy",
     "path": "audit.paths",
     "read_errors": "audit.publish.tables",
-    "run": "audit.pipeline",
+    "run": "audit.pipeline.loop",
 }
 __all__ = sorted(_HOMES)
 

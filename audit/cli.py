@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 import typer.core
 
-from audit.errors import UsageError
+from audit.base.usage import UsageError
 
 
 class _Commands(typer.core.TyperGroup):
@@ -71,11 +71,11 @@ def run(
     own = [_function(text) for text in path_file or ()]
     import torch
 
-    from audit import pipeline
-    from audit import plan as plans
+    from audit.base.workers import Workers
+    from audit.pipeline import loop as pipeline
+    from audit.pipeline import plan as plans
     from audit.publish.folder import check_replaceable
     from audit.publish.report import write_report
-    from audit.workers import Workers
 
     check_replaceable(out)
     chosen = [*(path or ()), *own] or None
@@ -87,7 +87,7 @@ def run(
     names = ", ".join(f"{d.name} ({d.model})" for d in plan.devices)
     terminal.say(console, f"{sys.executable}, torch {torch.__version__}")
     terminal.say(console, f"devices: {names}")
-    from audit.devices import found
+    from audit.machine.devices import found
 
     for absent in (d for d in found() if d.absent):
         terminal.say(console, f"absent: {absent.name} ({absent.absent})")
@@ -131,8 +131,8 @@ Baselines = Annotated[Path, typer.Option(help="Folder of the baselines.")]
 @app.command()
 def compare(baseline: Path, current: Path, format: Format = "text") -> None:
     """Compare two report folders; exit status 1 where the second is worse."""
-    from audit.comparison import compare, read_report
     from audit.publish.changes import check_format, render
+    from audit.regress.comparison import compare, read_report
 
     check_format(format)
     changes = compare(read_report(baseline), read_report(current))
@@ -144,10 +144,10 @@ def compare(baseline: Path, current: Path, format: Format = "text") -> None:
 @app.command()
 def regress(report: Path = LATEST, baselines: Baselines = Path("reports/baselines"), format: Format = "text") -> None:
     """Compare a report, and the benchmarks beside it, with this machine's newest baseline."""
-    from audit.baselines import newest
-    from audit.comparison import compare, read_report
     from audit.publish.changes import check_format, render
-    from audit.timing import measure_again
+    from audit.regress.baselines import newest
+    from audit.regress.comparison import compare, read_report
+    from audit.regress.timing import measure_again
 
     check_format(format)
     current = read_report(report)
@@ -173,7 +173,7 @@ def baseline(
     baselines: Baselines = Path("reports/baselines"),
 ) -> None:
     """Record a report, and the benchmarks beside it, as this machine's baseline."""
-    from audit.baselines import record
+    from audit.regress.baselines import record
 
     typer.echo(f"recorded {record(report, reason, baselines)}")
 
@@ -185,7 +185,7 @@ def references(
     folder: Annotated[Path, typer.Option(help="Folder of the gold table.")] = Path("references"),
 ) -> None:
     """Compute the committed references anew, or check them in a second way."""
-    from audit import certify
+    from audit.pipeline import certify
 
     if what == "build":
         typer.echo(f"{certify.build(folder, os.cpu_count() or 1)} records in {folder}")
@@ -203,7 +203,7 @@ def references(
 @app.command("list")
 def list_(what: Annotated[str, typer.Argument(help="cases, paths or devices.")]) -> None:
     """One line for each case, path or device there is."""
-    from audit.coverage import listing
+    from audit.explain.coverage import listing
 
     for name, text in listing(what):
         typer.echo(f"{name:28s} {text}")
@@ -212,9 +212,9 @@ def list_(what: Annotated[str, typer.Argument(help="cases, paths or devices.")])
 @app.command()
 def thread(device: Annotated[str, typer.Option(help="cpu, cuda …")] = "cpu") -> None:
     """The forum thread's numbers, explained and measured here."""
-    from audit import devices
+    from audit.looks.thread import measure_thread
+    from audit.machine import devices
     from audit.publish import terminal
-    from audit.thread import measure_thread
 
     for chosen in devices.select([device]):
         terminal.show_thread(measure_thread(chosen.name), terminal.console())
@@ -231,7 +231,7 @@ def diagnose(
 ) -> None:
     """Say what a negative, NaN or odd value of KLDivLoss means."""
     from audit.cases.files import read_pair
-    from audit.diagnosis import diagnose
+    from audit.explain.diagnosis import diagnose
 
     typer.echo(str(diagnose(*read_pair(file), reduction=reduction, log_target=log_target, dim=dim)))
 

@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 
 import audit
+from audit.base.usage import UsageError
 from audit.cli import _function
-from audit.errors import UsageError
 
 CPU = ("run", "--profile", "quick", "--device", "cpu", "--workers", "1")
 ROOT = Path(__file__).parents[1]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from audit.formats import FORMATS, Format
+from audit.base.formats import FORMATS, Format
 
 if TYPE_CHECKING:
     from torch import Tensor

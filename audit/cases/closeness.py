@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from functools import partial
 
+from audit.base.formats import Format
 from audit.cases import Case, Rows, register
 from audit.cases.streams import normal
-from audit.formats import Format
 
 
 def near_equal(distance: float, rows: int, classes: int, _: Format) -> tuple[Rows, Rows]:

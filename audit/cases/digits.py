@@ -8,8 +8,8 @@ from importlib.resources import files
 import numpy as np
 from numpy.typing import NDArray
 
+from audit.base.formats import Format
 from audit.cases import Case, Rows, register
-from audit.formats import Format
 
 
 @cache

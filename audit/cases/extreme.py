@@ -6,9 +6,9 @@ from functools import partial
 
 import numpy as np
 
+from audit.base.formats import FORMATS, Format
 from audit.cases import Case, Rows, register
 from audit.cases.streams import normal, uniform
-from audit.formats import FORMATS, Format
 
 ROWS, CLASSES = 8, 32
 

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from audit.base.formats import FORMATS, Format
+from audit.base.usage import UsageError
 from audit.cases import Case, Rows
-from audit.errors import UsageError
-from audit.formats import FORMATS, Format
 from audit.reference.values import TENSOR_KINDS, check_kind
 
 NAMES = ("input", "target")

@@ -6,9 +6,9 @@ from functools import partial
 
 import numpy as np
 
+from audit.base.formats import Format
 from audit.cases import Case, Rows, register
 from audit.cases.streams import normal, uniform
-from audit.formats import Format
 
 
 def random(scale: float, rows: int, classes: int, _: Format) -> tuple[Rows, Rows]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from audit.base.formats import Format
 from audit.cases import Case, Rows, register
 from audit.cases.streams import normal
-from audit.formats import Format
 
 
 def _identical(rows: int, classes: int, name: str) -> tuple[Rows, Rows]:

@@ -6,9 +6,9 @@ from functools import partial
 
 import numpy as np
 
+from audit.base.formats import Format
 from audit.cases import Case, Rows, register
 from audit.cases.streams import logarithm, normal
-from audit.formats import Format
 
 SIZES = (10, 81, 1_000, 32_000, 50_257, 128_256, 151_936, 262_144)
 

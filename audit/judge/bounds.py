@@ -14,7 +14,7 @@ from typing import Any, TypeVar, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from audit.formats import FORMATS, Format
+from audit.base.formats import FORMATS, Format
 from audit.paths.rounding import Promise, Rounding
 
 Rows = NDArray[np.float64]

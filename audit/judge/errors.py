@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from audit.formats import FORMATS, Format
+from audit.base.formats import FORMATS, Format
 
 # Exact for every difference of a binary64 number and a 50-digit reference within some 1e-1000 .. 1e1000; beyond that
 # one of the two is so small beside the other that cutting it cannot change what the difference rounds to. Nothing is

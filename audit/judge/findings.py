@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from audit.errors import UsageError
-from audit.kinds import GATED
+from audit.base.kinds import GATED
+from audit.base.usage import UsageError
 
 NEW = "new"
 SCOPE = ("path", "case", "dtype", "device", "symptom")

@@ -1,4 +1,4 @@
-"""Autograd's gradients against the exact ones, their bounds (docs/bounds.md), and the gap at which they break."""
+"""Autograd's gradients against the exact ones, and their bounds (docs/bounds.md)."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from dataclasses import dataclass, replace
 from functools import cache, cached_property
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
-from audit.cases import Problem
-from audit.formats import FORMATS
+from audit.base.formats import FORMATS
+from audit.base.workers import Submit, later
 from audit.judge.bounds import (
     EXP,
     OVERFLOWS,
@@ -28,15 +27,12 @@ from audit.judge.bounds import (
     steps,
 )
 from audit.judge.references import divisor
-from audit.measure import TORCH
+from audit.machine.measure import TORCH
 from audit.paths import Path
 from audit.paths.rounding import Rounding
 from audit.reference.softmax import exact_gradients
-from audit.workers import Submit, later
 
 SIDES = ("input", "target")
-# Every half up to 130 and around 745, where float32 and float64 run out of exponents, and a few between and beyond.
-GAPS = np.concatenate([np.arange(0.5, 130, 0.5), np.arange(136, 700, 8), np.arange(700, 760, 0.5), [1e3, 1e4, 3e4]])
 
 
 @dataclass(frozen=True)
@@ -158,7 +154,7 @@ class Truth:
         weights = 0.5 ** (torch.arange(rows if path.reduction == "none" else 1) % 2)
         found = [
             None if grad is None else (grad / weights[:, None].numpy())[self.rows]
-            for grad in _autograd(path, self.input, self.target, device, weights)
+            for grad in autograd(path, self.input, self.target, device, weights)
         ]
         if found[0] is None and found[1] is not None:
             found[0] = np.zeros_like(found[1])  # a loss of the target alone moves no student
@@ -173,7 +169,7 @@ class Truth:
         return given
 
 
-def _autograd(
+def autograd(
     path: Path, input: Tensor, target: Tensor, device: str, weights: Tensor | None = None
 ) -> list[Rows | None]:
     """The gradients of the sum of the path's values, each times its weight."""
@@ -184,80 +180,3 @@ def _autograd(
         upstream = torch.ones_like(value) if weights is None else weights.to(value).reshape(value.shape)
         found = torch.autograd.grad(value, (x, y), upstream, allow_unused=True)
     return [None if grad is None else grad.double().cpu().numpy() for grad in found]
-
-
-def breaking_gaps(path: Path, dtype: str, device: str) -> list[float]:
-    """Of two classes, one leading by a gap on one side: the first of GAPS where that side's gradient is not finite.
-
-    NaN where every one is. One for each side.
-    """
-    gaps = torch.tensor(GAPS).to(getattr(torch, dtype))
-    leading, level = torch.stack([gaps, 0 * gaps], 1), torch.zeros(len(gaps), 2, dtype=gaps.dtype)
-    found = []
-    for place, pair in enumerate(((leading, level), (level, leading))):
-        grad = _autograd(path, *pair, device)[place]
-        broken = np.zeros(len(gaps), bool) if grad is None else ~np.isfinite(grad).all(1)
-        found.append(float(gaps[int(np.argmax(broken))]) if broken.any() else np.nan)
-    return found
-
-
-def takes_gradients(path: Path, problem: Problem) -> bool:
-    """Whether a path means to compute the divergence of this problem's logits, at its temperature or at 1."""
-    taken = path.takes(problem.case.name, problem.dtype, *problem.case.kinds)
-    return (
-        taken
-        and path.input_kind == path.target_kind == "logits"
-        and (path.kind == "kl" or path.rounding.temperature != 1)
-    )
-
-
-def begin_gradients(problems: Sequence[Problem], submit: Submit = later) -> list[tuple[Problem, Truth]]:
-    """Begins the exact gradients of the problems' first and last rows, whatever the device."""
-    return [(p, Truth(p.input, p.target, sorted({0, len(p.input) - 1}), submit)) for p in problems]
-
-
-def measure_gradients(begun: Sequence[tuple[Problem, Truth]], paths: Sequence[Path], device: str) -> pd.DataFrame:
-    """The rows of gradients.csv: autograd's gradient of each path, on the rows that were begun, for each side.
-
-    A path that autograd cannot differentiate has none.
-    """
-
-    @cache
-    def gaps(path: Path, dtype: str) -> dict[str, float]:
-        # A path of a few cases is not meant for this one: it compiles for each shape, or takes a temperature.
-        return {} if path.cases else dict(zip(SIDES, breaking_gaps(path, dtype, device), strict=True))
-
-    rows = []
-    for problem, truth in begun:
-        for path in (p for p in paths if takes_gradients(p, problem)):
-            try:
-                for gradient in truth.gradients(path, device):
-                    key = {"case": problem.case.name, "path": path.name, "reduction": path.reduction}
-                    key |= {"dtype": problem.dtype, "device": device, "side": gradient.side}
-                    gap = gaps(path, problem.dtype).get(gradient.side, np.nan)
-                    rows.append(key | _measured(gradient, problem.dtype, truth.rows) | {"breaks_at_gap": gap})
-            except Exception:
-                continue
-    return pd.DataFrame(rows)
-
-
-def _measured(gradient: Gradient, dtype: str, rows: Sequence[int]) -> dict[str, object]:
-    computed, exact, finite = gradient.computed, gradient.exact, np.isfinite(gradient.computed)
-    errors, size = np.abs(computed - exact)[finite], np.abs(exact).max()
-    worst = np.unravel_index(int(np.argmax(gradient.ratio)), computed.shape)
-    return {
-        "classes": computed.shape[1],
-        "elements": computed.size,
-        "worst_in_u": errors.max() / FORMATS[dtype].unit_roundoff if errors.size else np.nan,
-        "worst_relative": errors.max() / size if errors.size and size else np.nan,
-        "worst_of_bound": gradient.ratio[finite].max() if errors.size else np.nan,
-        "within_bound": not gradient.symptom,
-        "symptom": gradient.symptom,
-        "not_a_number": int(np.isnan(computed).sum()),
-        "infinite": int(np.isinf(computed).sum()),
-        "row": rows[int(worst[0])],
-        "class": int(worst[1]),
-        "reference": exact[worst],
-        "computed": computed[worst],
-        "bound": gradient.bound[worst],
-    }

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from audit.base.formats import FORMATS
+from audit.base.workers import Later, Submit, later
 from audit.cases import Problem, Rows
-from audit.formats import FORMATS
 from audit.judge.bounds import OVERFLOWS, Exact, bounds
 from audit.paths import Path
 from audit.paths.rounding import Promise
-from audit.workers import Later, Submit, later
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,13 @@ from functools import cache, cached_property, lru_cache, partial
 
 import numpy as np
 
+from audit.base.workers import Later, Submit, later
 from audit.cases import Problem
 from audit.reference.cache import Cache
 from audit.reference.exact import Certified, certified_rows
 from audit.reference.gold import DIGITS, Record, radius_of, versions
 from audit.reference.quantities import quantity_references
 from audit.reference.values import Rows
-from audit.workers import Later, Submit, later
 
 PUBLISHED_DIGITS = 50
 _WIDE = Context(prec=400, Emin=MIN_EMIN, Emax=MAX_EMAX)

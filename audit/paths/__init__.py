@@ -12,9 +12,9 @@ from fnmatch import fnmatchcase
 from importlib import import_module
 from typing import TYPE_CHECKING, TypeVar
 
-from audit.errors import UsageError
-from audit.formats import FORMATS
-from audit.kinds import KINDS
+from audit.base.formats import FORMATS
+from audit.base.kinds import KINDS
+from audit.base.usage import UsageError
 from audit.paths.rounding import Promise, Rounding
 from audit.reference.values import REDUCTIONS as REDUCTIONS
 from audit.reference.values import TENSOR_KINDS

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, log_softmax, nn
 
-from audit.errors import UsageError
+from audit.base.usage import UsageError
 from audit.paths import REDUCTIONS, path
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)

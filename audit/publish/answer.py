@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from audit.kinds import GATED
+from audit.base.kinds import GATED
 
 Tables = Mapping[str, pd.DataFrame]
 STARRED = "ran on other cases than most paths of its dtype"

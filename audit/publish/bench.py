@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from audit.errors import UsageError
+from audit.base.usage import UsageError
 from audit.publish.schema import typed
 
 NAME = "bench.json"

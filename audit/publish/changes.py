@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from audit.errors import UsageError
+from audit.base.usage import UsageError
 
 FORMATS = ("text", "markdown", "json", "github")
 SHOWN = 20

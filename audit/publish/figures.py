@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from audit.base.workers import Later, Submit, later
 from audit.publish import bench
 from audit.publish.answer import PARTS, Tables
-from audit.workers import Later, Submit, later
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from audit.errors import UsageError
+from audit.base.usage import UsageError
 
 MARK = "environment.json"
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from audit.formats import FORMATS
+from audit.base.formats import FORMATS
 from audit.publish.answer import MEDIANS, Tables, example, matrix, sentences
 from audit.publish.figures import Plot
 

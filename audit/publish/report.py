@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pandas as pd
 
-from audit.errors import UsageError
+from audit.base.usage import UsageError
+from audit.base.workers import Later
 from audit.publish.bench import NAME, read_bench
 from audit.publish.figures import Plot, draw
 from audit.publish.folder import report_folder
 from audit.publish.markdown import markdown
 from audit.publish.page import page
 from audit.publish.tables import write_csv
-from audit.workers import Later
 
 
 def write_report(

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from audit.errors import UsageError
-from audit.kinds import GATED
+from audit.base.kinds import GATED
+from audit.base.usage import UsageError
 from audit.publish.schema import FLOAT, INTEGER, SCHEMAS, TEXT, check, typed
 
 _GROUP = ["case", "path", "reduction", "dtype", "device", "kind"]

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-from audit.kinds import GATED
+from audit.base.kinds import GATED
 from audit.publish.answer import STARRED, comparable, example, sentences
 
 

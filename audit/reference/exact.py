@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import mpmath
 
-from audit.errors import UsageError
+from audit.base.usage import UsageError
 from audit.reference import engine
 from audit.reference.oracle import GUARD_DIGITS, Ball, kl_sum, sum_of_balls
 from audit.reference.values import REDUCTIONS, Rows, as_rows, check_kind

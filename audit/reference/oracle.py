@@ -48,7 +48,7 @@ import numpy as np
 from mpmath import MPContext
 from numpy.typing import NDArray
 
-from audit.errors import UsageError
+from audit.base.usage import UsageError
 from audit.reference.values import Rows
 
 MAX_PRECISION = 10_000

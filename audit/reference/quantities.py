@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from audit.errors import UsageError
+from audit.base.usage import UsageError
 from audit.reference.oracle import GUARD_DIGITS, MAX_PRECISION, context
 from audit.reference.softmax import softmax
 from audit.reference.values import Rows

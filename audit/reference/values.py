@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from audit.errors import UsageError
+from audit.base.usage import UsageError
 
 Rows = NDArray[np.float64]
 TENSOR_KINDS = ("logits", "log_probs", "probs")  # what the numbers may be

@@ -20,12 +20,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from audit.base.formats import FORMATS
 from audit.cases.streams import normal
-from audit.devices import select, synchronize
-from audit.formats import FORMATS
 from audit.judge.bounds import Exact
 from audit.judge.errors import error_columns
 from audit.judge.limits import scale
+from audit.machine.devices import select, synchronize
 from audit.paths import registered
 from audit.reference.exact import row_references
 

@@ -16,8 +16,8 @@ import pytest
 import torch
 from mpmath import mp
 
+from audit.base.formats import FORMATS
 from audit.cases.streams import normal
-from audit.formats import FORMATS
 from audit.reference import enclosure, engine
 from audit.reference.tables import tables
 

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import torch
 
+from audit.base.formats import FORMATS
 from audit.cases import PROFILES, Case, build, digest, registered
 from audit.cases.streams import normal, uniform
-from audit.formats import FORMATS
 
 
 def test_streams_stay_as_they_are() -> None:

@@ -12,11 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from audit.formats import FORMATS
+from audit.base.formats import FORMATS
 from audit.judge.bounds import Exact, bound, kl_bound
 from audit.judge.errors import error_columns
 from audit.judge.references import reduced
-from audit.judge.table import within_bound
+from audit.looks.errors import within_bound
 from audit.paths import Path, registered
 from audit.paths.rounding import Rounding, torch_rounding
 from audit.reference.exact import row_references

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from audit.formats import FORMATS
+from audit.base.formats import FORMATS
 from audit.judge.errors import error_columns
 
 NAN, INF = math.nan, math.inf

@@ -12,12 +12,13 @@ import torch
 from mpmath import mp
 from torch import Tensor, log_softmax, softmax
 
-from audit.formats import FORMATS
+from audit.base.formats import FORMATS
 from audit.judge.findings import COMMITTED, find, read_acknowledgements
-from audit.judge.gradients import GAPS, Truth, breaking_gaps
+from audit.judge.gradients import Truth
+from audit.looks.gradients import GAPS, breaking_gaps
 from audit.paths import Path, registered
-from audit.pipeline import Audit, execute
-from audit.plan import plan
+from audit.pipeline.loop import Audit, execute
+from audit.pipeline.plan import plan
 from audit.reference.softmax import exact_gradients
 from tests.battery.sound import SOUND
 from tests.judge.test_bounds import problems
@@ -150,7 +151,7 @@ def judged() -> Audit:
         function.__name__ = name
         own.append(function)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("audit.pipeline.Shrinker.reproduce", lambda *_: None)
+        patch.setattr("audit.pipeline.loop.Shrinker.reproduce", lambda *_: None)
         cases = ["random_scale1", "near_1e-04", "peaked_gap20"]
         return execute(plan("quick", cases, own, ["bfloat16", "float32"], "cpu"))
 

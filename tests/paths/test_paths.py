@@ -16,12 +16,12 @@ import torch._dynamo.config as dynamo
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import audit
-from audit.errors import UsageError
-from audit.formats import FORMATS
-from audit.measure import measure
+from audit.base.formats import FORMATS
+from audit.base.usage import UsageError
+from audit.machine.measure import measure
 from audit.paths import Path, execution, own_path, path, registered
 from audit.paths.misuse import MAPS
-from audit.plan import plan
+from audit.pipeline.plan import plan
 from audit.reference.quantities import quantity_references
 
 PATHS = registered()
@@ -153,7 +153,7 @@ def survives(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("function", [survives, lambda x, y: time.sleep(1) or x.sum(-1)])
 def test_a_kernel_that_does_not_end_is_stopped(function: object, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("audit.measure.LIMIT_SECONDS", 0.1)
+    monkeypatch.setattr("audit.machine.measure.LIMIT_SECONDS", 0.1)
     start = time.monotonic()
     result = measure(Path("slow", function, ""), *pair("float32"))  # type: ignore[arg-type]
     assert result.note == "too slow: took more than 0.1 s" and result.too_slow
@@ -172,7 +172,7 @@ def test_a_timer_of_the_callers_own_goes_on(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_kernel_that_was_too_slow_once_is_not_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("audit.measure.LIMIT_SECONDS", 0.5)
+    monkeypatch.setattr("audit.machine.measure.LIMIT_SECONDS", 0.5)
     runs = []
 
     def dawdles(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

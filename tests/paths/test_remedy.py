@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 import audit
 from audit import kl_div_from_logits
-from audit.formats import FORMATS
+from audit.base.formats import FORMATS
 from audit.reference.exact import row_references
 from tests.judge.test_bounds import problems
 

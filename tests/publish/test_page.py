@@ -11,15 +11,15 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from audit.pipeline import execute
-from audit.plan import plan
+from audit.base.workers import Workers
+from audit.pipeline.loop import execute
+from audit.pipeline.plan import plan
 from audit.publish import figures
 from audit.publish.answer import matrix, sentences
 from audit.publish.figures import draw
 from audit.publish.markdown import markdown
 from audit.publish.page import page
 from audit.publish.report import write_report
-from audit.workers import Workers
 
 PATHS = ["softmax_log", "log_softmax", "log_target", "difference", "kl_div_from_logits"]
 # A start tag ends these, which HTML lets one leave open.

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import audit
-from audit.errors import UsageError
+from audit.base.usage import UsageError
 from audit.publish.folder import report_folder
 from audit.publish.schema import SCHEMAS, check, typed
 from audit.publish.tables import read_errors, read_table, summarise, write_csv

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from audit import exact_kl
-from audit.errors import UsageError
+from audit.base.usage import UsageError
 from audit.reference import exact, oracle
 from audit.reference.engine import SMALLEST, kl_row
 from audit.reference.oracle import row_ball

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from definition import INF, WIDE, in_decimal, relative_difference
 
-from audit.errors import UsageError
+from audit.base.usage import UsageError
 from audit.reference.exact import row_references
 
 

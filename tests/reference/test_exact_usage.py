@@ -16,7 +16,7 @@ import torch
 from definition import CANCELLING, INF, PROBS, TINY, in_decimal, relative_difference
 
 from audit import exact_kl
-from audit.errors import UsageError
+from audit.base.usage import UsageError
 from audit.reference import oracle
 
 

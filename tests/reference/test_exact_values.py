@@ -27,7 +27,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from audit import exact_kl
-from audit.errors import UsageError
+from audit.base.usage import UsageError
 
 
 def computed(pair, **options):

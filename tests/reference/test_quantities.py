@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from audit.measure import measure
+from audit.machine.measure import measure
 from audit.paths import registered
 from audit.paths.misuse import MAPS
 from audit.reference.quantities import QUANTITIES, quantity_references

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from audit import exact_kl
-from audit.errors import UsageError
+from audit.base.usage import UsageError
 from audit.reference.values import as_rows, check_kind, exact_values
 
 INF = math.inf

@@ -1,0 +1,1 @@
+"""What a result means: a diagnosis, the smallest example of a finding, what an audit covers."""

@@ -1,0 +1,273 @@
+"""The smallest input that shows a finding, and a script that reproduces it with torch and mpmath alone."""
+
+from __future__ import annotations
+
+import ast
+import base64
+import builtins
+import inspect
+import sys
+import textwrap
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache, partial
+from time import perf_counter
+from types import BuiltinFunctionType, FunctionType, ModuleType
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from audit.base.formats import FORMATS
+from audit.base.usage import UsageError
+from audit.judge.bounds import Exact, bound, keeps
+from audit.judge.errors import exact_error, result_class
+from audit.judge.gradients import Truth
+from audit.judge.references import reduced
+from audit.machine.measure import bits, measure
+from audit.paths import Path
+from audit.reference.exact import row_references
+from audit.reference.quantities import quantity_references
+
+TRIALS = 80
+SECONDS = 3.0
+MAX_RUNS = 64
+GIVEN = {"torch", "Tensor", "nn", "F", "partial"}  # what every script imports
+
+
+@dataclass(frozen=True)
+class Reproducer:
+    """One row of a finding, shrunk; `input` and `target` are hexadecimal floats with repeats, empty where too long."""
+
+    classes: int
+    input: str
+    target: str
+    script: str
+
+
+class Shrinker:
+    """Finds the smallest input that shows each finding; what was small for one is tried first for the next."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[torch.dtype, str, str], list[tuple[Tensor, Tensor]]] = {}
+
+    def reproduce(self, path: Path, input: Tensor, target: Tensor, device: str, symptom: str) -> Reproducer | None:
+        """Shrinks a row (both of shape (1, classes), on the CPU) while the path shows the symptom on it.
+
+        None where the row alone does not show it.
+        """
+
+        side = symptom.partition("_gradient_")[0] if "_gradient_" in symptom else ""
+
+        def shows(x: Tensor, y: Tensor) -> bool:
+            return _gradient_shows(path, x, y, device, symptom) if side else _shows(path, x, y, device, symptom)
+
+        known = self._known.setdefault((input.dtype, path.target_kind, symptom), [])
+        smallest = next(((x, y) for x, y in known if x.shape[1] <= input.shape[1] and shows(x, y)), None)
+        if smallest is None:
+            if not shows(input, target):
+                return None
+            smallest = _shrunk(shows, input, target, path.target_kind)
+            known.append(smallest)
+        x, y = smallest
+        return Reproducer(x.shape[1], _hexadecimal(x), _hexadecimal(y), _script(path, x, y, device, side))
+
+
+def _shrunk(
+    shows: Callable[[Tensor, Tensor], bool], input: Tensor, target: Tensor, target_kind: str
+) -> tuple[Tensor, Tensor]:
+    """Rounder numbers where they show it too, then ever smaller runs of classes left out."""
+    trials, deadline = 0, perf_counter() + SECONDS
+    for x, y in _simpler(input, target, target_kind):
+        if shows(x, y):
+            input, target = x, y
+            break
+    chunk = input.shape[1] // 2
+    while chunk:
+        start = 0
+        while start < input.shape[1] > chunk and trials < TRIALS and perf_counter() < deadline:
+            x, y = (torch.cat((side[:, :start], side[:, start + chunk :]), 1) for side in (input, target))
+            trials += 1
+            if shows(x, y):
+                input, target = x, y
+            else:
+                start += chunk
+        chunk //= 2
+    return input, target
+
+
+def _simpler(input: Tensor, target: Tensor, target_kind: str) -> Iterator[tuple[Tensor, Tensor]]:
+    """Rounder numbers to try, the simplest first. Probabilities stay as they are."""
+    for step in (torch.zeros_like, torch.round):
+        yield step(input), step(target) if target_kind == "logits" else target
+
+
+def _shows(path: Path, input: Tensor, target: Tensor, device: str, symptom: str) -> bool:
+    result = measure(path, input.to(device, copy=True), target.to(device, copy=True))
+    if result.note:
+        return symptom == "not_computed"
+    (computed,), (given,) = result.computed, result_class(result.computed)
+    numbers = input.double().numpy(), target.double().numpy()
+    lost = [
+        row.max() == (0 if kind == "probs" else -np.inf)
+        for row, kind in zip(numbers, ("logits", path.target_kind), strict=True)
+    ]
+    sought = "finite" if symptom == "beyond_bound" else symptom
+    if given != sought or any(lost):  # no distribution is left
+        return False
+    if given in ("not_a_number", "minus_infinity"):
+        return True  # neither KL nor 0 is that; the exact value need not be known
+    try:
+        if path.quantity == "kl":
+            references = row_references(*numbers, target_kind=path.target_kind)
+        else:
+            references = ["0"] if path.quantity == "zero" else quantity_references(path.quantity, *numbers)
+    except UsageError:
+        return False
+    reference = reduced(references, path.reduction, input.shape[1])
+    exact = Exact.of(*numbers, path.target_kind)
+    allowed = bound(path.promise, exact, str(input.dtype).removeprefix("torch."))
+    error = exact_error(computed, reference, result.dtype)
+    threshold, infinite = FORMATS[result.dtype].overflow_threshold, reference in ("inf", "-inf")
+    judged = (computed, float(reference), error, allowed, np.nan, threshold, infinite)
+    return not (np.isnan(allowed).all() or keeps(*map(np.asarray, judged)).all())
+
+
+def _gradient_shows(path: Path, input: Tensor, target: Tensor, device: str, symptom: str) -> bool:
+    return any(g.symptom == symptom for g in Truth(input, target).gradients(path, device))
+
+
+def _hexadecimal(tensor: Tensor) -> str:
+    """The row's numbers as hexadecimal floats, with how often each repeats; empty for more than MAX_RUNS runs."""
+    runs, counts = torch.unique_consecutive(bits(tensor[0].contiguous()), return_counts=True)
+    if len(runs) > MAX_RUNS:
+        return ""
+    pairs = zip(runs.view(tensor.dtype).tolist(), counts.tolist(), strict=True)
+    return " ".join(v.hex() if n == 1 else f"{v.hex()}*{n}" for v, n in pairs)
+
+
+def _literal(tensor: Tensor) -> str:
+    if text := _hexadecimal(tensor):
+        return f"row({text!r})"
+    packed = base64.b85encode(zlib.compress(tensor.view(torch.uint8).numpy().tobytes(), 9)).decode()
+    return f"packed({packed!r})"
+
+
+def _script(path: Path, input: Tensor, target: Tensor, device: str, side: str) -> str:
+    call, sources = _sources(path.function)
+    exact = "mp.fsum(p * mp.log(p / q) if p else 0 for p, q in zip(y, x))"
+    if path.kind == "identity" and path.rounding.temperature == 1:
+        exact = "0"
+    degree = f" / {path.rounding.temperature}" if path.rounding.temperature != 1 else ""
+    scale = f" * {path.rounding.temperature ** (1 if side else 2)}" if degree else ""
+    scale += f" / {input.shape[1]}" if path.reduction == "mean" else ""
+    value = f'{call}(input.to("{device}"), target.to("{device}"))'
+    if side:
+        gradient = next(g for g in Truth(input, target).gradients(path, device) if g.side == side)
+        i = int(np.argmax(gradient.ratio))
+        value = f"torch.autograd.grad({value}.sum(), {side}, materialize_grads=True)[0][0, {i}]"
+        exact = f"x[{i}] - y[{i}]" if side == "input" else f"y[{i}] * (mp.log(y[{i}] / x[{i}]) - {exact})"
+    return f"""\
+import base64, functools, zlib
+from functools import partial
+
+import torch
+from mpmath import mp
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+{sources}
+
+def row(text):
+    pairs = [run.partition("*")[::2] for run in text.split()]
+    values = [float.fromhex(v) for v, n in pairs for _ in range(int(n or 1))]
+    return torch.tensor([values], dtype=torch.float64).to({input.dtype})
+
+
+def packed(text):
+    data = bytearray(zlib.decompress(base64.b85decode(text)))
+    return torch.frombuffer(data, dtype={input.dtype})[None]
+
+
+def distribution(logits):
+    weights = [mp.exp(mp.mpf(v)) for v in logits[0].tolist()]
+    total = mp.fsum(weights)
+    return [w / total for w in weights]
+
+
+mp.prec = 2000
+input = {_literal(input)}
+target = {_literal(target)}
+x = distribution(input.double(){degree})
+y = {"target[0].double().tolist()" if path.target_kind == "probs" else f"distribution(target.double(){degree})"}
+y = list(map(mp.mpf, y))
+{"input.requires_grad_(), target.requires_grad_()" if side else ""}
+print("computed", {value}.item())
+print("exact   ", mp.nstr(({exact}){scale}, 17))
+"""
+
+
+@cache
+def _sources(function: Callable[..., object]) -> tuple[str, str]:
+    """How a function is called, and its source after that of what it uses."""
+    seen: dict[str, str] = {}
+    return _written(function, "", seen), "\n\n".join(seen.values())
+
+
+def _written(value: object, name: str, seen: dict[str, str], module: str = "") -> str:
+    """A value as the script has it; what `name`, or a function's own, stands for is put into `seen`."""
+    if isinstance(value, partial):
+        given = [_written(v, "", seen) for v in (value.func, *value.args)]
+        given += [f"{key}={_written(v, '', seen)}" for key, v in value.keywords.items()]
+        return f"partial({', '.join(given)})"
+    if isinstance(value, (FunctionType, type)):
+        if value.__name__ not in seen:
+            _collect(value, seen)
+    elif isinstance(value, BuiltinFunctionType) and name:
+        seen[name] = f"from {value.__module__ or 'torch'} import {value.__name__} as {name}"
+    elif isinstance(value, ModuleType) and name:
+        seen[name] = f"import {value.__name__} as {name}"
+    elif isinstance(value, (int, float, str, tuple, dict)):
+        text = repr(value)
+        if isinstance(value, tuple):
+            text = "".join(f"{_written(v, '', seen)}, " for v in value).join("()")
+        elif isinstance(value, dict):
+            text = "".join(f"{_written(k, '', seen)}: {_written(v, '', seen)}, " for k, v in value.items()).join("{}")
+        if not name:
+            return text
+        seen[name] = f"{name} = {text}"
+    elif name:
+        seen[name] = f"from {module} import {name}"
+    return getattr(value, "__name__", repr(value))
+
+
+def _collect(used: FunctionType | type, seen: dict[str, str]) -> None:
+    """The source of a function or class, after that of what it uses; an import where it is torch's or has no source."""
+    tree = None
+    if used.__module__.partition(".")[0] not in ("torch", "builtins"):
+        with suppress(OSError, TypeError, SyntaxError):
+            tree = ast.parse(textwrap.dedent(inspect.getsource(used))).body[0]
+    if not isinstance(tree, (ast.FunctionDef, ast.ClassDef)):
+        seen[used.__name__] = f"from {used.__module__} import {used.__name__}"
+        return
+    tree.decorator_list = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef):
+            node.returns = None
+        elif isinstance(node, ast.arg):
+            node.annotation = None
+        elif isinstance(node, ast.AnnAssign):
+            node.annotation = ast.Name("object")
+    seen[used.__name__] = ""  # for one that calls itself
+    if isinstance(used, type):
+        known = vars(sys.modules[used.__module__])
+    else:
+        around = zip(used.__code__.co_freevars, used.__closure__ or (), strict=True)
+        known = used.__globals__ | {name: cell.cell_contents for name, cell in around}
+    names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)} - set(vars(builtins)) - GIVEN
+    for name in sorted(names & set(known) - set(seen)):
+        _written(known[name], name, seen, used.__module__)
+    del seen[used.__name__]
+    seen[used.__name__] = ast.unparse(tree)

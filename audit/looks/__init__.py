@@ -1,0 +1,1 @@
+"""One table of the report, one file: what it measures."""

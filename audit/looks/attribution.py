@@ -1,0 +1,42 @@
+"""Where a drift comes from: that of softmax, log_softmax, log, product and sum in turn, split in exact arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import pandas as pd
+import torch
+
+from audit.base.workers import Later, Submit, later
+from audit.cases import Problem
+from audit.reference.drift import split_drift
+
+ROWS = 2
+
+
+def measure_attribution(
+    problems: Sequence[Problem], device: str, rows: int = ROWS, submit: Submit = later
+) -> Later[pd.DataFrame]:
+    """Begins the rows of attribution.csv, and waits for them when called: a row of a case x dtype on one device.
+
+    Taken are the first `rows` rows of each problem, for the staged log_softmax path.
+    """
+    begun = [row for problem in problems for row in _rows(problem, device, rows, submit)]
+    return lambda: pd.DataFrame([row | parts() for row, parts in begun])
+
+
+def _rows(
+    problem: Problem, device: str, rows: int, submit: Submit
+) -> Iterator[tuple[dict[str, object], Later[dict[str, float]]]]:
+    x, y = (t[:rows].to(device) for t in (problem.input, problem.target))
+    p, l = torch.softmax(y, -1), torch.log_softmax(x, -1)
+    log_p = torch.log(p)
+    terms = torch.where(p > 0, p * (log_p - l), 0)
+    # The sum before it is rounded to the format of a half; the others have no such step.
+    wide = terms.float() if terms.dtype in (torch.float16, torch.bfloat16) else terms
+    totals = wide.sum(-1)
+    results = totals.to(x.dtype)
+    here = [t.double().cpu().tolist() for t in (x, y, p, l, log_p, terms, totals, results)]
+    for row, (*stages, total, result) in enumerate(zip(*here, strict=True)):
+        key = {"case": problem.case.name, "row": row, "path": "log_softmax", "dtype": problem.dtype, "device": device}
+        yield key, submit(split_drift, stages, total, result)

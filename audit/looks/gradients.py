@@ -1,0 +1,96 @@
+"""Autograd's gradients of every path, and the gap between two classes at which they break."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+
+import numpy as np
+import pandas as pd
+import torch
+
+from audit.base.formats import FORMATS
+from audit.base.workers import Submit, later
+from audit.cases import Problem
+from audit.judge.gradients import SIDES, Gradient, Truth, autograd
+from audit.paths import Path
+
+# Every half up to 130 and around 745, where float32 and float64 run out of exponents, and a few between and beyond.
+GAPS = np.concatenate([np.arange(0.5, 130, 0.5), np.arange(136, 700, 8), np.arange(700, 760, 0.5), [1e3, 1e4, 3e4]])
+
+
+def breaking_gaps(path: Path, dtype: str, device: str) -> list[float]:
+    """Of two classes, one leading by a gap on one side: the first of GAPS where that side's gradient is not finite.
+
+    NaN where every one is. One for each side.
+    """
+    gaps = torch.tensor(GAPS).to(getattr(torch, dtype))
+    leading, level = torch.stack([gaps, 0 * gaps], 1), torch.zeros(len(gaps), 2, dtype=gaps.dtype)
+    found = []
+    for place, pair in enumerate(((leading, level), (level, leading))):
+        grad = autograd(path, *pair, device)[place]
+        broken = np.zeros(len(gaps), bool) if grad is None else ~np.isfinite(grad).all(1)
+        found.append(float(gaps[int(np.argmax(broken))]) if broken.any() else np.nan)
+    return found
+
+
+def takes_gradients(path: Path, problem: Problem) -> bool:
+    """Whether a path means to compute the divergence of this problem's logits, at its temperature or at 1."""
+    taken = path.takes(problem.case.name, problem.dtype, *problem.case.kinds)
+    return (
+        taken
+        and path.input_kind == path.target_kind == "logits"
+        and (path.kind == "kl" or path.rounding.temperature != 1)
+    )
+
+
+def begin_gradients(problems: Sequence[Problem], submit: Submit = later) -> list[tuple[Problem, Truth]]:
+    """Begins the exact gradients of the problems' first and last rows, whatever the device."""
+    return [(p, Truth(p.input, p.target, sorted({0, len(p.input) - 1}), submit)) for p in problems]
+
+
+def measure_gradients(begun: Sequence[tuple[Problem, Truth]], paths: Sequence[Path], device: str) -> pd.DataFrame:
+    """The rows of gradients.csv: autograd's gradient of each path, on the rows that were begun, for each side.
+
+    A path that autograd cannot differentiate has none.
+    """
+
+    @cache
+    def gaps(path: Path, dtype: str) -> dict[str, float]:
+        # A path of a few cases is not meant for this one: it compiles for each shape, or takes a temperature.
+        return {} if path.cases else dict(zip(SIDES, breaking_gaps(path, dtype, device), strict=True))
+
+    rows = []
+    for problem, truth in begun:
+        for path in (p for p in paths if takes_gradients(p, problem)):
+            try:
+                for gradient in truth.gradients(path, device):
+                    key = {"case": problem.case.name, "path": path.name, "reduction": path.reduction}
+                    key |= {"dtype": problem.dtype, "device": device, "side": gradient.side}
+                    gap = gaps(path, problem.dtype).get(gradient.side, np.nan)
+                    rows.append(key | _measured(gradient, problem.dtype, truth.rows) | {"breaks_at_gap": gap})
+            except Exception:
+                continue
+    return pd.DataFrame(rows)
+
+
+def _measured(gradient: Gradient, dtype: str, rows: Sequence[int]) -> dict[str, object]:
+    computed, exact, finite = gradient.computed, gradient.exact, np.isfinite(gradient.computed)
+    errors, size = np.abs(computed - exact)[finite], np.abs(exact).max()
+    worst = np.unravel_index(int(np.argmax(gradient.ratio)), computed.shape)
+    return {
+        "classes": computed.shape[1],
+        "elements": computed.size,
+        "worst_in_u": errors.max() / FORMATS[dtype].unit_roundoff if errors.size else np.nan,
+        "worst_relative": errors.max() / size if errors.size and size else np.nan,
+        "worst_of_bound": gradient.ratio[finite].max() if errors.size else np.nan,
+        "within_bound": not gradient.symptom,
+        "symptom": gradient.symptom,
+        "not_a_number": int(np.isnan(computed).sum()),
+        "infinite": int(np.isinf(computed).sum()),
+        "row": rows[int(worst[0])],
+        "class": int(worst[1]),
+        "reference": exact[worst],
+        "computed": computed[worst],
+        "bound": gradient.bound[worst],
+    }

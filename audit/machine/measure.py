@@ -1,0 +1,143 @@
+"""One path, once, on one device, for all rows of a problem."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from time import perf_counter
+from types import FrameType
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from audit.base.formats import FORMATS
+from audit.paths import Path
+
+# Of one path on one problem, compiling apart. The slowest of ours take a second on the widest problem.
+LIMIT_SECONDS = 30.0
+TOO_SLOW = "too slow"
+
+
+class Stopwatch:
+    """Adds up the seconds spent in its `with` blocks."""
+
+    seconds = 0.0
+
+    def __enter__(self) -> None:
+        self._start = perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds += perf_counter() - self._start
+
+
+# What this process has spent in the paths themselves, until their numbers were here; and in compiling some of them.
+TORCH, COMPILING = Stopwatch(), Stopwatch()
+
+
+@dataclass(frozen=True)
+class Result:
+    """The numbers a path returned, in binary64 (exact), one a row or one in all; or `note`, why there are none."""
+
+    computed: NDArray[np.float64]
+    dtype: str = ""
+    note: str = ""
+    too_slow: bool = False
+
+
+class _TooSlow(BaseException):
+    """No Exception, so that a kernel that survives everything does not survive this."""
+
+
+def measure(path: Path, input: Tensor, target: Tensor, originals: tuple[Tensor, Tensor] | None = None) -> Result:
+    """Runs the path on two tensors of shape (rows, classes), checks what it returns, and brings it back at once.
+
+    Whatever the path does wrong (raises, exits, returns another shape, dtype or device, changes its inputs, takes
+    longer than LIMIT_SECONDS) becomes the note of a result without numbers; the caller must renew inputs that were
+    changed. `originals` are equal tensors to tell a change by; without them copies are made. The time limit is kept
+    wherever Python has the word, in the main thread; a call that never returns from C is the user's to interrupt.
+    """
+    rows = len(input) if path.reduction == "none" else 1
+    originals = originals or (input.clone(), target.clone())
+    note, start = "", perf_counter()
+    try:
+        # Whoever wrote the call may need torch's advice on reductions; a table made of it does not.
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if path.compiles:  # which takes as long as it takes
+                with COMPILING:
+                    path.function(input, target)
+                start = perf_counter()
+            with TORCH, _limited():
+                output = path.function(input, target)
+                note = _objection(path, output, input)
+                if not note:
+                    # On an accelerator the numbers are there only once they are here.
+                    here = output.detach().cpu()
+    except _TooSlow:
+        note = f"{TOO_SLOW}: took more than {LIMIT_SECONDS:g} s"
+    except (Exception, SystemExit) as error:
+        note = describe(error)
+    too_slow = perf_counter() - start > LIMIT_SECONDS
+    if not (_same(input, originals[0]) and _same(target, originals[1])):
+        note = "changed its inputs in place"
+    if note:
+        return Result(np.full(rows, np.nan), note=note, too_slow=too_slow)
+    return Result(here.reshape(rows).double().numpy(), str(here.dtype).removeprefix("torch."))
+
+
+def bits(tensor: Tensor) -> Tensor:
+    """The tensor's bytes as integers, one a number: what tells -0.0 from 0.0, and a NaN from another."""
+    return tensor.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()])
+
+
+def _same(tensor: Tensor, original: Tensor) -> bool:
+    """Whether shape, strides and bytes are the same: NaN is unlike itself, and torch counts no write through .data."""
+    layout = (original.shape, original.stride(), original.dtype, original.device)
+    return layout == (tensor.shape, tensor.stride(), tensor.dtype, tensor.device) and torch.equal(
+        bits(tensor), bits(original)
+    )
+
+
+@contextmanager
+def _limited() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise _TooSlow
+
+    handler = signal.signal(signal.SIGALRM, stop)
+    # Again every second: Python swallows what is raised in a callback of its garbage collector.
+    others = signal.setitimer(signal.ITIMER_REAL, LIMIT_SECONDS, 1.0)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, *others)
+        signal.signal(signal.SIGALRM, handler)
+
+
+def _objection(path: Path, output: object, input: Tensor) -> str:
+    if not isinstance(output, Tensor):
+        return f"returned {type(output).__name__}, expected a tensor"
+    if path.reduction == "none" and tuple(output.shape) != (len(input),):
+        return f"returned shape {tuple(output.shape)}, expected one value a row: ({len(input)},)"
+    if path.reduction != "none" and output.numel() != 1:
+        return f"returned shape {tuple(output.shape)}, expected one value"
+    if str(output.dtype).removeprefix("torch.") not in FORMATS:
+        return f"returned {output.dtype}, expected one of {', '.join(FORMATS)}"
+    if output.device != input.device:
+        return f"returned a tensor on {output.device}, expected {input.device}"
+    return ""
+
+
+def describe(error: BaseException) -> str:
+    """An exception on one line, for a table."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else ''}".rstrip(": ")

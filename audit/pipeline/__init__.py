@@ -1,0 +1,1 @@
+"""What a run covers, and the loop that makes it."""

@@ -1,0 +1,121 @@
+"""What a run covers: names and globs, a file's tensors, kernels of the user's own, resolved to cases and paths."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path as FilePath
+from typing import TYPE_CHECKING
+
+from audit.base.formats import FORMATS
+from audit.base.usage import UsageError, choose
+from audit.cases import PROFILES, Case
+from audit.cases import registered as registered_cases
+from audit.cases.files import Pair
+from audit.machine import devices as devices_module
+from audit.machine.devices import Device
+from audit.paths import Path, own_path
+from audit.paths import registered as registered_paths
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    Own = Callable[[Tensor, Tensor], Tensor]
+    Names = Iterable[str] | str | None
+
+COMPARISON, GIVEN = "log_softmax", "kl_div"  # beside a path of the user's own, for logits and for other kinds
+MAIN = ("softmax_log", "log_softmax", "log_target", "kl_div_from_logits")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one run covers. Where there are paths of the user's `own`, they alone are judged."""
+
+    profile: str
+    cases: list[Case]
+    paths: list[Path]
+    dtypes: list[str]
+    devices: list[Device]
+    whole: bool = False
+    own: frozenset[str] = frozenset()
+    file: Pair | None = None
+
+    def problems(self) -> Iterator[tuple[Case, str, list[Path]]]:
+        """Each case in each dtype, with the paths that take it."""
+        for case in self.cases:
+            for dtype in self.dtypes:
+                paths = [p for p in self.paths if p.takes(case.name, dtype, *case.kinds)]
+                if paths and dtype in case.dtypes:
+                    yield case, dtype, paths
+
+
+def plan(
+    profile: str = "standard",
+    cases: Names = None,
+    paths: Iterable[str | Own] | str | Own | None = None,
+    dtypes: Names = None,
+    devices: Names = None,
+) -> Plan:
+    """Resolves names and globs. Raises UsageError, naming what there is, for one that matches nothing."""
+    if profile not in PROFILES:
+        raise UsageError(f"unknown profile {profile!r}: there are {', '.join(PROFILES)}")
+    # A case that is asked for by name is run whatever its profile.
+    known = registered_cases(profile if cases is None else "full")
+    names = choose(cases, [c.name for c in known], "case")
+    chosen = _plan(profile, [c for c in known if c.name in names], paths, dtypes, devices)
+    return replace(chosen, whole=cases is None and paths is None and dtypes is None)
+
+
+def plan_file(
+    file: FilePath,
+    input_kind: str = "logits",
+    target_kind: str = "logits",
+    paths: Iterable[str | Own] | None = None,
+    dtypes: Names = None,
+    devices: Names = None,
+) -> Plan:
+    """A plan for a file's `input` and `target`: by default the main paths, per row, in the file's dtype.
+
+    Kinds other than logits are taken as they are, never normalised. A callable that declares no kinds is given what
+    the file holds. Raises UsageError for a file that cannot be read as two tensors of shape (rows, classes), for
+    kinds that no path asked for takes, and as `plan` does.
+    """
+    pair = Pair.open(file, input_kind, target_kind)
+    return _plan("file", [pair.case(slice(0, 1))], paths or (*MAIN, GIVEN), dtypes or pair.input.dtype, devices, pair)
+
+
+def _plan(
+    profile: str,
+    cases: list[Case],
+    paths: Iterable[str | Own] | str | Own | None,
+    dtypes: Names,
+    devices: Names,
+    file: Pair | None = None,
+) -> Plan:
+    given = None if paths is None else [paths] if isinstance(paths, str) or callable(paths) else list(paths)
+    known = registered_paths()
+    own = [own_path(p) for p in given or () if callable(p)]
+    if file is not None:
+        own = [p if p in known else replace(p, input_kind=file.input_kind, target_kind=file.target_kind) for p in own]
+    wanted: list[str] | None = None if given is None else [p for p in given if isinstance(p, str)]
+    if own:
+        wanted = [*(wanted or []), COMPARISON if file is None or file.input_kind == "logits" else GIVEN]
+    standard = [p for p in known if not p.absent]
+    for missing in (p for p in known if p.absent and p.name in (wanted or ())):
+        raise UsageError(f"path {missing.name!r} cannot run here: {missing.absent}")
+    names = choose(wanted, list(dict.fromkeys(p.name for p in standard)), "path")
+    formats = choose(dtypes, list(FORMATS), "dtype")
+    asked = [*own, *(p for p in standard if p.name in names and p not in own)]
+    taking = [
+        p
+        for p in asked
+        if any(p.takes(case.name, dtype, *case.kinds) for case in cases for dtype in formats if dtype in case.dtypes)
+        and (file is None or p.reduction == "none")
+    ]
+    if not taking:
+        what = "case" if file is None else f"{file.input_kind} against {file.target_kind}, a value a row,"
+        raise UsageError(
+            f"none of {', '.join(dict.fromkeys(p.name for p in asked))} takes any such {what} in {', '.join(formats)}"
+        )
+    found = devices_module.select(None if devices is None else [devices] if isinstance(devices, str) else list(devices))
+    return Plan(profile, cases, taking, formats, found, False, frozenset(p.name for p in own), file)

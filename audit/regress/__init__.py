@@ -1,0 +1,1 @@
+"""Two reports compared: what got worse, against which baseline."""

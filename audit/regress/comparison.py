@@ -1,0 +1,287 @@
+"""Two reports side by side: what got worse, what changed, what got better."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from audit.base.kinds import GATED
+from audit.base.usage import UsageError
+from audit.publish.bench import bench_file, measured_with, read_bench
+from audit.publish.folder import MARK
+from audit.publish.schema import SCHEMA_VERSION
+from audit.publish.tables import read_table
+
+KEY = ["case", "path", "reduction", "dtype"]
+SPEED_KEY = ["path", "dtype", "rows", "classes", "direction"]
+
+# Factors, each with its reason; docs/nightly.md derives them, and tests hold them to their promise by resampling.
+# A median of scaled errors moves by a third between sound kernels that sum in another order, so half as much again is
+# news. The largest of n errors, and the 99th percentile, scatter more: twice.
+MEDIAN, TAIL, BITS = 1.5, 2.0, 1.0
+# Fewer rows say less. The median of n rounding errors has a relative standard deviation of 1.17 / sqrt(n) where they
+# are normal, the quotient of two such medians one of 1.65 / sqrt(n). The factor grows with it, so far that a report
+# all of whose results are rounded anew, with no loss, raises an alarm in one of a hundred comparisons.
+SPREAD, ALARMS = 1.65, 0.01
+# The largest errors scatter twice as far where tails are exponential, as those of rows of unlike size are.
+TAIL_POWER = 2.0
+# The median of few has more chance to have been small than a normal law gives it: 1 + SMALL / n times as far, at most
+# twice, fitted to medians of 1 to 64 normal errors. Where errors count as LEAST at least, that does not matter.
+SMALL = 5.0
+LEAST = 0.25  # roundoffs: below that an error is no error, however it multiplies
+WIDEST = 32.0  # a sound result, though it stands alone, is within 8 roundoffs: 32 times the least
+# Where the median has 3 correct bits, a value is 5 standard deviations of its drift away from 0: no sign is chance.
+SIGN_BITS = 3.0
+# Unchanged ratios to the calibration stay within 1.4 of each other with twice as many busy processes as cores, within
+# 2.5 with ten times as many, where small calls lose their caches. A kernel that takes twice as long must show, every
+# time it is repeated.
+SLOWER, REPEATS = 1.7, 3
+
+# Column of the summary, the factor its errors may grow by, what they count as at least, how far they scatter.
+MEASURES = [
+    ("scaled_error_median", MEDIAN, LEAST, 1.0),
+    ("scaled_error_p99", TAIL, LEAST, TAIL_POWER),
+    ("scaled_error_max", TAIL, LEAST, TAIL_POWER),
+    ("correct_bits_median", 2**BITS, 0.0, 1.0),
+]
+METRICS = [*(column for column, *_ in MEASURES), "negative_share", "non_finite"]
+COLUMNS = ["worse", "what", "path", "dtype", "where", "before", "after", "times", "allowed"]
+Repeat = Callable[[pd.DataFrame], pd.DataFrame]
+Changes = list[dict[Hashable, Any]]
+
+
+@dataclass(frozen=True)
+class Report:
+    """A report folder's tables that a comparison needs; `unmeasured` says why there is no `bench`."""
+
+    summary: pd.DataFrame
+    findings: pd.DataFrame
+    environment: dict[str, Any]
+    bench: pd.DataFrame | None = None
+    unmeasured: str = ""
+
+
+def machine_key(environment: dict[str, Any]) -> str:
+    """The hardware alone: the models of the audited devices and the CPU's capability, never a version."""
+    models = sorted({d["model"] for d in environment["devices"] if d["status"] == "audited"})
+    words = "-".join([*models, environment["torch"]["cpu_capability"]])
+    return re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")
+
+
+def read_report(folder: Path) -> Report:
+    """A report or baseline. Raises UsageError for a folder that is none, or one of another schema version."""
+    if not (folder / MARK).is_file():
+        raise UsageError(f"{folder} is no report of this audit: there is no {MARK} in it")
+    try:
+        environment = json.loads((folder / MARK).read_text(encoding="utf-8"))
+        version, torch = environment["schema_version"], environment["torch"]["version"]
+        machine_key(environment)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{folder / MARK}: not of a report of this audit: {error!r}") from None
+    if version != SCHEMA_VERSION:
+        raise UsageError(f"{folder}: its tables have schema version {version}, this audit reads {SCHEMA_VERSION}")
+    summary, findings = (read_table(folder / f"{name}.csv", name) for name in ("summary", "findings"))
+    file = bench_file(folder)
+    if not file.exists():
+        return Report(summary, findings, environment, unmeasured=f"{folder} has no bench.json")
+    if (other := measured_with(file)) != torch:
+        return Report(summary, findings, environment, unmeasured=f"{file} is of torch {other}, the report of {torch}")
+    return Report(summary, findings, environment, read_bench(file))
+
+
+def compare(
+    baseline: Report, current: Report, *, same_machine: bool = False, repeat: Repeat | None = None
+) -> pd.DataFrame:
+    """The changes from one report to another, a row each, the worst first.
+
+    Columns: `worse` (it fails the comparison), `what`, `path`, `dtype`, `where` (the rest of the key), `before`,
+    `after`, `times` (the factor between them) and `allowed` (the factor allowed), the last four empty where they mean
+    nothing. Rows are matched by case, path, reduction and dtype, and by device where either side has several. What
+    vanished fails only on the `same_machine`. `repeat` measures benchmarks anew, given their rows: what is slower each
+    time fails; without it, nothing fails for its speed.
+
+    Raises UsageError where the two have no row in common.
+    """
+    # A path that computed nothing is as good as not there.
+    before, after = (r.summary[r.summary["negative_share"].notna()] for r in (baseline, current))
+    pairs, gone = _paired(before, after, KEY)
+    if pairs.empty:
+        raise UsageError("the two reports have no case, path and dtype in common")
+    changes = [
+        *_findings(baseline.findings, current.findings, "device" in pairs),
+        *_accuracy(pairs[pairs["kind_before"].isin(GATED)]),
+        *_vanished(gone, after, same_machine),
+        *_speed(baseline, current, same_machine, repeat),
+        *_versions(baseline.environment, current.environment),
+    ]
+    found = pd.DataFrame(changes, columns=COLUMNS)
+    excess = (found["times"] / found["allowed"]).astype("float64")
+    order = found.assign(excess=excess).sort_values(["worse", "excess"], ascending=False, kind="stable")
+    return order[COLUMNS].reset_index(drop=True)
+
+
+def _paired(old: pd.DataFrame, new: pd.DataFrame, key: list[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The rows both have, their columns suffixed _before and _after, and those only the old one has.
+
+    `where` is the key without path and dtype. The device's name is part of the key only where either has several.
+    """
+    if max(old["device"].nunique(), new["device"].nunique()) > 1:
+        key = [*key, "device"]
+    for table in (old, new):
+        if table.duplicated(key).any():
+            raise UsageError(f"a table has several rows of one {', '.join(key)}")
+    both = old.merge(new, on=key, how="left", suffixes=("_before", "_after"), indicator=True)
+    rest = [name for name in key if name not in ("path", "dtype")]
+    both["where"] = [" ".join(map(str, values)) for values in both[rest].itertuples(index=False)]
+    matched = both["_merge"] == "both"
+    return both[matched], both[~matched]
+
+
+def _sides(pairs: pd.DataFrame, column: str) -> tuple[pd.Series, pd.Series]:
+    return pairs[f"{column}_before"].astype("float64"), pairs[f"{column}_after"].astype("float64")
+
+
+def _rows(pairs: pd.DataFrame, worse: bool, what: str, column: str = "") -> Changes:
+    """A change a row, with its `times` and `allowed` where it has them; `column` is what is shown of both sides."""
+    changes = pairs.assign(worse=worse, what=what)
+    if column:
+        changes["before"], changes["after"] = _sides(pairs, column)
+    return changes.reindex(columns=COLUMNS).to_dict("records")
+
+
+def _accuracy(pairs: pd.DataFrame) -> Changes:
+    """What became of the errors, row by row, and throughout a path and dtype."""
+    old, new = (pairs[[f"{m}_{side}" for m in METRICS]].to_numpy(np.float64) for side in ("before", "after"))
+    unlike = pairs["computed_digest_before"] != pairs["computed_digest_after"]
+    moved = pairs[unlike | ((old != new) & ~(np.isnan(old) & np.isnan(new))).any(axis=1)]
+    if moved.empty:
+        return []
+    sigmas = NormalDist().inv_cdf(1 - ALARMS / (len(MEASURES) * len(moved)))
+    n = moved[["n_before", "n_after"]].min(axis=1).astype("float64")
+    widened = np.exp(sigmas * SPREAD / np.sqrt(n))
+    # An identity that means 0 may have either sign, and its terms are not weighted by p as the scale's are: its bound
+    # alone judges its size.
+    sized = (pairs["kind_before"] == "kl") | pairs["correct_bits_median_before"].notna()
+    changes = _throughout(pairs[sized], sigmas)
+    sized, quiet = sized[moved.index], unlike[moved.index]
+    for column, factor, least, power in MEASURES:
+        before, after = _sides(moved, column)
+        if column == "correct_bits_median":
+            before, after = (2.0 ** -bits.clip(lower=0) for bits in (before, after))
+        allowed = (widened**power).clip(upper=WIDEST) if least else widened ** (1 + SMALL / n).clip(upper=2.0)
+        allowed = allowed.clip(lower=factor)
+        for sign, times in (("worse", after / before.clip(lower=least)), ("better", before / after.clip(lower=least))):
+            found = (times >= allowed) & sized
+            quiet &= ~found
+            changed = moved.assign(times=times, allowed=allowed)[found]
+            changes += _rows(changed, sign == "worse", f"{column} {sign}", column)
+    finite = moved["non_finite_after"] - moved["non_finite_before"]
+    negative = (moved["negative_share_after"] > 0) & (moved["negative_share_before"] == 0) & sized
+    bits = moved[["correct_bits_median_before", "correct_bits_median_after"]].max(axis=1)
+    # Where a value is all rounding its sign is chance, unless it was exactly 0.
+    telling = (bits >= SIGN_BITS) | (moved["scaled_error_max_before"] == 0)
+    for found, worse, what, column in (
+        (finite > 0, True, "more results that are not finite", "non_finite"),
+        (finite < 0, False, "fewer results that are not finite", "non_finite"),
+        (negative & telling, True, "negative where there was none", "negative_share"),
+        (negative & ~telling, False, "negative by chance where there was none", "negative_share"),
+    ):
+        quiet &= ~found
+        changes += _rows(moved[found], worse, what, column)
+    return changes + _rows(moved[quiet], False, "changed in the last place")
+
+
+def _throughout(pairs: pd.DataFrame, sigmas: float) -> Changes:
+    """Paths and dtypes whose errors changed by more than MEDIAN in the median over all cases, weighted by their rows.
+
+    A loss of a bit that no single case has the rows to show is seen here.
+    """
+    changes: Changes = []
+    key = ["path", "dtype", *(["device"] * ("device" in pairs))]
+    for (path, dtype, *device), group in pairs.groupby(key, sort=False):
+        before, after = _sides(group, "scaled_error_median")
+        times = (after / before).mask(before == after, 1.0).dropna().sort_values()
+        if times.empty:
+            continue
+        weight = group.loc[times.index, "n_before"].astype("float64").cumsum()
+        middle = times.iloc[int(weight.searchsorted(weight.iloc[-1] / 2))]
+        allowed = max(MEDIAN, float(np.exp(sigmas * SPREAD / np.sqrt(weight.iloc[-1]))))
+        where = " ".join([f"{len(times)} cases", *map(str, device)])
+        row: dict[Hashable, Any] = {"path": path, "dtype": dtype, "where": where, "allowed": allowed}
+        for sign, factor in (("worse", middle), ("better", 1 / middle)):
+            if factor > allowed:
+                told = {"worse": sign == "worse", "what": f"scaled error {sign} throughout", "times": factor}
+                changes.append(row | told)
+    return changes
+
+
+def _vanished(gone: pd.DataFrame, new: pd.DataFrame, worse: bool) -> Changes:
+    """What is not there any more: whole paths, dtypes and cases by their name, other rows one by one."""
+    changes: Changes = []
+    for name in ("path", "dtype", "case"):
+        lost = gone[~gone[name].isin(new[name])]
+        for value, rows in lost.groupby(name, sort=False):
+            changes.append({"worse": worse, "what": "vanished", "where": f"{name} {value}, {len(rows)} rows"})
+        gone = gone.drop(lost.index)
+    return changes + _rows(gone, worse, "vanished")
+
+
+def _speed(baseline: Report, current: Report, same_machine: bool, repeat: Repeat | None) -> Changes:
+    """Benchmarks whose ratio to the calibration changed, on hardware that is the same."""
+    unlike = machine_key(baseline.environment) != machine_key(current.environment)
+    if unlike or baseline.bench is None or current.bench is None:
+        why = "the machines are unlike" if unlike else baseline.unmeasured or current.unmeasured
+        return [{"worse": False, "what": "speed not compared", "where": why}]
+    pairs, gone = _paired(baseline.bench, current.bench, SPEED_KEY)
+    slower = _slower(pairs)
+    for _ in range(REPEATS):
+        if repeat is None or slower.empty:
+            break
+        slower = _slower(_paired(baseline.bench, repeat(slower), SPEED_KEY)[0])
+    what = f"slower, {REPEATS} times in a row" if repeat else "slower, not repeated"
+    faster = pairs["ratio_before"] / pairs["ratio_after"]
+    return [
+        *_rows(slower, repeat is not None, what, "seconds"),
+        *_rows(pairs.assign(times=faster, allowed=SLOWER)[faster > SLOWER], False, "faster", "seconds"),
+        *_rows(gone, same_machine, "benchmark vanished"),
+    ]
+
+
+def _slower(pairs: pd.DataFrame) -> pd.DataFrame:
+    """Those with a larger ratio whose seconds are more too: a faster calibration makes no path slower."""
+    times = pairs["ratio_after"] / pairs["ratio_before"]
+    slower = (times > SLOWER) & (pairs["seconds_after"] > pairs["seconds_before"])
+    return pairs.assign(times=times, allowed=SLOWER)[slower].rename(columns={"device_after": "device"})
+
+
+def _findings(before: pd.DataFrame, after: pd.DataFrame, by_device: bool) -> Changes:
+    """New findings of cases that had none of their kind, acknowledged ones included; and those that are gone."""
+    key = ["path", "dtype", "symptom", *(["device"] * by_device), "case"]
+    old, new = (t.assign(case=t["cases"].str.split()).explode("case") for t in (before, after))
+    changes: Changes = []
+    for rows, others, worse, what in ((new, old, True, "new finding"), (old, new, False, "finding gone")):
+        known = set(others[key].itertuples(index=False, name=None))
+        for values in rows.loc[rows["status"] == "new", key].itertuples(index=False, name=None):
+            if values not in known:
+                path, dtype, *rest = map(str, values)
+                changes.append({"worse": worse, "what": what, "path": path, "dtype": dtype, "where": " ".join(rest)})
+    return changes
+
+
+def _versions(before: dict[str, Any], after: dict[str, Any]) -> Changes:
+    names = ("audit", "python", "platform", "driver", "torch", "packages")
+    environments = ({name: given.get(name) for name in names} for given in (before, after))
+    old, new = (pd.json_normalize(given, sep=" ").iloc[0].to_dict() for given in environments)
+    return [
+        {"worse": False, "what": f"{name} changed", "before": str(old.get(name)), "after": str(new.get(name))}
+        for name in dict.fromkeys([*old, *new])
+        if old.get(name) != new.get(name)
+    ]

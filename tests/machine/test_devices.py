@@ -1,0 +1,75 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from audit.base.usage import UsageError
+from audit.machine import devices
+from audit.machine.devices import Device, found, select, visible_nvidia
+
+CPU, ABSENT = Device("cpu", "a processor"), Device("cuda", absent="this torch is built without CUDA")
+GPU, SECOND = Device("cuda", "a GPU"), Device("cuda:1", "a GPU")
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch):
+    """A machine with the devices and the NVIDIA evidence one names."""
+
+    def make(*present: Device, evidence: str = "") -> None:
+        monkeypatch.setattr(devices, "found", lambda: list(present))
+        monkeypatch.setattr(devices, "visible_nvidia", lambda: evidence)
+
+    return make
+
+
+def test_the_cpu_is_always_found_and_cuda_is_named_where_absent() -> None:
+    names = [d.name for d in found()]
+    assert names[0] == "cpu"
+    assert "cuda" in names
+    assert all(bool(d.model) != bool(d.absent) for d in found())
+    if not torch.cuda.is_available():
+        assert next(d for d in found() if d.name == "cuda").absent
+
+
+def test_of_several_equal_gpus_one_is_audited_unless_more_are_named(machine) -> None:
+    machine(CPU, GPU, SECOND)
+    assert select(None) == [CPU, GPU]
+    assert select(["cuda:1", "cuda"]) == [GPU, SECOND]
+    assert select("cuda*") == [GPU, SECOND]
+
+
+def test_an_absent_device_is_refused_with_its_reason(machine) -> None:
+    machine(CPU, ABSENT)
+    with pytest.raises(UsageError, match="'cuda' is absent: this torch is built without CUDA; there are cpu"):
+        select(["cuda"])
+    with pytest.raises(UsageError, match=r"unknown device 'tpu'.*there are cpu"):
+        select(["tpu"])
+
+
+def test_a_visible_nvidia_device_that_torch_cannot_use_fails_the_run(machine) -> None:
+    machine(CPU, ABSENT, evidence="/dev/nvidia0")
+    with pytest.raises(UsageError, match=r"an NVIDIA device is visible \(/dev/nvidia0\)"):
+        select(None)
+    assert select(["cpu"]) == [CPU]
+    machine(CPU, GPU, evidence="/dev/nvidia0")
+    assert select(None) == [CPU, GPU]
+
+
+def nvidia_smi(folder: Path, answer: str, status: int) -> None:
+    command = folder / "nvidia-smi"
+    command.write_text(f"#!/bin/sh\necho '{answer}'\nexit {status}\n")
+    command.chmod(0o755)
+
+
+@pytest.mark.parametrize(("answer", "status", "seen"), [("GPU 0: A", 0, True), ("", 0, False), ("no driver", 9, False)])
+def test_nvidia_smi_is_evidence_only_where_it_lists_a_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str, status: int, seen: bool
+) -> None:
+    if Path("/dev/nvidia0").exists():
+        pytest.skip("this machine has a device of its own")
+    nvidia_smi(tmp_path, answer, status)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert bool(visible_nvidia()) == seen
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert not visible_nvidia()
