@@ -157,9 +157,9 @@ def _table(frame: pd.DataFrame, source: str, name: str = "", label: str = "") ->
 
 
 def _cell(value: object) -> str:
-    if isinstance(value, float):
-        return "" if value != value else f"{value:.3g}"
-    return "" if value is pd.NA else escape(str(value))
+    if pd.isna(value):
+        return ""
+    return f"{value:.3g}" if isinstance(value, float) else escape(str(value))
 
 
 def _list(environment: Mapping[str, object]) -> str:
