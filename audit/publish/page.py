@@ -156,7 +156,7 @@ def _table(frame: pd.DataFrame, source: str, name: str = "", label: str = "") ->
     return _region(label or f"{source}.csv", table, f"{name}-rows" if name else "")
 
 
-def _cell(value: object) -> str:
+def _cell(value: Any) -> str:
     if pd.isna(value):
         return ""
     return f"{value:.3g}" if isinstance(value, float) else escape(str(value))
