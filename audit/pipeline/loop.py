@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path as FilePath
 from time import perf_counter
@@ -31,6 +32,7 @@ from audit.machine.environment import describe_environment
 from audit.machine.measure import COMPILING, TOO_SLOW, TORCH, Result, describe, measure
 from audit.paths import Path
 from audit.pipeline.plan import COMPARISON, MAIN, Plan, plan
+from audit.pipeline.stream import judge_file
 from audit.publish.figures import Plot, draw
 from audit.publish.schema import SCHEMA_VERSION, typed
 from audit.publish.tables import summarise
@@ -44,8 +46,6 @@ Problems = Mapping[tuple[str, str], Problem]
 CLOSER = ("random_scale1", "random_scale10", "near_1e-04", "peaked_gap20", "offset_1e+04", "gap_88")
 WIDE = "zipf_n128256"  # of more than 32,768 classes: torch shares those among threads
 NARROW = 1_000  # classes that can be had exactly one by one
-# Of a user's file, in memory at a time: 2 MB in each of the some fifty binary64 arrays of the judgement.
-ELEMENTS_AT_ONCE = 2**18
 COMMITTED_GOLD = FilePath(__file__).parents[2] / "references"
 
 
@@ -91,7 +91,8 @@ def execute(
     problems: dict[tuple[str, str], Problem] = {}
     truths: list[tuple[Problem, Truth]] = []
     if plan.file is not None:
-        errors = _streamed(plan, engine, submit, advance)
+        run_all = partial(_run_all, plan, advance=advance, stopped={})
+        errors = judge_file(plan, partial(_begin, engine=engine, submit=submit), run_all)
     else:
         begun = _begin(plan, engine, submit)
         problems = {(b.problem.case.name, b.problem.dtype): b.problem for b in begun}
@@ -205,25 +206,6 @@ def _invariance(plan: Plan, problems: Problems, limits: Mapping[tuple[str, str],
 
 def _some(plan: Plan, problems: Problems, names: Iterable[str]) -> list[Problem]:
     return [problems[name, dtype] for name in names for dtype in plan.dtypes if (name, dtype) in problems]
-
-
-def _streamed(plan: Plan, engine: Engine, submit: Submit, advance: Callable[[str], None]) -> pd.DataFrame:
-    """The rows of errors.csv of a user's file, of which two blocks are in memory: one is judged, the next begun."""
-    assert plan.file is not None
-    file, (rows, classes) = plan.file, plan.file.input.shape
-    step = max(1, ELEMENTS_AT_ONCE // classes)
-    blocks = (
-        _begin(replace(plan, cases=[file.case(slice(start, start + step))]), engine, submit)
-        for start in range(0, rows, step)
-    )
-    parts: list[pd.DataFrame] = []
-    stopped: dict[tuple[str, str], str] = {}
-    following = next(blocks)
-    for start in range(0, rows, step):
-        begun, following = following, next(blocks, [])
-        part = typed(error_table(_run_all(plan, begun, advance, stopped)), "errors")
-        parts.append(part.assign(row=part["row"] + start, rows=rows))
-    return typed(_table(parts), "errors")
 
 
 def run(
