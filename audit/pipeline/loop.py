@@ -290,7 +290,7 @@ def _with_reproducers(findings: pd.DataFrame, plan: Plan, problems: Problems) ->
     found: list[dict[str, object]] = []
     for finding in findings.to_dict("records"):
         name, dtype, row = str(finding["case"]), str(finding["dtype"]), finding["row"]
-        rows = slice(None) if row is pd.NA else slice(int(row), int(row) + 1)
+        rows = slice(None) if pd.isna(row) else slice(int(row), int(row) + 1)
         if plan.file is not None:
             problem = build(plan.file.case(rows), dtype)
             input, target = problem.input, problem.target
