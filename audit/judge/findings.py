@@ -106,9 +106,10 @@ def _as_errors(gradients: pd.DataFrame) -> pd.DataFrame:
 
 
 def _uncomputed(errors: pd.DataFrame, own: Collection[str]) -> pd.DataFrame:
-    """What a path gave no number for anywhere on a device; of a kernel of the user's own, every number it did not give.
+    """What a path gave no number for anywhere on a device, unless it is a mistake, which may raise.
 
-    A mistake may raise. What no path computes there, on a device that computes other things, is the device's limit and no finding.
+    Of a kernel of the user's own, every number it did not give. What no path computes on a device that computes other
+    things is the device's limit and no finding.
     """
     missing = errors["result_class"] == "not_computed"
 
@@ -128,8 +129,9 @@ def find(
 ) -> tuple[pd.DataFrame, list[str]]:
     """The findings, a row a group, and the acknowledgements that no longer meet one though their scope ran.
 
-    `gradients` has the rows of gradients.csv. Where there are paths of the user's `own`, they alone are judged. The rows have the columns of findings.csv but for the reproducer; their
-    example is the result with the fewest classes, the furthest beyond its bound of those.
+    `gradients` has the rows of gradients.csv. Where there are paths of the user's `own`, they alone are judged. The
+    rows have the columns of findings.csv but for the reproducer; their example is the result with the fewest classes,
+    the furthest beyond its bound of those.
     """
     slopes = errors.iloc[:0].assign(symptom="") if gradients is None else _as_errors(gradients)
     uncomputed = _uncomputed(errors, own)

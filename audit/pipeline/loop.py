@@ -35,7 +35,7 @@ from audit.publish.figures import Plot, draw
 from audit.publish.schema import SCHEMA_VERSION, typed
 from audit.publish.tables import summarise
 from audit.reference.cache import Cache, default_file
-from audit.reference.gold import read_gold
+from audit.reference.gold import COMMITTED_GOLD, read_gold
 
 if TYPE_CHECKING:
     from audit.pipeline.plan import Names, Own
@@ -46,7 +46,6 @@ WIDE = "zipf_n128256"  # of more than 32,768 classes: torch shares those among t
 NARROW = 1_000  # classes that can be had exactly one by one
 # Of a user's file, in memory at a time: 2 MB in each of the some fifty binary64 arrays of the judgement.
 ELEMENTS_AT_ONCE = 2**18
-COMMITTED_GOLD = FilePath(__file__).parents[2] / "references"
 
 
 @dataclass(frozen=True)
