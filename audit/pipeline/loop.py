@@ -32,6 +32,7 @@ from audit.machine.measure import COMPILING, TOO_SLOW, TORCH, Result, describe, 
 from audit.paths import Path
 from audit.pipeline.plan import COMPARISON, MAIN, Plan, plan
 from audit.publish.figures import Plot, draw
+from audit.publish.folder import check_replaceable
 from audit.publish.schema import SCHEMA_VERSION, typed
 from audit.publish.tables import summarise
 from audit.reference.cache import Cache, default_file
@@ -244,8 +245,11 @@ def run(
 
     Raises UsageError, a ValueError, for a name that is not there or an `out` that is not a report.
     """
+    chosen = plan(profile, cases, paths, dtypes, devices)
+    if out is not None:
+        check_replaceable(FilePath(out))
     with Workers(workers or 1) as processes:
-        audit = execute(plan(profile, cases, paths, dtypes, devices), processes)
+        audit = execute(chosen, processes)
         if out is not None:
             from audit.publish.report import write_report
 
