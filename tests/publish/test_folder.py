@@ -177,7 +177,8 @@ def test_the_umask_is_honoured(tmp_path: Path, umask: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "out", [".", "..", "/", "x" * 256, "x" * 250 + "/" + "é" * 200, "a\0b", "file", "file/deeper", "/proc/report", "loop"]
+    "out",
+    [".", "..", "/", "x" * 256, "x" * 250 + "/" + "é" * 200, "a\0b", "file", "file/deeper", "/proc/report", "loop"],
 )
 def test_a_place_that_cannot_hold_a_report_is_refused_before_anything_is_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str
@@ -200,9 +201,10 @@ def test_a_name_of_255_bytes_is_fine(tmp_path: Path) -> None:
 
 def test_a_full_disk_is_one_line_and_leaves_the_report_as_it_was(tmp_path: Path) -> None:
     write(tmp_path / "latest", "old")
-    with pytest.raises(UsageError, match="cannot be written: No space left on device"), report_folder(
-        tmp_path / "latest"
-    ) as folder:
+    with (
+        pytest.raises(UsageError, match="cannot be written: No space left on device"),
+        report_folder(tmp_path / "latest") as folder,
+    ):
         (folder / "environment.json").write_text("new")
         with open("/dev/full", "w") as full:
             full.write("x")
