@@ -76,8 +76,8 @@ def run(
     import torch
 
     from audit.base.workers import Workers
+    from audit.machine import plan as plans
     from audit.pipeline import loop as pipeline
-    from audit.pipeline import plan as plans
     from audit.publish.folder import check_replaceable
     from audit.publish.report import write_report
 
@@ -97,7 +97,7 @@ def run(
         terminal.say(console, f"absent: {absent.name} ({absent.absent})")
     start = perf_counter()
     with Workers(workers or os.cpu_count() or 1) as processes:
-        with terminal.progress(console, sum(1 for _ in plan.problems()) + 2) as advance:
+        with terminal.progress(console, sum(1 for _ in plan.problems()) + len(pipeline.LOOKS)) as advance:
             folder = references or pipeline.COMMITTED_GOLD
             audit = pipeline.execute(plan, processes, advance, acknowledgements or (), folder)
         audit.environment["command"] = shlex.join(["python", "-m", "audit", *sys.argv[1:]])

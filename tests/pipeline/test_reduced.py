@@ -11,7 +11,7 @@ import audit
 from audit import paths
 from audit.cli import app
 from audit.pipeline.loop import execute
-from audit.pipeline.plan import plan
+from audit.machine.plan import plan
 from audit.publish.tables import read_table
 
 
