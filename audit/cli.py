@@ -27,7 +27,11 @@ class _Commands(typer.core.TyperGroup):
             print(f"kl-audit: {' '.join(str(error).split())}", file=sys.stderr)
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
-            print("kl-audit: interrupted; the report in place is left as it was", file=sys.stderr)
+            from audit.publish.folder import in_place
+
+            new = in_place()
+            state = f"the new report is in place: {new}" if new else "the report in place, if any, is left as it was"
+            print(f"kl-audit: interrupted; {state}", file=sys.stderr)
             raise typer.Exit(130) from None
 
 
@@ -72,18 +76,18 @@ def run(
     import torch
 
     from audit.base.workers import Workers
+    from audit.machine import plan as plans
     from audit.pipeline import loop as pipeline
-    from audit.pipeline import plan as plans
     from audit.publish.folder import check_replaceable
     from audit.publish.report import write_report
     from audit.reference.gold import COMMITTED_GOLD, NAME
 
-    check_replaceable(out)
     chosen = [*(path or ()), *own] or None
     if logits is None:
         plan = plans.plan(profile, case, chosen, dtype, device)
     else:
         plan = plans.plan_file(logits, input_kind, target_kind, chosen, dtype, device)
+    check_replaceable(out)
     console = terminal.console()
     names = ", ".join(f"{d.name} ({d.model})" for d in plan.devices)
     terminal.say(console, f"{sys.executable}, torch {torch.__version__}")
@@ -94,7 +98,7 @@ def run(
         terminal.say(console, f"absent: {absent.name} ({absent.absent})")
     start = perf_counter()
     with Workers(workers or os.cpu_count() or 1) as processes:
-        with terminal.progress(console, sum(1 for _ in plan.problems()) + 2) as advance:
+        with terminal.progress(console, sum(1 for _ in plan.problems()) + len(pipeline.LOOKS)) as advance:
             folder = references or COMMITTED_GOLD
             audit = pipeline.execute(plan, processes, advance, acknowledgements or (), folder)
         audit.environment["command"] = shlex.join(["python", "-m", "audit", *sys.argv[1:]])

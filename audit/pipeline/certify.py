@@ -11,7 +11,7 @@ from audit.base.workers import Workers
 from audit.cases import Problem
 from audit.cases import build as build_problem
 from audit.judge.references import Engine, reference_keys, sealed
-from audit.pipeline.plan import plan
+from audit.machine.plan import plan
 from audit.reference.enclosure import agrees
 from audit.reference.gold import DIGITS, NAME, Record, radius_of, read_gold, read_records, record_name, write_records
 from audit.reference.quantities import as_text, evaluate

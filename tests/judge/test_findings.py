@@ -18,9 +18,9 @@ from torch.nn import functional as F
 import audit
 from audit.explain.reproducer import Shrinker
 from audit.judge.findings import COMMITTED, Acknowledgement, find, read_acknowledgements, stanza
+from audit.machine.plan import plan
 from audit.paths import own_path
 from audit.pipeline.loop import Audit, execute
-from audit.pipeline.plan import plan
 
 CASES = ["identical_n1000", "random_*", "near_*", "zeros_in_target", "one_hot"]
 

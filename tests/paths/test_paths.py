@@ -20,9 +20,9 @@ import audit
 from audit.base.formats import FORMATS
 from audit.base.usage import UsageError
 from audit.machine.measure import measure
+from audit.machine.plan import plan
 from audit.paths import Path, execution, own_path, path, registered
 from audit.paths.misuse import MAPS
-from audit.pipeline.plan import plan
 from audit.reference.quantities import quantity_references
 
 PATHS = registered()
