@@ -17,9 +17,9 @@ import audit
 from audit.base.formats import FORMATS
 from audit.base.usage import UsageError
 from audit.cases.files import Pair, read_pair
+from audit.looks import stream
+from audit.machine.plan import MAIN, plan_file
 from audit.pipeline import loop as pipeline
-from audit.pipeline import stream
-from audit.pipeline.plan import MAIN, plan_file
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:

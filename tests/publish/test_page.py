@@ -12,8 +12,8 @@ import pandas as pd
 import pytest
 
 from audit.base.workers import Workers
+from audit.machine.plan import plan
 from audit.pipeline.loop import execute
-from audit.pipeline.plan import plan
 from audit.publish import figures
 from audit.publish.answer import matrix, sentences
 from audit.publish.figures import draw
