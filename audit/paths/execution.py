@@ -82,7 +82,8 @@ def compiled(f: Function, x: Tensor, y: Tensor) -> Tensor:
     """
     import torch._dynamo.config as dynamo  # a second and a half, for those who compile
 
-    with dynamo.patch(recompile_limit=1_000):
+    limit = "recompile_limit" if hasattr(dynamo, "recompile_limit") else "cache_size_limit"  # the latter in torch 2.6
+    with dynamo.patch({limit: 1_000}):
         return _compiled(f)(x, y)
 
 

@@ -21,17 +21,17 @@ from audit.machine.environment import describe_environment
 from audit.machine.measure import COMPILING, TORCH
 from audit.machine.plan import Plan, plan
 from audit.publish.figures import Plot, draw
+from audit.publish.folder import check_replaceable
 from audit.publish.schema import SCHEMA_VERSION, typed
 from audit.publish.tables import summarise
 from audit.reference.cache import Cache, default_file
-from audit.reference.gold import read_gold
+from audit.reference.gold import COMMITTED_GOLD, read_gold
 
 if TYPE_CHECKING:
     from audit.machine.plan import Names, Own
 
 # In the order in which they are taken: the others may want the table of errors.
 LOOKS = (errors.LOOK, stream.LOOK, thread.LOOK, invariance.LOOK, elements.LOOK, attribution.LOOK, gradients.LOOK)
-COMMITTED_GOLD = FilePath(__file__).parents[2] / "references"
 
 
 @dataclass(frozen=True)
@@ -118,8 +118,11 @@ def run(
 
     Raises UsageError, a ValueError, for a name that is not there or an `out` that is not a report.
     """
+    chosen = plan(profile, cases, paths, dtypes, devices)
+    if out is not None:
+        check_replaceable(FilePath(out))
     with Workers(workers or 1) as processes:
-        audit = execute(plan(profile, cases, paths, dtypes, devices), processes)
+        audit = execute(chosen, processes)
         if out is not None:
             from audit.publish.report import write_report
 

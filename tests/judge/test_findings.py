@@ -188,7 +188,19 @@ def test_what_no_path_computes_is_the_devices_limit_and_no_finding() -> None:
     errors = errors.assign(result_class=errors["result_class"].mask(lacking, "not_computed"))
     found, _ = find(errors, [], own=["raises"])
     assert found["dtype"].tolist() == ["float32"]
-    assert find(errors, [])[0].empty, "nor is what a path of the audit's own cannot do on a device"
+
+
+def test_a_path_of_the_audits_own_that_gave_no_number_anywhere_is_a_finding() -> None:
+    errors = execute(plan("quick", ["random_*"], ["log_softmax", "log_target"], ["float32"], "cpu")).tables["errors"]
+    one = errors["path"] == "log_target"
+
+    def lacking(rows: pd.Series) -> pd.DataFrame:
+        changed = errors.assign(result_class=errors["result_class"].mask(rows, "not_computed"))
+        return find(changed, [])[0][["path", "symptom"]].drop_duplicates()
+
+    assert lacking(one).values.tolist() == [["log_target", "not_computed"]]
+    assert lacking(one & (errors["case"] != "random_scale1")).empty, "it gave some numbers"
+    assert set(lacking(one | ~one)["path"]) == {"log_softmax", "log_target"}, "a device that computes nothing"
 
 
 def mean_dropping_the_last(input: Tensor, target: Tensor) -> Tensor:
