@@ -14,7 +14,6 @@ from torch import Tensor
 
 from audit.paths import path
 from audit.paths.functional import log_softmax
-from audit.paths.rounding import ANY_ORDER, PLAIN
 
 Function = Callable[[Tensor, Tensor], Tensor]
 
@@ -117,17 +116,6 @@ EXECUTIONS: dict[str, Execution] = {
     "on the CPU": Execution(on_cpu, where="accelerator"),
     "compiled": Execution(compiled, costly=True),
 }
-
-for _name, _execution, _rounding, _where, _summary in (
-    ("row_alone", row_alone, PLAIN, "", "each row in a batch of its own"),
-    ("one_thread", one_thread, PLAIN, "cpu", "on one thread"),
-    # Vectors may not line up with a row's beginning, so that only the form is promised, not the order of the sums.
-    ("strided", strided, ANY_ORDER, "", "on logits that are two elements apart in memory"),
-):
-    path(_name, summary=f"the log_softmax path, {_summary}", rounding=_rounding, where=_where)(
-        partial(_execution, log_softmax)
-    )
-
 
 path(
     "compiled",

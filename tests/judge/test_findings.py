@@ -215,7 +215,7 @@ def test_every_kind_of_script_shows_its_finding_with_torch_and_mpmath_alone(tmp_
         return F.kl_div(log_softmax(input, -1), torch.softmax(target, -1), reduction="none").sum(-1) * factor
 
     paths = [
-        *("difference", "kl_div_loss", "softmax_log", "row_alone", "thread_era", "era_difference"),
+        *("difference", "kl_div_loss", "softmax_log", "log_softmax", "thread_era", "era_difference"),
         *("kl_div_from_logits", "scipy_entropy", "upcast", "distillation"),
     ]
     cases = ["impossible_matched", "largest", "gap_104", "one_hot", "offset_limit"]
