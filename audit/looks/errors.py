@@ -11,13 +11,15 @@ import numpy as np
 import pandas as pd
 
 from audit.base.formats import FORMATS
+from audit.base.supervision import on_case
+from audit.base.text import describe
 from audit.base.workers import Later
 from audit.cases import Rows
 from audit.judge.bounds import keeps
 from audit.judge.errors import error_columns
 from audit.judge.references import References, divisor, published, reduced
 from audit.looks import Look, Run, Trial
-from audit.machine.measure import TOO_SLOW, Result, describe, measure
+from audit.machine.measure import TOO_SLOW, Result, measure
 from audit.paths import Path
 
 _EXACT = Context(prec=2_000)
@@ -57,6 +59,7 @@ def run_paths(trial: Trial, devices: Iterable[str], stopped: dict[tuple[str, str
     One that took too long is `stopped`, and not run again.
     """
     problem = trial.problem
+    on_case(problem.case.name)
     for device in devices:
         paths = [path for path in trial.paths if path.runs_on(device)]
         try:

@@ -11,6 +11,7 @@ import pandas as pd
 from torch import Tensor
 
 from audit.base.formats import FORMATS
+from audit.base.supervision import on_case
 from audit.base.workers import Later
 from audit.cases import Rows
 from audit.looks import CLOSER, Look, Run, Trial, together
@@ -46,6 +47,7 @@ def measure_invariance(
     """
     found: dict[tuple[str, str, str], list[list[Rows]]] = {}
     for trial in trials:
+        on_case(trial.problem.case.name)
         for path, name, changes in _checks(trial, paths, device, compiled):
             found.setdefault((path, trial.problem.dtype, name), []).append(changes)
     rows = []
