@@ -105,6 +105,7 @@ def run(
     from audit.pipeline import loop as pipeline
     from audit.publish.folder import check_replaceable
     from audit.publish.report import write_report
+    from audit.reference.gold import COMMITTED_GOLD, NAME
 
     chosen = [*(path or ()), *own] or None
     if logits is None:
@@ -123,7 +124,7 @@ def run(
     start = perf_counter()
     with Workers(workers or os.cpu_count() or 1) as processes:
         with terminal.progress(console, sum(1 for _ in plan.problems()) + len(pipeline.LOOKS)) as advance:
-            folder = references or pipeline.COMMITTED_GOLD
+            folder = references or COMMITTED_GOLD
             audit = pipeline.execute(plan, processes, advance, acknowledgements or (), folder)
         audit.environment["command"] = shlex.join(["python", "-m", "audit", *sys.argv[1:]])
         write_report(audit.tables, audit.environment, out, audit.plots)
@@ -136,6 +137,8 @@ def run(
         f"{total:.1f} s, {seconds['compiling']:.1f} of them compiling; the rest is {ratio:.1f} times what torch alone "
         "took for the paths",
     )
+    if not (folder / NAME).is_file():
+        terminal.say(console, f"no gold references in {folder}: every reference was computed")
     for record in audit.damaged:
         terminal.say(console, f"gold record {record} is damaged: computed instead; `references build` mends it")
     for name in audit.stale:
@@ -211,11 +214,13 @@ def baseline(
 def references(
     what: Annotated[str, typer.Argument(help="build or verify.")],
     all_: Annotated[bool, typer.Option("--all", help="verify: every row, however long.")] = False,
-    folder: Annotated[Path, typer.Option(help="Folder of the gold table.")] = Path("references"),
+    folder: Annotated[Path | None, typer.Option(help="Folder of the gold table; default: the committed one.")] = None,
 ) -> None:
     """Compute the committed references anew, or check them in a second way."""
     from audit.pipeline import certify
+    from audit.reference.gold import COMMITTED_GOLD
 
+    folder = folder or COMMITTED_GOLD
     if what == "build":
         typer.echo(f"{certify.build(folder, os.cpu_count() or 1)} records in {folder}")
     elif what == "verify":

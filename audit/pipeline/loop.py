@@ -25,14 +25,13 @@ from audit.publish.folder import check_replaceable
 from audit.publish.schema import SCHEMA_VERSION, typed
 from audit.publish.tables import summarise
 from audit.reference.cache import Cache, default_file
-from audit.reference.gold import read_gold
+from audit.reference.gold import COMMITTED_GOLD, read_gold
 
 if TYPE_CHECKING:
     from audit.machine.plan import Names, Own
 
 # In the order in which they are taken: the others may want the table of errors.
 LOOKS = (errors.LOOK, stream.LOOK, thread.LOOK, invariance.LOOK, elements.LOOK, attribution.LOOK, gradients.LOOK)
-COMMITTED_GOLD = FilePath(__file__).parents[2] / "references"
 
 
 @dataclass(frozen=True)

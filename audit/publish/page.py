@@ -17,7 +17,7 @@ from audit.publish.figures import Plot
 
 _SECTIONS = {
     "The thread's numbers": ("thread", "training"),
-    "Where digits are lost": ("closeness", "last_bit", "classes"),
+    "Where digits are lost": ("closeness", "classes"),
     "Where the drift comes from": ("attribution",),
     "Accuracy against time": ("time",),
 }

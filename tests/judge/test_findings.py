@@ -188,7 +188,19 @@ def test_what_no_path_computes_is_the_devices_limit_and_no_finding() -> None:
     errors = errors.assign(result_class=errors["result_class"].mask(lacking, "not_computed"))
     found, _ = find(errors, [], own=["raises"])
     assert found["dtype"].tolist() == ["float32"]
-    assert find(errors, [])[0].empty, "nor is what a path of the audit's own cannot do on a device"
+
+
+def test_a_path_of_the_audits_own_that_gave_no_number_anywhere_is_a_finding() -> None:
+    errors = execute(plan("quick", ["random_*"], ["log_softmax", "log_target"], ["float32"], "cpu")).tables["errors"]
+    one = errors["path"] == "log_target"
+
+    def lacking(rows: pd.Series) -> pd.DataFrame:
+        changed = errors.assign(result_class=errors["result_class"].mask(rows, "not_computed"))
+        return find(changed, [])[0][["path", "symptom"]].drop_duplicates()
+
+    assert lacking(one).values.tolist() == [["log_target", "not_computed"]]
+    assert lacking(one & (errors["case"] != "random_scale1")).empty, "it gave some numbers"
+    assert set(lacking(one | ~one)["path"]) == {"log_softmax", "log_target"}, "a device that computes nothing"
 
 
 def mean_dropping_the_last(input: Tensor, target: Tensor) -> Tensor:
@@ -203,7 +215,7 @@ def test_every_kind_of_script_shows_its_finding_with_torch_and_mpmath_alone(tmp_
         return F.kl_div(log_softmax(input, -1), torch.softmax(target, -1), reduction="none").sum(-1) * factor
 
     paths = [
-        *("difference", "kl_div_loss", "softmax_log", "row_alone", "thread_era", "era_difference"),
+        *("difference", "kl_div_loss", "softmax_log", "log_softmax", "thread_era", "era_difference"),
         *("kl_div_from_logits", "scipy_entropy", "upcast", "distillation"),
     ]
     cases = ["impossible_matched", "largest", "gap_104", "one_hot", "offset_limit"]

@@ -29,7 +29,7 @@ TORCHS = [
     PATHS[name, "none"]
     for name in (
         "log_softmax", "softmax_log", "log_target", "softmax_dtype", "upcast", "cross_entropy_minus_entropy",
-        "soft_cross_entropy", "generalised", "distillation", "first_dim", "strided", "kl_div_from_logits", "thread_era",
+        "soft_cross_entropy", "generalised", "distillation", "first_dim", "kl_div_from_logits", "thread_era",
     )
 ] + [PATHS["kl_div_loss", "mean"]]  # fmt: skip
 
