@@ -61,6 +61,7 @@ def run(
     references: Annotated[Path | None, typer.Option(help="Folder of another gold table.")] = None,
     out: Out = LATEST,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes, with this one; default: one a core.")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="What is lossy fails too.")] = False,
 ) -> None:
     """Measure every path on every device found and write the tables."""
     from audit.publish import terminal
@@ -111,7 +112,8 @@ def run(
         terminal.say(console, f"gold record {record} is damaged: computed instead; `references build` mends it")
     for name in audit.stale:
         terminal.say(console, f"acknowledgement [{name}]: no finding of its scope occurs any more")
-    if len(audit.new_findings):
+    failures = audit.failures(strict)
+    if len(failures):
         from audit.judge.findings import stanza
 
         terminal.say(
@@ -119,7 +121,7 @@ def run(
             "To acknowledge a finding, put its stanza with a reason into a file and give it to --acknowledgements, or "
             "into audit/acknowledgements.ini:",
         )
-        for _, finding in audit.new_findings.iterrows():
+        for _, finding in failures.iterrows():
             terminal.say(console, stanza(finding))
         raise typer.Exit(1)
 

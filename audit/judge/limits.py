@@ -11,21 +11,21 @@ from numpy.typing import NDArray
 from audit.base.formats import FORMATS
 from audit.base.workers import Later, Submit, later
 from audit.cases import Problem, Rows
-from audit.judge.bounds import OVERFLOWS, Exact, bounds
+from audit.judge.bounds import OVERFLOWS, Both, Exact, bounds
 from audit.paths import Path
 from audit.paths.rounding import Promise
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Of each row: its scale, its rest (see `scale` and `rest`), and by what a path promises, the bound of its results.
+    """Of each row: its scale, its rest (see `scale` and `rest`), and by what a path promises, its bound and attainable.
 
     A path that reduces has one bound in all.
     """
 
     scale: Rows
     rest: Rows
-    bounds: Mapping[Promise, Rows]
+    bounds: Mapping[Promise, Both]
 
 
 def begin_limits(problem: Problem, paths: Sequence[Path], submit: Submit = later) -> Later[Limits]:

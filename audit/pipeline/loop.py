@@ -16,7 +16,7 @@ import pandas as pd
 from audit.base.workers import Later, Submit, Workers
 from audit.cases import Problem, build
 from audit.explain.reproducer import Shrinker
-from audit.judge.findings import COMMITTED, NEW, find, read_acknowledgements
+from audit.judge.findings import COMMITTED, LOSSY, NEW, find, read_acknowledgements
 from audit.judge.gradients import Truth
 from audit.judge.limits import Limits, begin_limits
 from audit.judge.references import Engine
@@ -66,8 +66,12 @@ class Audit:
 
     @property
     def new_findings(self) -> pd.DataFrame:
+        return self.failures()
+
+    def failures(self, strict: bool = False) -> pd.DataFrame:
+        """The findings that fail the run: the new ones, and where it is `strict`, what is lossy."""
         findings = self.tables["findings"]
-        return findings[findings["status"] == NEW]
+        return findings[findings["status"].isin([NEW, *([LOSSY] * strict)])]
 
 
 def execute(
@@ -299,7 +303,12 @@ def _with_reproducers(findings: pd.DataFrame, plan: Plan, problems: Problems) ->
             input, target = problem.input[rows], problem.target[rows]
         path = paths[str(finding["path"]), str(finding["reduction"]), problem.case.target_kind]
         # The script that reproduces a finding normalises logits; what is too slow is too slow to be tried again.
-        if "log_probs" in problem.case.kinds or path.input_kind != "logits" or TOO_SLOW in str(finding["note"]):
+        if (
+            "log_probs" in problem.case.kinds
+            or path.input_kind != "logits"
+            or TOO_SLOW in str(finding["note"])
+            or finding["symptom"] == LOSSY  # what makes a sum lossy is its length: nothing is left to shrink
+        ):
             found.append({})
             continue
         # A reduced result does not say which row it is of.
