@@ -27,7 +27,11 @@ class _Commands(typer.core.TyperGroup):
             print(f"kl-audit: {' '.join(str(error).split())}", file=sys.stderr)
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
-            print("kl-audit: interrupted; the report in place is left as it was", file=sys.stderr)
+            from audit.publish.folder import in_place
+
+            new = in_place()
+            state = f"the new report is in place: {new}" if new else "the report in place, if any, is left as it was"
+            print(f"kl-audit: interrupted; {state}", file=sys.stderr)
             raise typer.Exit(130) from None
 
 
@@ -73,17 +77,18 @@ def run(
     import torch
 
     from audit.base.workers import Workers
+    from audit.machine import plan as plans
     from audit.pipeline import loop as pipeline
-    from audit.pipeline import plan as plans
     from audit.publish.folder import check_replaceable
     from audit.publish.report import write_report
+    from audit.reference.gold import COMMITTED_GOLD, NAME
 
-    check_replaceable(out)
     chosen = [*(path or ()), *own] or None
     if logits is None:
         plan = plans.plan(profile, case, chosen, dtype, device)
     else:
         plan = plans.plan_file(logits, input_kind, target_kind, chosen, dtype, device)
+    check_replaceable(out)
     console = terminal.console()
     names = ", ".join(f"{d.name} ({d.model})" for d in plan.devices)
     terminal.say(console, f"{sys.executable}, torch {torch.__version__}")
@@ -94,8 +99,8 @@ def run(
         terminal.say(console, f"absent: {absent.name} ({absent.absent})")
     start = perf_counter()
     with Workers(workers or os.cpu_count() or 1) as processes:
-        with terminal.progress(console, sum(1 for _ in plan.problems()) + 2) as advance:
-            folder = references or pipeline.COMMITTED_GOLD
+        with terminal.progress(console, sum(1 for _ in plan.problems()) + len(pipeline.LOOKS)) as advance:
+            folder = references or COMMITTED_GOLD
             audit = pipeline.execute(plan, processes, advance, acknowledgements or (), folder)
         audit.environment["command"] = shlex.join(["python", "-m", "audit", *sys.argv[1:]])
         write_report(audit.tables, audit.environment, out, audit.plots)
@@ -108,6 +113,8 @@ def run(
         f"{total:.1f} s, {seconds['compiling']:.1f} of them compiling; the rest is {ratio:.1f} times what torch alone "
         "took for the paths",
     )
+    if not (folder / NAME).is_file():
+        terminal.say(console, f"no gold references in {folder}: every reference was computed")
     for record in audit.damaged:
         terminal.say(console, f"gold record {record} is damaged: computed instead; `references build` mends it")
     for name in audit.stale:
@@ -184,11 +191,13 @@ def baseline(
 def references(
     what: Annotated[str, typer.Argument(help="build or verify.")],
     all_: Annotated[bool, typer.Option("--all", help="verify: every row, however long.")] = False,
-    folder: Annotated[Path, typer.Option(help="Folder of the gold table.")] = Path("references"),
+    folder: Annotated[Path | None, typer.Option(help="Folder of the gold table; default: the committed one.")] = None,
 ) -> None:
     """Compute the committed references anew, or check them in a second way."""
     from audit.pipeline import certify
+    from audit.reference.gold import COMMITTED_GOLD
 
+    folder = folder or COMMITTED_GOLD
     if what == "build":
         typer.echo(f"{certify.build(folder, os.cpu_count() or 1)} records in {folder}")
     elif what == "verify":

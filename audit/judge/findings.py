@@ -109,10 +109,19 @@ def _as_errors(gradients: pd.DataFrame) -> pd.DataFrame:
 
 
 def _uncomputed(errors: pd.DataFrame, own: Collection[str]) -> pd.DataFrame:
-    """What a kernel of the user's own gave no number for though another path did: the device is not what it lacks."""
+    """What a path gave no number for anywhere on a device, unless it is a mistake, which may raise.
+
+    Of a kernel of the user's own, every number it did not give. What no path computes on a device that computes other
+    things is the device's limit and no finding.
+    """
     missing = errors["result_class"] == "not_computed"
-    by_all = missing.groupby([errors["case"], errors["dtype"], errors["device"]]).transform("all")
-    return errors[missing & ~by_all & errors["path"].isin(own)].assign(symptom="not_computed")
+
+    def all_missing(*columns: str) -> pd.Series:
+        return missing.groupby([errors[column] for column in columns]).transform("all")
+
+    limit = all_missing("case", "dtype", "device") & ~all_missing("device")
+    judged = errors["path"].isin(own) if own else all_missing("path", "device") & (errors["kind"] != "misuse")
+    return errors[missing & judged & ~limit].assign(symptom="not_computed")
 
 
 def find(
@@ -123,9 +132,9 @@ def find(
 ) -> tuple[pd.DataFrame, list[str]]:
     """The findings, a row a group, and the acknowledgements that no longer meet one though their scope ran.
 
-    `gradients` has the rows of gradients.csv. Where there are paths of the user's `own`, they alone are judged, and
-    what they did not compute is a finding too. The rows have the columns of findings.csv but for the reproducer; their
-    example is the result with the fewest classes, the furthest beyond its bound of those; of what is lossy, the worst.
+    `gradients` has the rows of gradients.csv. Where there are paths of the user's `own`, they alone are judged. The
+    rows have the columns of findings.csv but for the reproducer; their example is the result with the fewest classes,
+    the furthest beyond its bound of those; of what is lossy, the worst.
     """
     slopes = errors.iloc[:0].assign(symptom="") if gradients is None else _as_errors(gradients)
     uncomputed = _uncomputed(errors, own)

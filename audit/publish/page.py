@@ -17,7 +17,7 @@ from audit.publish.figures import Plot
 
 _SECTIONS = {
     "The thread's numbers": ("thread", "training"),
-    "Where digits are lost": ("closeness", "last_bit", "classes"),
+    "Where digits are lost": ("closeness", "classes"),
     "Where the drift comes from": ("attribution",),
     "Accuracy against time": ("time",),
 }
@@ -161,10 +161,10 @@ def _table(frame: pd.DataFrame, source: str, name: str = "", label: str = "") ->
     return _region(label or f"{source}.csv", table, f"{name}-rows" if name else "")
 
 
-def _cell(value: object) -> str:
-    if isinstance(value, float):
-        return "" if value != value else f"{value:.3g}"
-    return "" if value is pd.NA else escape(str(value))
+def _cell(value: Any) -> str:
+    if pd.isna(value):
+        return ""
+    return f"{value:.3g}" if isinstance(value, float) else escape(str(value))
 
 
 def _list(environment: Mapping[str, object]) -> str:

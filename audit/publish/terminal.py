@@ -60,7 +60,7 @@ def show(tables: Mapping[str, pd.DataFrame], folder: Path, console: Console) -> 
 def show_findings(findings: pd.DataFrame, console: Console) -> None:
     """Every new finding with its example and the script that reproduces it; lossy ones; acknowledged ones by reason."""
     for finding in findings[findings["status"] == "new"].to_dict("records"):
-        row = "" if finding["row"] is pd.NA else f" row {finding['row']}"
+        row = "" if pd.isna(finding["row"]) else f" row {finding['row']}"
         say(
             console,
             f"FINDING {finding['path']} {finding['dtype']} {finding['device']}: {finding['symptom']}, "

@@ -88,7 +88,7 @@ def read_report(folder: Path) -> Report:
         raise UsageError(f"{folder / MARK}: not of a report of this audit: {error!r}") from None
     if version != SCHEMA_VERSION:
         raise UsageError(f"{folder}: its tables have schema version {version}, this audit reads {SCHEMA_VERSION}")
-    summary, findings = (read_table(folder / f"{name}.csv", name) for name in ("summary", "findings"))
+    summary, findings = (read_table(folder, name) for name in ("summary", "findings"))
     file = bench_file(folder)
     if not file.exists():
         return Report(summary, findings, environment, unmeasured=f"{folder} has no bench.json")

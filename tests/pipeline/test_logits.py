@@ -15,8 +15,9 @@ import audit
 from audit.base.formats import FORMATS
 from audit.base.usage import UsageError
 from audit.cases.files import Pair, read_pair
+from audit.looks import stream
+from audit.machine.plan import MAIN, plan_file
 from audit.pipeline import loop as pipeline
-from audit.pipeline.plan import MAIN, plan_file
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -48,7 +49,7 @@ def test_blocks_of_rows_give_what_one_block_gives(pair, tmp_path: Path, monkeypa
     file = tmp_path / "mine.pt"
     torch.save(dict(zip(("input", "target"), pair, strict=True)), file)
     whole = pipeline.execute(plan_file(file, devices="cpu")).tables["errors"]
-    monkeypatch.setattr(pipeline, "ELEMENTS_AT_ONCE", 150)
+    monkeypatch.setattr(stream, "ELEMENTS_AT_ONCE", 150)
     blocks = pipeline.execute(plan_file(file, devices="cpu")).tables["errors"]
     key = ["path", "row"]
     one, other = (t.sort_values(key, ignore_index=True) for t in (whole, blocks))
@@ -125,7 +126,7 @@ def test_a_wrong_number_is_named_by_the_files_own_row(pair, tmp_path: Path, monk
     pair[1][5, 3] = float("nan")
     file = tmp_path / "mine.pt"
     torch.save(dict(zip(("input", "target"), pair, strict=True)), file)
-    monkeypatch.setattr(pipeline, "ELEMENTS_AT_ONCE", 100)
+    monkeypatch.setattr(stream, "ELEMENTS_AT_ONCE", 100)
     with pytest.raises(UsageError, match=r"mine.pt: target: row 5, column 3 is nan; logits must be"):
         pipeline.execute(plan_file(file, devices="cpu"))
 

@@ -18,8 +18,8 @@ from typer.testing import CliRunner
 
 import audit
 from audit.cli import app
+from audit.machine.plan import plan
 from audit.pipeline.loop import execute
-from audit.pipeline.plan import plan
 from audit.publish.changes import render
 from audit.publish.report import write_report
 from audit.publish.schema import typed
