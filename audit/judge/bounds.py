@@ -43,7 +43,7 @@ class Softmax:
 
     @classmethod
     def of(cls, logits: Rows) -> Softmax:
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):
             a = logits - logits.max(axis=1, keepdims=True)
         exponentials = np.exp(a)
         exponentials[np.arange(len(a)), a.argmax(axis=1)] = 0.0

@@ -14,6 +14,7 @@ from audit.cases import Problem, Rows
 from audit.judge.bounds import OVERFLOWS, Both, Exact, bounds
 from audit.paths import Path
 from audit.paths.rounding import Promise
+from audit.reference.values import undefined
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,11 @@ def _limits(
     input: Rows, target: Rows, target_kind: str, input_kind: str, dtype: str, promises: Sequence[Promise]
 ) -> Limits:
     exact = Exact.of(input, target, target_kind, input_kind)
-    return Limits(scale(exact), rest(exact, dtype), bounds(promises, exact, dtype))
+    found = bounds(promises, exact, dtype)
+    lost = undefined(input, input_kind) | undefined(target, target_kind)
+    if lost.any():  # the reference is NaN, and a NaN passes whatever the bound
+        found = {p: np.where(lost if len(b) == len(lost) else lost.any(), np.inf, b) for p, b in found.items()}
+    return Limits(scale(exact), rest(exact, dtype), found)
 
 
 @OVERFLOWS
