@@ -80,8 +80,14 @@ def run(
     device: Annotated[list[str] | None, typer.Option(help="cpu, cuda, cuda:1 …; repeatable.")] = None,
     path_file: Annotated[list[str] | None, typer.Option(help="FILE.py:FUNCTION, a kernel of your own.")] = None,
     logits: Annotated[
-        Path | None, typer.Option(help=".npz, .pt or .safetensors with input and target, rows x classes.")
+        Path | None, typer.Option(help="Tensors input and target, classes last: a file, a folder or a glob.")
     ] = None,
+    target_logits: Annotated[Path | None, typer.Option(help="Where the target lies apart, likewise.")] = None,
+    input_name: Annotated[str, typer.Option(help="Of the input's tensor.")] = "input",
+    target_name: Annotated[str, typer.Option(help="Of the target's tensor.")] = "target",
+    mask_name: Annotated[str, typer.Option(help="Of the tensor that is true for rows to judge.")] = "mask",
+    classes: Annotated[int | None, typer.Option(help="Of --logits: the first N classes of both sides.")] = None,
+    unpacked_limit: Annotated[int, typer.Option(help="MB that a small file may unpack to.")] = 256,
     input_kind: Annotated[str, typer.Option(help="Of --logits: logits, log_probs or probs.")] = "logits",
     target_kind: Annotated[str, typer.Option(help="Of --logits: logits, log_probs or probs.")] = "logits",
     acknowledgements: Annotated[
@@ -90,6 +96,7 @@ def run(
     references: Annotated[Path | None, typer.Option(help="Folder of another gold table.")] = None,
     out: Out = LATEST,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes, with this one; default: one a core.")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="What is lossy fails too.")] = False,
 ) -> None:
     """Measure every path on every device found and write the tables."""
     from audit.publish import terminal
@@ -111,12 +118,16 @@ def run(
     if logits is None:
         plan = plans.plan(profile, case, chosen, dtype, device)
     else:
-        plan = plans.plan_file(logits, input_kind, target_kind, chosen, dtype, device)
+        names = (input_name, target_name, mask_name)
+        options = {"target": target_logits, "names": names, "classes": classes, "limit": unpacked_limit}
+        plan = plans.plan_file(logits, input_kind, target_kind, chosen, dtype, device, **options)
     check_replaceable(out)
     console = terminal.console()
-    names = ", ".join(f"{d.name} ({d.model})" for d in plan.devices)
+    models = ", ".join(f"{d.name} ({d.model})" for d in plan.devices)
     terminal.say(console, f"{sys.executable}, torch {torch.__version__}")
-    terminal.say(console, f"devices: {names}")
+    terminal.say(console, f"devices: {models}")
+    for note in plan.file.notes if plan.file else ():
+        terminal.say(console, f"{logits}: {note}")
     from audit.machine.devices import found
 
     for absent in (d for d in found() if d.absent):
@@ -143,7 +154,8 @@ def run(
         terminal.say(console, f"gold record {record} is damaged: computed instead; `references build` mends it")
     for name in audit.stale:
         terminal.say(console, f"acknowledgement [{name}]: no finding of its scope occurs any more")
-    if len(audit.new_findings):
+    failures = audit.failures(strict)
+    if len(failures):
         from audit.judge.findings import stanza
 
         terminal.say(
@@ -151,7 +163,7 @@ def run(
             "To acknowledge a finding, put its stanza with a reason into a file and give it to --acknowledgements, or "
             "into audit/acknowledgements.ini:",
         )
-        for _, finding in audit.new_findings.iterrows():
+        for _, finding in failures.iterrows():
             terminal.say(console, stanza(finding))
         raise typer.Exit(1)
 
@@ -267,7 +279,8 @@ def diagnose(
     from audit.cases.files import read_pair
     from audit.explain.diagnosis import diagnose
 
-    typer.echo(str(diagnose(*read_pair(file), reduction=reduction, log_target=log_target, dim=dim)))
+    input, target, _ = read_pair(file)
+    typer.echo(str(diagnose(input, target, reduction=reduction, log_target=log_target, dim=dim)))
 
 
 def _function(text: str) -> Callable[..., Any]:

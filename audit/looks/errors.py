@@ -97,6 +97,7 @@ def error_table(results: Sequence[Measured]) -> pd.DataFrame:
         table[name] = list(chain.from_iterable(part[name] for part in parts))
     table = pd.concat([table.drop(columns="result_class"), error_columns(table)], axis=1)
     table["within_bound"] = within_bound(table)
+    table["lossy"] = table["within_bound"] & ~within_bound(table.assign(bound=table["attainable"]))
     table["input_error"] = [
         _difference(exact, before) for exact, before in zip(table["exact_kl"], table["before"], strict=True)
     ]
@@ -131,6 +132,7 @@ def _row_columns(measured: Measured) -> dict[str, Sequence[object] | Rows]:
     rows, classes = problem.input.shape
     sources = reference().sources
     each = reduction == "none"
+    bound, attainable = limits.bounds[path.promise]
     return {
         "row": range(rows) if each else [pd.NA],
         "input_digest": problem.row_digests if each else [problem.case_digest],
@@ -140,7 +142,8 @@ def _row_columns(measured: Measured) -> dict[str, Sequence[object] | Rows]:
         "reference_source": sources if each else [next(s for s in ("computed", "gold", "exact") if s in sources)],
         "computed": measured.result.computed,
         "scale": limits.scale if each else [limits.scale.sum() / divisor(reduction, rows, classes)],
-        "bound": limits.bounds[path.promise],
+        "bound": bound,
+        "attainable": attainable,
         "rest": limits.rest if each else [np.nan],
     }
 

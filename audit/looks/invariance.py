@@ -79,7 +79,7 @@ def _checks(
     for path in paths:
         if not (path.runs_on(device) and path.takes(problem.case.name, problem.dtype, *problem.case.kinds)):
             continue
-        plain, limit = measure(path, x, y), limits.bounds[path.promise]
+        plain, limit = measure(path, x, y), limits.bounds[path.promise][0]
         for name, check in EXECUTIONS.items():
             if _applies(check, device) and (not check.costly or path.name in compiled):
                 before, after = _pair(path, check, plain, x, y)
