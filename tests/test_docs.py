@@ -43,7 +43,8 @@ ELSEWHERE = {
     "git clone": "needs a network",
     "cd": "no program",
 }
-FILES = "audit references .ci tests docs Makefile pyproject.toml setup.py requirements.txt requirements-oldest.txt README.md CONTRIBUTING.md"
+FILES = "audit references .ci tests docs Makefile setup.py pyproject.toml requirements.txt requirements-oldest.txt"
+FILES += " README.md CONTRIBUTING.md"
 
 
 def blocks(page: Path) -> Iterator[tuple[str, str]]:
