@@ -12,16 +12,17 @@ from audit.looks.errors import error_table, run_paths
 
 # In memory at a time: 2 MB in each of the some fifty binary64 arrays of the judgement.
 ELEMENTS_AT_ONCE = 2**18
+UNDEFINED = "holds a NaN, +inf, or -inf throughout: KL is NaN"
 
 
 def begin(run: Run) -> Later[pd.DataFrame]:
     """The first block's references and limits."""
     assert run.plan.file is not None
-    file, (rows, classes) = run.plan.file, run.plan.file.input.shape
-    step = max(1, ELEMENTS_AT_ONCE // classes)
+    file, step = run.plan.file, max(1, ELEMENTS_AT_ONCE // run.plan.file.input.classes)
+    starts = [start for start in range(0, len(file.mask), step) if file.mask[start : start + step].any()]
     blocks = (
         list(begin_trials(replace(run.plan, cases=[file.case(slice(i, i + step))]), run.engine, run.submit))
-        for i in range(0, rows, step)
+        for i in starts
     )
     first = next(blocks)
 
@@ -29,11 +30,13 @@ def begin(run: Run) -> Later[pd.DataFrame]:
         parts: list[pd.DataFrame] = []
         stopped: dict[tuple[str, str], str] = {}
         following = first
-        for start in range(0, rows, step):
+        for start in starts:
             begun, following = following, next(blocks, [])
             run.advance(f"row {start}")
             part = error_table([result for trial in begun for result in run_paths(trial, run.devices, stopped)])
-            parts.append(part.assign(row=part["row"] + start, rows=rows))
+            numbers = file.kept(start, start + step)
+            note = part["note"].where(part["reference"].ne("nan") | part["note"].ne(""), UNDEFINED)
+            parts.append(part.assign(row=numbers[part["row"].astype("int64")], rows=len(file.mask), note=note))
         return together(parts)
 
     return judged

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path as FilePath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from audit.base.formats import FORMATS
 from audit.base.usage import UsageError, choose
@@ -85,16 +85,17 @@ def plan_file(
     paths: Iterable[str | Own] | None = None,
     dtypes: Names = None,
     devices: Names = None,
+    **options: Any,
 ) -> Plan:
-    """A plan for a file's `input` and `target`: by default the main paths, per row, in the file's dtype.
+    """A plan for a file's `input` and `target`: by default the main paths, per row, in the file's wider dtype.
 
     Kinds other than logits are taken as they are, never normalised. A callable that declares no kinds is given what
-    the file holds. Raises UsageError for a file that cannot be read as two tensors of shape (rows, classes), for
-    kinds that no path asked for takes, and as `plan` does.
+    the file holds. `options` are those of Pair.open. Raises UsageError as that does, for kinds that no path asked for
+    takes, and as `plan` does.
     """
-    pair = Pair.open(file, input_kind, target_kind)
+    pair = Pair.open(file, input_kind, target_kind, **options)
     first = pair.case(slice(0, 1))
-    return _plan("file", [first], paths or (*MAIN, GIVEN), dtypes or pair.input.dtype, devices, pair)
+    return _plan("file", [first], paths or (*MAIN, GIVEN), dtypes or pair.dtype, devices, pair)
 
 
 def _plan(

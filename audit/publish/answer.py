@@ -154,12 +154,16 @@ def _stable(errors: pd.DataFrame) -> str:
 
 
 def _limits(findings: pd.DataFrame) -> list[tuple[str, str]]:
-    """What is understood, by its name: of how many results, and why."""
-    known = findings[~findings["status"].isin(["new"])].fillna({"acknowledged_by": ""})
+    """What is understood, by its name: of how many results, and why. What is lossy comes last, its worst told."""
     limits = []
-    for name, group in known[known["acknowledged_by"] != ""].groupby("acknowledged_by", sort=False):
+    for name, group in findings[findings["status"] == "acknowledged"].groupby("acknowledged_by", sort=False):
         reason, dot, _ = str(group["reason"].iloc[0]).partition(". ")
         limits.append((str(name), f"{counted(int(group['results'].sum()), 'result')}: {reason}{dot.strip()}"))
+    lossy = findings[findings["status"] == "lossy"]
+    if len(lossy):
+        worst = lossy.sort_values("worst_ratio").to_dict("records")[-1]
+        told = f"{counted(int(lossy['results'].sum()), 'result')} of {', '.join(lossy['path'].unique())}"
+        limits.append(("lossy", f"{told}; {worst['path']} {worst['dtype']} in {worst['case']} is {example(worst)}"))
     return limits
 
 
@@ -206,6 +210,9 @@ def origin(tables: Tables) -> str:
 
 def example(finding: Mapping[Hashable, Any]) -> str:
     """The result that a finding shows, in the digits that tell it; its note where nothing was computed."""
+    if finding["symptom"] == "lossy":
+        off, times = finding["scaled_error"], finding["worst_ratio"]
+        return f"sound, but {off:,.0f} roundoffs off where {off / times:,.0f} are attainable"
     if note := str(finding["note"]):
         return note
     computed, exact, bound = (float(finding[name]) for name in ("computed", "reference", "bound"))
@@ -239,11 +246,7 @@ def matrix(errors: pd.DataFrame) -> pd.DataFrame:
             mine = place[group["path"] == path]
             partial = not common.isin(mine).all()
             shown = own if partial else own[mine.isin(common)]
-            there = (
-                group[stable & place.isin(mine)]["correct_bits"].dropna().median()
-                if partial and path != STABLE
-                else np.nan
-            )
+            there = group[stable & place.isin(mine)] if partial and path != STABLE else group.iloc[:0]
             parts.append(
                 {
                     "path": path,
@@ -252,7 +255,7 @@ def matrix(errors: pd.DataFrame) -> pd.DataFrame:
                     "results": len(shown),
                     "correct_bits": shown["correct_bits"].dropna().median(),
                     "negative": shown["negative"].astype("float64").mean(),
-                    "against": there,
+                    "against": there["correct_bits"].dropna().median(),
                 }
             )
     names = [*key, "results", "correct_bits", "negative", "against"]

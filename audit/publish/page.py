@@ -134,7 +134,7 @@ def _square(found: Mapping[Hashable, Any] | None, label: str) -> str:
 
 
 def _findings(findings: pd.DataFrame) -> str:
-    """New findings one by one; acknowledged ones by reason, each with one reproducer."""
+    """New findings one by one; what is lossy in one table; acknowledged ones by reason, each with one reproducer."""
     parts = []
     for finding in findings[findings["status"] == "new"].to_dict("records"):
         title = f"New: {finding['path']} {finding['dtype']} {finding['device']}: {finding['symptom']}"
@@ -142,7 +142,12 @@ def _findings(findings: pd.DataFrame) -> str:
         parts.append(f"<h3>{escape(title)}</h3><p>{escape(what)}</p>{_script(finding['script'])}")
     if not parts:
         parts.append("<p>Nothing new.</p>")
-    for name, group in findings[findings["status"] != "new"].groupby("acknowledged_by", sort=False):
+    lossy = findings[findings["status"] == "lossy"]
+    if len(lossy):
+        worst = [example(finding) for finding in lossy.to_dict("records")]
+        table = lossy[_FINDING].assign(worst=worst, case=lossy["case"])
+        parts.append(f"<h3>Lossy</h3>{_table(table, 'findings', label='Lossy findings')}")
+    for name, group in findings[findings["status"] == "acknowledged"].groupby("acknowledged_by", sort=False):
         scripts = group.loc[group["script"] != "", "script"]
         results = counted(int(group["results"].sum()), "result")
         parts.append(

@@ -131,7 +131,13 @@ def test_a_device_that_computed_nothing_is_no_good_news(tables) -> None:
 
 
 def test_an_example_is_told_in_the_digits_that_show_it() -> None:
-    finding = {"note": "", "computed": 1.2422612345, "reference": "1.2422612311", "bound": 1.15e-14}
+    finding = {
+        "note": "",
+        "symptom": "beyond_bound",
+        "computed": 1.2422612345,
+        "reference": "1.2422612311",
+        "bound": 1.15e-14,
+    }
     assert example(finding) == "computed 1.2422612345, exact 1.2422612311: off by 3.4e-09, 2.96e+05 times the bound"
 
 
