@@ -6,33 +6,58 @@ import os
 import shlex
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.util import module_from_spec, spec_from_file_location
+from io import TextIOWrapper
 from pathlib import Path
+from signal import SIGINT, SIGPIPE
 from time import perf_counter
+from traceback import print_exc
 from typing import Annotated, Any
 
 import typer
 import typer.core
 
+from audit.base.supervision import Ended, finished, supervise
 from audit.base.usage import UsageError
 
 
 class _Commands(typer.core.TyperGroup):
-    """Exit status: 0 every gate holds, 1 new findings, 2 wrong usage or unreadable input, 130 interrupted."""
+    """Exit status: 0 every gate holds, 1 new findings, 2 wrong usage, unreadable input or unwritable output.
+
+    130 after Ctrl-C, 143 after SIGTERM, 141 where nobody reads the output any more.
+    """
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except UsageError as error:
-            print(f"kl-audit: {' '.join(str(error).split())}", file=sys.stderr)
+            _complain(str(error))
             raise typer.Exit(2) from None
-        except KeyboardInterrupt:
+        except OSError as error:
+            raise typer.Exit(_unwritten(error)) from None
+        except KeyboardInterrupt as error:
             from audit.publish.folder import in_place
 
             new = in_place()
             state = f"the new report is in place: {new}" if new else "the report in place, if any, is left as it was"
-            print(f"kl-audit: interrupted; {state}", file=sys.stderr)
-            raise typer.Exit(130) from None
+            _complain(f"interrupted; {state}")
+            raise typer.Exit(128 + (error.number if isinstance(error, Ended) else SIGINT)) from None
+
+
+def _complain(text: str) -> None:
+    with suppress(OSError, ValueError):  # there may be no one to say it to
+        print(f"kl-audit: {' '.join(text.split())}", file=sys.stderr, flush=True)
+
+
+def _unwritten(error: OSError) -> int:
+    """The exit status where standard output, or whatever else, cannot be written."""
+    with suppress(OSError):  # what is in the buffer still would fail again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    if isinstance(error, BrokenPipeError):
+        return 128 + SIGPIPE
+    _complain(f"cannot be written: {error}")
+    return 2
 
 
 app = typer.Typer(
@@ -71,6 +96,7 @@ def run(
     references: Annotated[Path | None, typer.Option(help="Folder of another gold table.")] = None,
     out: Out = LATEST,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes, with this one; default: one a core.")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="What is lossy fails too.")] = False,
 ) -> None:
     """Measure every path on every device found and write the tables."""
     from audit.publish import terminal
@@ -114,7 +140,7 @@ def run(
         audit.environment["command"] = shlex.join(["python", "-m", "audit", *sys.argv[1:]])
         write_report(audit.tables, audit.environment, out, audit.plots)
     total = perf_counter() - start
-    terminal.show(audit.tables, out, console)
+    terminal.show(audit.tables, audit.environment, out, console)
     seconds = audit.seconds
     ratio = (total - seconds["compiling"]) / max(seconds["torch"], 1e-9)
     terminal.say(
@@ -128,7 +154,8 @@ def run(
         terminal.say(console, f"gold record {record} is damaged: computed instead; `references build` mends it")
     for name in audit.stale:
         terminal.say(console, f"acknowledgement [{name}]: no finding of its scope occurs any more")
-    if len(audit.new_findings):
+    failures = audit.failures(strict)
+    if len(failures):
         from audit.judge.findings import stanza
 
         terminal.say(
@@ -136,7 +163,7 @@ def run(
             "To acknowledge a finding, put its stanza with a reason into a file and give it to --acknowledgements, or "
             "into audit/acknowledgements.ini:",
         )
-        for _, finding in audit.new_findings.iterrows():
+        for _, finding in failures.iterrows():
             terminal.say(console, stanza(finding))
         raise typer.Exit(1)
 
@@ -282,4 +309,25 @@ def _function(text: str) -> Callable[..., Any]:
 
 
 def main() -> None:
-    app()
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name) or open(os.devnull, "w")  # noqa: SIM115
+        setattr(sys, name, stream)  # one that was closed before is None
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    if sys.argv[1:2] == ["run"]:
+        supervise()
+    status = 2
+    try:
+        app()
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else 0
+        if type(sys.stdout).__name__ == "PacifyFlushWrapper":  # so click hides a broken pipe, and says 1
+            status = 128 + SIGPIPE
+    except Exception:
+        print_exc()  # a defect of the audit itself, and no finding
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        status = _unwritten(error)
+    finished()
+    sys.exit(status)

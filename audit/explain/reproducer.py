@@ -25,6 +25,7 @@ from audit.base.formats import FORMATS
 from audit.base.usage import UsageError
 from audit.judge.bounds import Exact, bound, keeps
 from audit.judge.errors import exact_error, result_class
+from audit.judge.findings import LOSSY
 from audit.judge.gradients import Truth
 from audit.judge.references import reduced
 from audit.machine.measure import TOO_SLOW, bits, measure
@@ -87,8 +88,10 @@ def with_examples(findings: pd.DataFrame, plan: Plan) -> pd.DataFrame:
         rows = slice(None) if pd.isna(finding["row"]) else slice(int(finding["row"]), int(finding["row"]) + 1)
         problem = plan.problem(str(finding["case"]), str(finding["dtype"]), rows)
         path = paths[str(finding["path"]), str(finding["reduction"]), problem.case.target_kind]
-        # The script that reproduces a finding normalises logits; what is too slow is too slow to be tried again.
-        if "log_probs" in problem.case.kinds or path.input_kind != "logits" or TOO_SLOW in str(finding["note"]):
+        # The script that reproduces a finding normalises logits; what is too slow is too slow to be tried again, and
+        # what makes a sum lossy is its length, of which nothing is left after shrinking.
+        unfit = "log_probs" in problem.case.kinds or path.input_kind != "logits" or finding["symptom"] == LOSSY
+        if unfit or TOO_SLOW in str(finding["note"]):
             found.append({})
             continue
         device, symptom = str(finding["device"]), str(finding["symptom"])

@@ -11,13 +11,15 @@ import numpy as np
 import pandas as pd
 
 from audit.base.formats import FORMATS
+from audit.base.supervision import on_case
+from audit.base.text import describe
 from audit.base.workers import Later
 from audit.cases import Rows
 from audit.judge.bounds import keeps
 from audit.judge.errors import error_columns
 from audit.judge.references import References, divisor, published, reduced
 from audit.looks import Look, Run, Trial
-from audit.machine.measure import TOO_SLOW, Result, describe, measure
+from audit.machine.measure import TOO_SLOW, Result, measure
 from audit.paths import Path
 
 _EXACT = Context(prec=2_000)
@@ -57,6 +59,7 @@ def run_paths(trial: Trial, devices: Iterable[str], stopped: dict[tuple[str, str
     One that took too long is `stopped`, and not run again.
     """
     problem = trial.problem
+    on_case(problem.case.name)
     for device in devices:
         paths = [path for path in trial.paths if path.runs_on(device)]
         try:
@@ -94,6 +97,7 @@ def error_table(results: Sequence[Measured]) -> pd.DataFrame:
         table[name] = list(chain.from_iterable(part[name] for part in parts))
     table = pd.concat([table.drop(columns="result_class"), error_columns(table)], axis=1)
     table["within_bound"] = within_bound(table)
+    table["lossy"] = table["within_bound"] & ~within_bound(table.assign(bound=table["attainable"]))
     table["input_error"] = [
         _difference(exact, before) for exact, before in zip(table["exact_kl"], table["before"], strict=True)
     ]
@@ -128,6 +132,7 @@ def _row_columns(measured: Measured) -> dict[str, Sequence[object] | Rows]:
     rows, classes = problem.input.shape
     sources = reference().sources
     each = reduction == "none"
+    bound, attainable = limits.bounds[path.promise]
     return {
         "row": range(rows) if each else [pd.NA],
         "input_digest": problem.row_digests if each else [problem.case_digest],
@@ -137,7 +142,8 @@ def _row_columns(measured: Measured) -> dict[str, Sequence[object] | Rows]:
         "reference_source": sources if each else [next(s for s in ("computed", "gold", "exact") if s in sources)],
         "computed": measured.result.computed,
         "scale": limits.scale if each else [limits.scale.sum() / divisor(reduction, rows, classes)],
-        "bound": limits.bounds[path.promise],
+        "bound": bound,
+        "attainable": attainable,
         "rest": limits.rest if each else [np.nan],
     }
 

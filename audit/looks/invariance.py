@@ -11,6 +11,7 @@ import pandas as pd
 from torch import Tensor
 
 from audit.base.formats import FORMATS
+from audit.base.supervision import on_case
 from audit.base.workers import Later
 from audit.cases import Rows
 from audit.looks import CLOSER, Look, Run, Trial, together
@@ -46,6 +47,7 @@ def measure_invariance(
     """
     found: dict[tuple[str, str, str], list[list[Rows]]] = {}
     for trial in trials:
+        on_case(trial.problem.case.name)
         for path, name, changes in _checks(trial, paths, device, compiled):
             found.setdefault((path, trial.problem.dtype, name), []).append(changes)
     rows = []
@@ -77,7 +79,7 @@ def _checks(
     for path in paths:
         if not (path.runs_on(device) and path.takes(problem.case.name, problem.dtype, *problem.case.kinds)):
             continue
-        plain, limit = measure(path, x, y), limits.bounds[path.promise]
+        plain, limit = measure(path, x, y), limits.bounds[path.promise][0]
         for name, check in EXECUTIONS.items():
             if _applies(check, device) and (not check.costly or path.name in compiled):
                 before, after = _pair(path, check, plain, x, y)

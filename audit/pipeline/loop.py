@@ -13,7 +13,7 @@ import pandas as pd
 
 from audit.base.workers import Later, Workers
 from audit.explain.reproducer import with_examples
-from audit.judge.findings import COMMITTED, NEW, find, read_acknowledgements
+from audit.judge.findings import COMMITTED, LOSSY, NEW, find, read_acknowledgements
 from audit.judge.references import Engine
 from audit.looks import Run, attribution, elements, errors, gradients, invariance, stream, thread
 from audit.machine.devices import found
@@ -51,8 +51,12 @@ class Audit:
 
     @property
     def new_findings(self) -> pd.DataFrame:
+        return self.failures()
+
+    def failures(self, strict: bool = False) -> pd.DataFrame:
+        """The findings that fail the run: the new ones, and where it is `strict`, what is lossy."""
         findings = self.tables["findings"]
-        return findings[findings["status"] == NEW]
+        return findings[findings["status"].isin([NEW, *([LOSSY] * strict)])]
 
 
 def execute(
@@ -91,7 +95,7 @@ def execute(
         schema_version=SCHEMA_VERSION,
         profile=plan.profile,
         cases=len(plan.cases),
-        paths=sorted({p.name for p in plan.paths}),
+        paths={p.name: p.summary for p in plan.paths},
         dtypes=plan.dtypes,
         workers=workers.count,
         seconds={name: round(value, 3) for name, value in seconds.items()},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from audit.judge.findings import COMMITTED, Acknowledgement, find, read_acknowle
 from audit.machine.plan import plan
 from audit.paths import own_path
 from audit.pipeline.loop import Audit, execute
+from audit.publish.tables import read_table
 
 CASES = ["identical_n1000", "random_*", "near_*", "zeros_in_target", "one_hot"]
 
@@ -131,6 +133,32 @@ def test_the_process_fails_with_one_and_prints_the_stanza(tmp_path: Path) -> Non
     assert answer.returncode == 1, answer.stderr
     assert "FINDING twice float32 cpu: beyond_bound" in answer.stdout
     assert "[twice-float32-beyond_bound]" in answer.stdout
+
+
+LOSING = """
+def losing(x, y):
+    return (1 + 2**-12) * (y.softmax(-1) * (y.log_softmax(-1) - x.log_softmax(-1))).sum(-1)
+"""
+
+
+@pytest.mark.parametrize(("strict", "status"), [([], 0), (["--strict"], 1)])
+def test_what_is_lossy_fails_only_where_that_is_asked(tmp_path: Path, strict: list[str], status: int) -> None:
+    (tmp_path / "mine.py").write_text(LOSING)
+    command = [sys.executable, "-m", "audit", "run", "--case", "scattered_n32000", "--device", "cpu", *strict]
+    command += ["--dtype", "float32", "--path-file", f"{tmp_path}/mine.py:losing", "--out", f"{tmp_path}/report"]
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert answer.returncode == status, answer.stderr
+    words = re.search(r"sound, but ([\d,]+) roundoffs off where ([\d,]+) are attainable", answer.stdout)
+    assert words is not None
+    errors = audit.read_errors(tmp_path / "report").query("path == 'losing'")
+    (finding,) = read_table(tmp_path / "report", "findings").to_dict("records")
+    assert (finding["status"], finding["symptom"], finding["results"]) == ("lossy", "lossy", errors["lossy"].sum())
+    worst = errors.loc[(errors["abs_error"] / errors["attainable"]).idxmax()]
+    assert worst["within_bound"] and worst["attainable"] < worst["abs_error"] <= worst["bound"]
+    assert float(words[1].replace(",", "")) == round(worst["scaled_error"])
+    unit = worst["abs_error"] / worst["scaled_error"]
+    assert float(words[2].replace(",", "")) == round(worst["attainable"] / unit)
+    assert all(words[0] in (tmp_path / "report" / page).read_text() for page in ("report.md", "report.html"))
 
 
 def raises(input: Tensor, target: Tensor) -> Tensor:

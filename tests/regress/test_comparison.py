@@ -240,6 +240,16 @@ def test_a_new_finding_fails_though_others_of_its_kind_are_acknowledged(base: Re
     assert worse(changes) == {"new finding"} and changes["where"].iloc[0] == "beyond_bound flat"
 
 
+def test_a_path_that_becomes_lossy_is_a_regression_whatever_the_case(base: Report) -> None:
+    def lossy(cases: str) -> Report:
+        return replace(base, findings=finding("lossy", cases).assign(symptom="lossy"))
+
+    changes = compare(base, lossy("zipf flat"))
+    assert worse(changes) == {"new finding"} and changes["where"].iloc[0] == "lossy *"
+    assert worse(compare(lossy("zipf"), lossy("flat"))) == set()
+    assert "finding gone" in set(compare(lossy("zipf"), base)["what"])
+
+
 def test_one_device_is_compared_with_another_by_its_numbers(base: Report, tmp_path: Path) -> None:
     moved = base.environment | {"devices": [{"name": "cuda", "model": "Some GPU", "status": "audited"}]}
     gpu = replace(edited(base, correct_bits_median=1.0, n=1_000), environment=moved)
