@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from decimal import Decimal
 
 import numpy as np
 import torch
@@ -45,6 +46,15 @@ class Enclosure:
     entropy: Rows
     zero: NDArray[np.bool_]
 
+    @classmethod
+    def none(cls, rows: int) -> Enclosure:
+        kl, radius, entropy = np.full((3, rows), np.nan)
+        return cls(kl, radius, entropy, np.zeros(rows, bool))
+
+    def holds(self, row: int, value: str) -> bool:
+        """Whether a row's KL may be this."""
+        return abs(Decimal(value) - Decimal(self.kl[row])) <= Decimal(self.radius[row])
+
     @property
     def scale(self) -> Rows:
         """1 + sum p (|log p| + |log q|)."""
@@ -63,10 +73,9 @@ class Enclosure:
 
 def enclose(input: Tensor, target: Tensor) -> Enclosure:
     """Of logits, rows x classes, of one of DTYPES."""
-    if input.device.type == "mps":  # has no double
-        input, target = input.cpu(), target.cpu()
     size = max(1, (_IN_CACHE if input.device.type == "cpu" else _AT_ONCE) // input.shape[1])
-    sums = torch.cat([_sums(x, y) for x, y in zip(input.split(size), target.split(size), strict=True)], dim=1)
+    parts = zip(torch.split(input, size), torch.split(target, size), strict=True)
+    sums = torch.cat([_sums(x, y) for x, y in parts], dim=1)
     with np.errstate(all="ignore"):
         return _enclosed(sums.cpu().numpy(), input.shape[1])
 
