@@ -25,10 +25,16 @@ _made: list[tuple[Path, os.stat_result]] = []
 def check_replaceable(out: Path) -> None:
     """Raises UsageError where `out` is something other than a report, so that no one's files are lost.
 
-    Also where no report can be written, which is tried.
+    Also where no report can be written, which is tried without a trace.
     """
-    with _beside(out):
-        pass
+    absent = [folder for folder in Path(os.path.abspath(out)).parents if not os.path.lexists(folder)]
+    try:
+        with _beside(out):
+            pass
+    finally:
+        for folder in absent:
+            with suppress(OSError):
+                folder.rmdir()
 
 
 @contextmanager
