@@ -163,7 +163,7 @@ def run(
         audit.environment["command"] = shlex.join(["python", "-m", "audit", *sys.argv[1:]])
         write_report(audit.tables, audit.environment, out, audit.plots)
     total = perf_counter() - start
-    terminal.show(audit.tables, out, console)
+    terminal.show(audit.tables, audit.environment, out, console)
     seconds = audit.seconds
     ratio = (total - seconds["compiling"]) / max(seconds["torch"], 1e-9)
     terminal.say(
