@@ -160,7 +160,7 @@ def run(
         with terminal.progress(console, sum(1 for _ in plan.problems()) + len(pipeline.LOOKS)) as advance:
             folder = references or COMMITTED_GOLD
             audit = pipeline.execute(plan, processes, advance, acknowledgements or (), folder)
-        audit.environment["command"] = shlex.join(["python", "-m", "audit", *sys.argv[1:]])
+        audit.environment["command"] = plain(shlex.join(["python", "-m", "audit", *sys.argv[1:]]))
         write_report(audit.tables, audit.environment, out, audit.plots)
     total = perf_counter() - start
     terminal.show(audit.tables, audit.environment, out, console)

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from audit.base.kinds import GATED
+from audit.base.text import plain
 from audit.base.usage import UsageError
 
 NEW, LOSSY = "new", "lossy"
@@ -59,13 +60,15 @@ def read_acknowledgements(*files: Path) -> list[Acknowledgement]:
     stanzas = []
     for name in parser.sections():
         fields = dict(parser[name])
-        reason = " ".join(fields.pop("reason", "").split())
+        reason = plain(" ".join(fields.pop("reason", "").split()))
         if unknown := sorted(set(fields) - set(SCOPE)):
             raise UsageError(f"acknowledgement [{name}]: {', '.join(unknown)} is none of {', '.join(SCOPE)}, reason")
         if not reason or "path" not in fields:
             raise UsageError(f"acknowledgement [{name}]: expected a path and a reason")
         stanzas.append(
-            Acknowledgement(name, {k: tuple(v.replace(",", " ").split()) for k, v in fields.items()}, reason)
+            Acknowledgement(
+                plain(name), {k: tuple(v.replace(",", " ").split()) for k, v in fields.items()}, plain(reason)
+            )
         )
     return stanzas
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from audit.base.text import plain
 from audit.base.workers import Later, Workers
 from audit.explain.reproducer import with_examples
 from audit.judge.findings import COMMITTED, LOSSY, NEW, find, read_acknowledgements
@@ -133,6 +134,6 @@ def run(
             given = {"profile": profile, "cases": cases, "paths": paths, "dtypes": dtypes, "devices": devices}
             words = ", ".join(f"{name}={value!r}" for name, value in given.items() if value is not None)
             call = re.sub(r"<function (\S+) at \w+>", r"\1", words)
-            audit.environment["command"] = f"audit.run({call}, out={str(out)!r})"
+            audit.environment["command"] = plain(f"audit.run({call}, out={str(out)!r})")
             write_report(audit.tables, audit.environment, FilePath(out), audit.plots)
     return audit.tables["errors"]
