@@ -87,7 +87,7 @@ def run(
     names = ", ".join(f"{d.name} ({d.model})" for d in plan.devices)
     terminal.say(console, f"{sys.executable}, torch {torch.__version__}")
     terminal.say(console, f"devices: {names}")
-    from audit.machine.devices import found
+    from audit.machine.devices import REMARKS, found
 
     for absent in (d for d in found() if d.absent):
         terminal.say(console, f"absent: {absent.name} ({absent.absent})")
@@ -101,12 +101,13 @@ def run(
     total = perf_counter() - start
     terminal.show(audit.tables, out, console)
     seconds = audit.seconds
-    ratio = (total - seconds["compiling"]) / max(seconds["torch"], 1e-9)
-    terminal.say(
-        console,
-        f"{total:.1f} s, {seconds['compiling']:.1f} of them compiling; the rest is {ratio:.1f} times what torch alone "
-        "took for the paths",
-    )
+    spent = f"{total:.1f} s, {seconds['compiling']:.1f} of them compiling"
+    if seconds["torch"] > 0.01:
+        ratio = (total - seconds["compiling"]) / seconds["torch"]
+        spent += f"; the rest is {ratio:.1f} times what torch alone took for the paths"
+    terminal.say(console, spent)
+    for line in (*sorted(REMARKS), *(f"FAILED {failure}" for failure in audit.failures)):
+        terminal.say(console, line)
     for record in audit.damaged:
         terminal.say(console, f"gold record {record} is damaged: computed instead; `references build` mends it")
     for name in audit.stale:
@@ -121,6 +122,7 @@ def run(
         )
         for _, finding in audit.new_findings.iterrows():
             terminal.say(console, stanza(finding))
+    if len(audit.new_findings) or audit.failures:
         raise typer.Exit(1)
 
 

@@ -15,6 +15,7 @@ from audit.base.formats import FORMATS
 from audit.base.workers import Later
 from audit.cases import Problem, Rows
 from audit.judge.limits import Limits, begin_limits
+from audit.machine.devices import lasting
 from audit.machine.measure import Result, measure
 from audit.paths import Path
 from audit.paths.execution import EXECUTIONS, NO_COMPILER, Execution
@@ -33,10 +34,14 @@ def measure_invariance(
     of problems for which they need not be computed.
     """
     found: dict[tuple[str, str, str], list[list[Rows]]] = {}
-    for problem in problems:
+
+    def work(problem: Problem) -> Iterator[tuple[tuple[str, str, str], list[Rows]]]:
         limits = known.get((problem.case.name, problem.dtype)) or begin_limits(problem, paths)
         for path, name, changes in _problem_checks(problem, paths, device, compiled, limits()):
-            found.setdefault((path, problem.dtype, name), []).append(changes)
+            yield (path, problem.dtype, name), changes
+
+    for key, changes in lasting(device, problems, work, "invariance"):
+        found.setdefault(key, []).append(changes)
     rows = []
     for (path, dtype, check), parts in found.items():
         changed, ulp, of_bound, lost = (np.concatenate(column) for column in zip(*parts, strict=True))

@@ -27,10 +27,12 @@ from audit.looks.gradients import begin_gradients, measure_gradients
 from audit.looks.invariance import measure_invariance
 from audit.looks.thread import measure_thread
 from audit.machine import devices as devices_module
+from audit.machine.devices import describe, examine, lost
 from audit.machine.environment import describe_environment
-from audit.machine.measure import COMPILING, TOO_SLOW, TORCH, Result, describe, measure
+from audit.machine.measure import COMPILING, TOO_SLOW, TORCH, Result, measure
 from audit.paths import Path
 from audit.pipeline.plan import COMPARISON, MAIN, Plan, plan
+from audit.publish.devices import failures
 from audit.publish.figures import Plot, draw
 from audit.publish.schema import SCHEMA_VERSION, typed
 from audit.publish.tables import summarise
@@ -54,7 +56,7 @@ class Audit:
     """A finished run: the tables by name, the plots as they were begun, and what environment.json holds.
 
     `seconds` says how many it took in all, torch alone, and compiling. `stale` names the acknowledgements that met no
-    finding, `damaged` the gold records that were not used.
+    finding, `damaged` the gold records that were not used, `failures` the devices that were lost or computed nothing.
     """
 
     tables: dict[str, pd.DataFrame]
@@ -63,6 +65,7 @@ class Audit:
     seconds: dict[str, float]
     stale: list[str]
     damaged: list[str]
+    failures: list[str]
 
     @property
     def new_findings(self) -> pd.DataFrame:
@@ -84,6 +87,7 @@ def execute(
     """
     acknowledged = read_acknowledgements(COMMITTED, *acknowledgements)
     start, spent = perf_counter(), (TORCH.seconds, COMPILING.seconds)
+    devices_module.REMARKS.clear()
     gold, workers = read_gold(references), workers or Workers(1)
     submit = workers.submit
     engine = Engine(submit, gold.values, Cache(default_file()) if plan.file is not None else None)
@@ -126,10 +130,12 @@ def execute(
         dtypes=plan.dtypes,
         workers=workers.count,
         seconds={name: round(value, 3) for name, value in seconds.items()},
+        remarks=sorted(devices_module.REMARKS),
     )
     # A file's numbers are none of those the acknowledgements are about.
     tables = {"errors": errors, "summary": summarise(errors)} | tables
-    return Audit(tables, plots, environment, seconds, stale if plan.file is None else [], gold.damaged)
+    stale = stale if plan.file is None else []
+    return Audit(tables, plots, environment, seconds, stale, gold.damaged, failures(errors))
 
 
 def _table(parts: Iterable[pd.DataFrame]) -> pd.DataFrame:
@@ -261,23 +267,25 @@ def _run_paths(
     problem: Problem, device: str, paths: Sequence[Path], stopped: dict[tuple[str, str], str]
 ) -> Iterator[tuple[Path, Result]]:
     """Every path on the problem's tensors, carried to the device once. One that was `stopped` is not run again."""
-    try:
-        originals = problem.input.to(device), problem.target.to(device)
-    except (TypeError, RuntimeError) as error:
-        for path in paths:
-            rows = len(problem.input) if path.reduction == "none" else 1
-            yield path, Result(np.full(rows, np.nan), note=describe(error))
-        return
-    # A copy even on the CPU: the problem's own tensors must survive a path that writes into its inputs.
-    x, y = (t.clone() for t in originals)
+    carried = False
     for path in paths:
-        if where := stopped.get((path.name, device)):
+        where = stopped.get((path.name, device))
+        reason = lost(device) or (f"not run: {where}" if where else "")
+        if not (carried or reason):
+            try:
+                originals = problem.input.to(device), problem.target.to(device)
+                # A copy even on the CPU: the problem's own tensors must survive a path that writes into its inputs.
+                x, y = (t.clone() for t in originals)
+                carried = True
+            except Exception as error:
+                reason = describe(error)
+                examine(device)
+        if reason:
             rows = len(problem.input) if path.reduction == "none" else 1
-            yield path, Result(np.full(rows, np.nan), note=f"not run: {where}")
+            yield path, Result(np.full(rows, np.nan), note=reason)
             continue
         result = measure(path, x, y, originals)
-        if result.note:
-            x, y = (t.clone() for t in originals)
+        carried = not result.note
         if result.too_slow:
             stopped[path.name, device] = f"{result.note or TOO_SLOW} on {problem.case.name} {problem.dtype}"
         yield path, result

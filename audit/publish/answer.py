@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from audit.base.kinds import GATED
+from audit.publish.devices import failures
 
 Tables = Mapping[str, pd.DataFrame]
 STARRED = "ran on other cases than most paths of its dtype"
@@ -91,7 +92,7 @@ def _wrong(tables: Tables) -> str:
     if len(known):
         reasons = known["acknowledged_by"].nunique()
         first += f"; {known['results'].sum():,} results miss their bound for {reasons} known reasons"
-    return _sentence(first)
+    return _sentence("; ".join([*failures(tables["errors"]), first]))
 
 
 def _thread(tables: Tables) -> str:
