@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from audit.cases.digits import recorded
+from audit.looks import Look, together
 from audit.machine.devices import describe, here, lost
 from audit.machine.measure import TORCH
 from audit.paths import functional, thread_era
@@ -186,6 +187,9 @@ QUOTES: list[Quote] = [
         holds=lambda draws: draws == 0,
     ),
 ]
+
+
+LOOK = Look("thread", ("whole",), lambda run: lambda: together(measure_thread(device) for device in run.devices))
 
 
 def measure_thread(device: str) -> pd.DataFrame:

@@ -18,6 +18,7 @@ dKL/dtarget = p (log(p / q) - KL) = p (r - d).
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from math import factorial
 from typing import Any
 
@@ -83,12 +84,23 @@ def _series(d: Tensor, terms: int) -> Tensor:
     return total.add_(0.5).mul_(d).mul_(d)
 
 
+@cache
+def _has_float64(kind: str) -> bool:
+    """Whether a kind of device computes in float64: Apple's does not, nor do some of Intel's."""
+    try:
+        return kind in ("cpu", "cuda") or bool(torch.ones(1, dtype=torch.float64, device=kind) == 1)
+    except torch.OutOfMemoryError:
+        raise
+    except (TypeError, RuntimeError):
+        return False
+
+
 class _KL(torch.autograd.Function):
     """Works in place on its own copies: fresh memory costs more than arithmetic."""
 
     @staticmethod
     def forward(ctx: Any, input: Tensor, target: Tensor) -> Tensor:
-        compute = torch.float32 if input.device.type == "mps" else torch.float64
+        compute = torch.float64 if _has_float64(input.device.type) else torch.float32
         exact = input.dtype in _FITTING[compute]
         ctx.compute, ctx.far = compute, False
         # A look at the value costs nothing on a CPU; elsewhere it waits for the device, and a tracer has none to show.

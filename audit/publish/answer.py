@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from audit.base.kinds import GATED
-from audit.publish.devices import failures
+from audit.publish.devices import failed_devices
 
 Tables = Mapping[str, pd.DataFrame]
 STARRED = "ran on other cases than most paths of its dtype"
@@ -78,6 +78,9 @@ def _stable_or_not(tables: Tables) -> str:
 
 def example(finding: Mapping[Hashable, Any]) -> str:
     """The result that a finding shows: its note where nothing was computed."""
+    if finding["symptom"] == "lossy":
+        off, times = finding["scaled_error"], finding["worst_ratio"]
+        return f"sound, but {off:,.0f} roundoffs off where {off / times:,.0f} are attainable"
     return str(finding["note"]) or (
         f"computed {finding['computed']:.6g}, exact {float(finding['reference']):.6g}, bound {finding['bound']:.3g}"
     )
@@ -85,14 +88,19 @@ def example(finding: Mapping[Hashable, Any]) -> str:
 
 def _wrong(tables: Tables) -> str:
     findings = tables["findings"]
-    new, known = findings[findings["status"] == "new"], findings[findings["status"] != "new"]
+    new, lossy, known = (findings[findings["status"] == status] for status in ("new", "lossy", "acknowledged"))
     names = [f"{f.path} {f.dtype} {f.symptom}" for f in new.itertuples()]
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
     first = f"{len(new)} new findings ({', '.join(names[:5])}{more})" if names else "nothing new is wrong"
     if len(known):
         reasons = known["acknowledged_by"].nunique()
         first += f"; {known['results'].sum():,} results miss their bound for {reasons} known reasons"
-    return _sentence("; ".join([*failures(tables["errors"]), first]))
+    if len(lossy):
+        worst = lossy.sort_values("worst_ratio").to_dict("records")[-1]
+        paths = ", ".join(lossy["path"].unique())
+        first += f"; {lossy['results'].sum():,} results of {paths} are lossy: {worst['path']} {worst['dtype']} is "
+        first += f"{example(worst)}"
+    return _sentence("; ".join([*failed_devices(tables["errors"]), first]))
 
 
 def _thread(tables: Tables) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 
-def failures(errors: pd.DataFrame) -> list[str]:
+def failed_devices(errors: pd.DataFrame) -> list[str]:
     """A line for each device that computed nothing, or was lost on the way: neither may pass."""
     lines = []
     for device, rows in errors.groupby("device", sort=False):

@@ -150,15 +150,11 @@ def _training(_: pd.DataFrame) -> Plot:
     return _plot(figure, "The training story", text, f"{source}, {len(rows)} means of 200 mini-batches of 4")
 
 
-def _near(errors: pd.DataFrame) -> pd.DataFrame:
-    near = errors[errors["case"].str.startswith("near_") & (errors["reduction"] == "none") & (errors["kind"] == "kl")]
-    return near.assign(closeness=near["case"].str.removeprefix("near_").astype(float))
-
-
 def _closeness(errors: pd.DataFrame) -> Plot | None:
-    near = _near(errors[errors["path"].isin(MAIN)])
+    near = errors[errors["case"].str.startswith("near_") & errors["path"].isin(MAIN) & errors["reduction"].eq("none")]
     if near.empty:
         return None
+    near = near.assign(closeness=near["case"].str.removeprefix("near_").astype(float))
     dtypes = [d for d in ("float32", "float64") if d in set(near["dtype"])] or list(near["dtype"].unique())
     figure, panels = _figure(3.6, 1, len(dtypes), sharex=True)
     for axes, dtype in zip(panels, dtypes, strict=True):
@@ -175,31 +171,6 @@ def _closeness(errors: pd.DataFrame) -> Plot | None:
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
     text = "Correct bits as the two distributions come together; below the line no digit is right."
     return _plot(figure, "Error against closeness", text, _sample(near[near["dtype"].isin(dtypes)]))
-
-
-def _last_bit(errors: pd.DataFrame) -> Plot | None:
-    near = _near(errors)
-    # A path that was not run at every closeness has no last one.
-    near = near[near.groupby("path")["closeness"].transform("nunique") == near["closeness"].nunique()]
-    lines = near.groupby(["path", "dtype", "closeness"], sort=False)["correct_bits"].median().reset_index()
-    last = lines[lines["correct_bits"] >= 1].groupby(["path", "dtype"], sort=False)["closeness"].min().unstack()
-    if near["closeness"].nunique() < 2 or last.empty:
-        return None
-    paths = list(last.index[::-1])
-    figure, (axes,) = _figure(0.8 + 0.22 * len(paths))
-    for dtype, marker, shift in zip(last, "osD^", (0.24, 0.08, -0.08, -0.24), strict=False):
-        places = np.arange(len(paths)) + shift
-        axes.plot(last[dtype].loc[paths], places, marker, label=str(dtype), markersize=5)
-    axes.set_yticks(range(len(paths)), paths)
-    _log(axes, "x")
-    axes.invert_xaxis()
-    axes.set_xlabel("smallest difference of the logits with a correct bit left (better to the right)")
-    figure.legend(loc="outside upper center", ncols=4)
-    text = (
-        f"The smallest of {near['closeness'].nunique()} differences, {near['closeness'].max():.0e} to "
-        f"{near['closeness'].min():.0e}, at which the median result still has a correct bit; no mark: none at any."
-    )
-    return _plot(figure, "Where each path loses its last bit", text, _sample(near))
 
 
 def _classes(errors: pd.DataFrame) -> Plot | None:
@@ -263,7 +234,6 @@ _PLOTS: dict[str, tuple[str, Callable[[pd.DataFrame], Plot | None]]] = {
     "thread": ("thread", _thread),
     "training": ("errors", _training),
     "closeness": ("errors", _closeness),
-    "last_bit": ("errors", _last_bit),
     "classes": ("errors", _classes),
     "attribution": ("attribution", _attribution),
     "time": ("bench", _time),

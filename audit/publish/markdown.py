@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from audit.publish.answer import MEDIANS, Tables, matrix, sentences
+from audit.publish.answer import MEDIANS, Tables, example, matrix, sentences
 
 
 def markdown(tables: Tables, environment: Mapping[str, object]) -> str:
@@ -17,7 +17,9 @@ def markdown(tables: Tables, environment: Mapping[str, object]) -> str:
         lines += [f"**New finding**: {f['path']} {f['dtype']} {f['device']}, {f['symptom']}, {f['results']} results"]
         script = ["```python", str(f["script"]).rstrip(), "```"] if f["script"] else []
         lines += ["", *script, ""]
-    lines += [MEDIANS.replace("*", "\\*"), "", *_rows(tables), ""]
+    for f in findings[findings["status"] == "lossy"].to_dict("records"):
+        lines += [f"- lossy: {f['path']} {f['dtype']} {f['device']}, {f['results']} results; {f['case']}: {example(f)}"]
+    lines += ["", MEDIANS.replace("*", "\\*"), "", *_rows(tables), ""]
     torch = environment.get("torch")
     version = torch.get("version") if isinstance(torch, dict) else "?"
     lines += [f"torch {version}, {environment.get('platform', '')}; `{environment.get('command', '')}`", ""]

@@ -17,7 +17,7 @@ from audit.publish.figures import Plot
 
 _SECTIONS = {
     "The thread's numbers": ("thread", "training"),
-    "Where digits are lost": ("closeness", "last_bit", "classes"),
+    "Where digits are lost": ("closeness", "classes"),
     "Where the drift comes from": ("attribution",),
     "Accuracy against time": ("time",),
 }
@@ -105,7 +105,7 @@ def _square(row: Mapping[Hashable, Any] | None) -> str:
 
 
 def _findings(findings: pd.DataFrame) -> str:
-    """New findings one by one; acknowledged ones by reason, each with one reproducer."""
+    """New findings one by one; what is lossy in one table; acknowledged ones by reason, each with one reproducer."""
     parts = []
     for finding in findings[findings["status"] == "new"].to_dict("records"):
         title = f"New: {finding['path']} {finding['dtype']} {finding['device']}: {finding['symptom']}"
@@ -113,7 +113,12 @@ def _findings(findings: pd.DataFrame) -> str:
         parts.append(f"<h3>{escape(title)}</h3><p>{escape(what)}</p>{_script(finding['script'])}")
     if not parts:
         parts.append("<p>Nothing new.</p>")
-    for name, group in findings[findings["status"] != "new"].groupby("acknowledged_by", sort=False):
+    lossy = findings[findings["status"] == "lossy"]
+    if len(lossy):
+        worst = [example(finding) for finding in lossy.to_dict("records")]
+        table = lossy[_FINDING].assign(worst=worst, case=lossy["case"])
+        parts.append(f"<h3>Lossy</h3>{_table(table, 'findings', label='Lossy findings')}")
+    for name, group in findings[findings["status"] == "acknowledged"].groupby("acknowledged_by", sort=False):
         scripts = group.loc[group["script"] != "", "script"]
         parts.append(
             f"<details><summary>Acknowledged: {escape(str(name))}, {group['results'].sum():,} results</summary>"
@@ -156,10 +161,10 @@ def _table(frame: pd.DataFrame, source: str, name: str = "", label: str = "") ->
     return _region(label or f"{source}.csv", table, f"{name}-rows" if name else "")
 
 
-def _cell(value: object) -> str:
-    if isinstance(value, float):
-        return "" if value != value else f"{value:.3g}"
-    return "" if value is pd.NA else escape(str(value))
+def _cell(value: Any) -> str:
+    if pd.isna(value):
+        return ""
+    return f"{value:.3g}" if isinstance(value, float) else escape(str(value))
 
 
 def _list(environment: Mapping[str, object]) -> str:

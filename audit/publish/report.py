@@ -33,7 +33,9 @@ def write_report(
         for name, table in tables.items():
             write_csv(table, folder / f"{name}.csv", name)
         (folder / "report.md").write_text(markdown(tables, environment), encoding="utf-8")
-        (folder / "environment.json").write_text(json.dumps(environment, indent=2, ensure_ascii=False) + "\n")
+        (folder / "environment.json").write_text(
+            json.dumps(environment, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
         drawn = (plots or draw(tables))()
         with suppress(UsageError):  # an audit does not fail for what an interrupted benchmark left
             drawn |= draw({"bench": read_bench(out.parent / NAME)})()

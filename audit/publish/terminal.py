@@ -58,15 +58,18 @@ def show(tables: Mapping[str, pd.DataFrame], folder: Path, console: Console) -> 
 
 
 def show_findings(findings: pd.DataFrame, console: Console) -> None:
-    """Every new finding with its example and the script that reproduces it; the acknowledged ones by reason."""
+    """Every new finding with its example and the script that reproduces it; lossy ones; acknowledged ones by reason."""
     for finding in findings[findings["status"] == "new"].to_dict("records"):
-        row = "" if finding["row"] is pd.NA else f" row {finding['row']}"
+        row = "" if pd.isna(finding["row"]) else f" row {finding['row']}"
         say(
             console,
             f"FINDING {finding['path']} {finding['dtype']} {finding['device']}: {finding['symptom']}, "
             f"{finding['results']} results, as in {finding['case']}{row}: {example(finding)}; "
             "findings.csv has a script that reproduces it",
         )
+    for finding in findings[findings["status"] == "lossy"].to_dict("records"):
+        where = f"{finding['path']} {finding['dtype']} {finding['device']}"
+        say(console, f"lossy: {where}: {finding['results']} results; in {finding['case']} {example(finding)}")
     for name, group in findings[findings["status"] == "acknowledged"].groupby("acknowledged_by", sort=False):
         paths = ", ".join(group["path"].unique())
         say(console, f"acknowledged: {name}: {group['results'].sum()} results of {paths}")
