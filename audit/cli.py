@@ -6,33 +6,58 @@ import os
 import shlex
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.util import module_from_spec, spec_from_file_location
+from io import TextIOWrapper
 from pathlib import Path
+from signal import SIGINT, SIGPIPE
 from time import perf_counter
+from traceback import print_exc
 from typing import Annotated, Any
 
 import typer
 import typer.core
 
+from audit.base.supervision import Ended, finished, supervise
 from audit.base.usage import UsageError
 
 
 class _Commands(typer.core.TyperGroup):
-    """Exit status: 0 every gate holds, 1 new findings, 2 wrong usage or unreadable input, 130 interrupted."""
+    """Exit status: 0 every gate holds, 1 new findings, 2 wrong usage, unreadable input or unwritable output.
+
+    130 after Ctrl-C, 143 after SIGTERM, 141 where nobody reads the output any more.
+    """
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except UsageError as error:
-            print(f"kl-audit: {' '.join(str(error).split())}", file=sys.stderr)
+            _complain(str(error))
             raise typer.Exit(2) from None
-        except KeyboardInterrupt:
+        except OSError as error:
+            raise typer.Exit(_unwritten(error)) from None
+        except KeyboardInterrupt as error:
             from audit.publish.folder import in_place
 
             new = in_place()
             state = f"the new report is in place: {new}" if new else "the report in place, if any, is left as it was"
-            print(f"kl-audit: interrupted; {state}", file=sys.stderr)
-            raise typer.Exit(130) from None
+            _complain(f"interrupted; {state}")
+            raise typer.Exit(128 + (error.number if isinstance(error, Ended) else SIGINT)) from None
+
+
+def _complain(text: str) -> None:
+    with suppress(OSError, ValueError):  # there may be no one to say it to
+        print(f"kl-audit: {' '.join(text.split())}", file=sys.stderr, flush=True)
+
+
+def _unwritten(error: OSError) -> int:
+    """The exit status where standard output, or whatever else, cannot be written."""
+    with suppress(OSError):  # what is in the buffer still would fail again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    if isinstance(error, BrokenPipeError):
+        return 128 + SIGPIPE
+    _complain(f"cannot be written: {error}")
+    return 2
 
 
 app = typer.Typer(
@@ -285,4 +310,25 @@ def _function(text: str) -> Callable[..., Any]:
 
 
 def main() -> None:
-    app()
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name) or open(os.devnull, "w")  # noqa: SIM115
+        setattr(sys, name, stream)  # one that was closed before is None
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    if sys.argv[1:2] == ["run"]:
+        supervise()
+    status = 2
+    try:
+        app()
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else 0
+        if type(sys.stdout).__name__ == "PacifyFlushWrapper":  # so click hides a broken pipe, and says 1
+            status = 128 + SIGPIPE
+    except Exception:
+        print_exc()  # a defect of the audit itself, and no finding
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        status = _unwritten(error)
+    finished()
+    sys.exit(status)

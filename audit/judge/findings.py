@@ -112,7 +112,7 @@ def _uncomputed(errors: pd.DataFrame, own: Collection[str]) -> pd.DataFrame:
     """What a path gave no number for anywhere on a device, unless it is a mistake, which may raise.
 
     Of a kernel of the user's own, every number it did not give. What no path computes is the device's limit and no
-    finding; nor is what a device that was lost left undone, or one that computes nothing, which fail the run themselves.
+    finding; a device that was lost, or computes nothing, fails the run by itself.
     """
     missing = (errors["result_class"] == "not_computed") & ~errors["note"].str.startswith("device lost")
 

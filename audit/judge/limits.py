@@ -42,8 +42,12 @@ def _limits(
     found = bounds(promises, exact, dtype)
     lost = undefined(input, input_kind) | undefined(target, target_kind)
     if lost.any():  # the reference is NaN, and a NaN passes whatever the bound
-        found = {p: np.where(lost if len(b) == len(lost) else lost.any(), np.inf, b) for p, b in found.items()}
+        found = {promise: (_lifted(own, lost), _lifted(paired, lost)) for promise, (own, paired) in found.items()}
     return Limits(scale(exact), rest(exact, dtype), found)
+
+
+def _lifted(bound: Rows, lost: NDArray[np.bool_]) -> Rows:
+    return np.where(lost if len(bound) == len(lost) else lost.any(), np.inf, bound)
 
 
 @OVERFLOWS

@@ -11,13 +11,15 @@ import numpy as np
 import pandas as pd
 
 from audit.base.formats import FORMATS
+from audit.base.supervision import on_case
+from audit.base.text import describe
 from audit.base.workers import Later
 from audit.cases import Rows
 from audit.judge.bounds import keeps
 from audit.judge.errors import error_columns
 from audit.judge.references import References, divisor, published, reduced
 from audit.looks import Look, Run, Trial
-from audit.machine.devices import describe, examine, lost
+from audit.machine.devices import examine, lost
 from audit.machine.measure import TOO_SLOW, Result, measure
 from audit.paths import Path
 
@@ -58,6 +60,7 @@ def run_paths(trial: Trial, devices: Iterable[str], stopped: dict[tuple[str, str
     One that took too long is `stopped`, and not run again.
     """
     problem = trial.problem
+    on_case(problem.case.name)
     for device in devices:
         carried = False
         for path in (path for path in trial.paths if path.runs_on(device)):

@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 
 from audit.base.formats import FORMATS
+from audit.base.supervision import on_case
 from audit.base.workers import Later
 from audit.cases import Problem
 from audit.judge.gradients import SIDES, Gradient, Truth, autograd
@@ -88,6 +89,7 @@ def measure_gradients(begun: Sequence[tuple[Problem, Truth]], paths: Sequence[Pa
 
     rows = []
     for problem, truth in begun:
+        on_case(problem.case.name)
         for path in (p for p in paths if takes_gradients(p, problem) and not lost(device)):
             try:
                 for gradient in truth.gradients(path, device):

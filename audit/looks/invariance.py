@@ -11,6 +11,7 @@ import pandas as pd
 from torch import Tensor
 
 from audit.base.formats import FORMATS
+from audit.base.supervision import on_case
 from audit.base.workers import Later
 from audit.cases import Rows
 from audit.looks import CLOSER, Look, Run, Trial, together
@@ -74,6 +75,7 @@ def _checks(
 ) -> Iterator[tuple[str, str, str, list[Rows]]]:
     """Path, dtype, check and what changed in each row."""
     problem, limits = trial.problem, trial.limits()
+    on_case(problem.case.name)
     x, y = problem.input.to(device), problem.target.to(device)
     for path in paths:
         if not (path.runs_on(device) and path.takes(problem.case.name, problem.dtype, *problem.case.kinds)):

@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from audit.base.text import describe
 from audit.cases.digits import recorded
 from audit.looks import Look, together
-from audit.machine.devices import describe, here, lost
+from audit.machine.devices import here, lost
 from audit.machine.measure import TORCH
 from audit.paths import functional, thread_era
 

@@ -12,6 +12,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from audit.base.text import describe
 from audit.base.usage import UsageError, choose
 from audit.machine.nvidia import visible_nvidia
 
@@ -152,12 +153,6 @@ def here(tensor: Tensor) -> Tensor:
                 raise TimeoutError(f"a kernel has not ended after {LIMIT_SECONDS:g} s")
             sleep(min(waited / 10, 1e-3))
     return tensor.detach().cpu()
-
-
-def describe(error: BaseException) -> str:
-    """An exception on one line, for a table."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else ''}".rstrip(": ")
 
 
 def synchronize(device: str) -> None:

@@ -17,8 +17,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from audit.base.formats import FORMATS
+from audit.base.text import describe
 from audit.machine import devices
-from audit.machine.devices import REMARKS, describe, examine, here, lost
+from audit.machine.devices import REMARKS, examine, here, lost
+from audit.machine.guard import Misbehaved, TooSlow, guarded
 from audit.paths import Path
 
 TOO_SLOW = "too slow"
@@ -50,18 +52,14 @@ class Result:
     too_slow: bool = False
 
 
-class _TooSlow(BaseException):
-    """No Exception, so that a kernel that survives everything does not survive this."""
-
-
 def measure(path: Path, input: Tensor, target: Tensor, originals: tuple[Tensor, Tensor] | None = None) -> Result:
     """Runs the path on two tensors of shape (rows, classes), checks what it returns, and brings it back at once.
 
-    Whatever the path does wrong (raises, exits, returns another shape, dtype or device, changes its inputs, takes
-    longer than LIMIT_SECONDS) becomes the note of a result without numbers; the caller must renew inputs that were
-    changed. `originals` are equal tensors to tell a change by; without them copies are made. The time limit is kept
-    wherever Python has the word, in the main thread; a call that never returns from C is the user's to interrupt.
-    Where a device has no room for all rows, they are computed in halves. One that is lost meanwhile says so.
+    Whatever the path does wrong (raises, exits, returns another shape, dtype or device, changes its inputs or the
+    process's state, takes longer than LIMIT_SECONDS) becomes the note of a result without numbers; the caller must
+    renew inputs that were changed. `originals` are equal tensors to tell a change by; without them copies are made. The
+    time limit is kept wherever Python has the word, in the main thread; a call that never returns from C is the user's
+    to interrupt. Where a device has no room for all rows, they are computed in halves; one that is lost says so.
     """
     rows = len(input) if path.reduction == "none" else 1
     note, start, full = lost(input.device), perf_counter(), False
@@ -73,10 +71,10 @@ def measure(path: Path, input: Tensor, target: Tensor, originals: tuple[Tensor, 
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             if path.compiles:  # which takes as long as it takes
-                with COMPILING:
+                with COMPILING, guarded(path.name, input.dtype, str(input.device)):
                     path.function(input, target)
                 start = perf_counter()
-            with TORCH, _limited():
+            with TORCH, guarded(path.name, input.dtype, str(input.device)), _limited():
                 output = path.function(input, target)
                 note = _objection(path, output, input)
                 if not note:
@@ -84,10 +82,11 @@ def measure(path: Path, input: Tensor, target: Tensor, originals: tuple[Tensor, 
                     computed = here(output)
         if not (_same(input, originals[0]) and _same(target, originals[1])):
             note = "changed its inputs in place"
-    except (_TooSlow, TimeoutError):
+    except TooSlow:
         note = f"{TOO_SLOW}: took more than {devices.LIMIT_SECONDS:g} s"
     except (Exception, SystemExit) as error:
-        note, full = describe(error), isinstance(error, torch.OutOfMemoryError)
+        note = str(error) if isinstance(error, Misbehaved) else describe(error)
+        full = isinstance(error, torch.OutOfMemoryError)
     too_slow = perf_counter() - start > devices.LIMIT_SECONDS
     if full and len(input) > 1 and path.reduction == "none":
         return _in_halves(path, input, target)
@@ -128,7 +127,7 @@ def _limited() -> Iterator[None]:
         return
 
     def stop(number: int, frame: FrameType | None) -> None:
-        raise _TooSlow
+        raise TooSlow
 
     handler = signal.signal(signal.SIGALRM, stop)
     # Again every second: Python swallows what is raised in a callback of its garbage collector.

@@ -18,7 +18,6 @@ dKL/dtarget = p (log(p / q) - KL) = p (r - d).
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 from math import factorial
 from typing import Any
 
@@ -84,7 +83,6 @@ def _series(d: Tensor, terms: int) -> Tensor:
     return total.add_(0.5).mul_(d).mul_(d)
 
 
-@cache
 def _has_float64(kind: str) -> bool:
     """Whether a kind of device computes in float64: Apple's does not, nor do some of Intel's."""
     try:
