@@ -140,7 +140,7 @@ def run(
         audit.environment["command"] = shlex.join(["python", "-m", "audit", *sys.argv[1:]])
         write_report(audit.tables, audit.environment, out, audit.plots)
     total = perf_counter() - start
-    terminal.show(audit.tables, out, console)
+    terminal.show(audit.tables, audit.environment, out, console)
     seconds = audit.seconds
     spent = f"{total:.1f} s, {seconds['compiling']:.1f} of them compiling"
     if seconds["torch"] > 0.01:

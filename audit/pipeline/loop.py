@@ -98,7 +98,7 @@ def execute(
         schema_version=SCHEMA_VERSION,
         profile=plan.profile,
         cases=len(plan.cases),
-        paths=sorted({p.name for p in plan.paths}),
+        paths={p.name: p.summary for p in plan.paths},
         dtypes=plan.dtypes,
         workers=workers.count,
         seconds={name: round(value, 3) for name, value in seconds.items()},

@@ -12,7 +12,7 @@ def failed_devices(errors: pd.DataFrame) -> list[str]:
         missing = rows[rows["result_class"] == "not_computed"]
         lost = missing[missing["note"].str.startswith("device lost")]
         if len(missing) == len(rows):
-            lines.append(f"device {device} computed nothing: {missing['note'].mode().iloc[0]}")
+            lines.append(f"{device} computed nothing: {missing['note'].mode().iloc[0]}")
         elif len(lost):
             lines.append(f"{lost['note'].iloc[0]}: {len(lost):,} results of {device} are not computed")
     return lines

@@ -23,11 +23,11 @@ LOST = "device lost: AcceleratorError: CUDA error: device-side assert triggered"
 OVER = "OutOfMemoryError: CUDA out of memory."
 # name -> hazards, exit status, and what is said of it, on stdout or stderr.
 HAZARDS: dict[str, tuple[dict[str, object], int, str]] = {
-    "sound": ({}, 0, "0 new findings"),
-    "another default dtype": ({"default_dtype": "bfloat16"}, 0, "0 new findings"),
-    "full from the start": ({"full_from": 1}, 1, f"FAILED device toy computed nothing: {OVER}"),
+    "sound": ({}, 0, "No new problems"),
+    "another default dtype": ({"default_dtype": "bfloat16"}, 0, "No new problems"),
+    "full from the start": ({"full_from": 1}, 1, f"FAILED toy computed nothing: {OVER}"),
     "full later": ({"full_from": 200}, 0, f"results: {OVER}"),
-    "full for a moment": ({"full_at": 60}, 0, "0 new findings"),
+    "full for a moment": ({"full_at": 60}, 0, "No new problems"),
     "room for a few rows": ({"room": 1_000}, 0, "log_softmax on toy: out of memory, computed in halves"),
     "poisoned at once": ({"poisoned_from": 1}, 2, "cannot compute on toy (An accelerator that computes on the CPU)"),
     "poisoned": ({"poisoned_from": 90}, 1, f"FAILED {LOST}: "),
