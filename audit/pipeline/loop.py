@@ -130,7 +130,7 @@ def run(
     chosen = plan(profile, cases, paths, dtypes, devices)
     if out is not None:
         check_replaceable(FilePath(out))
-    with Workers(workers or 1) as processes:
+    with Workers(1 if workers is None else workers) as processes:
         audit = execute(chosen, processes)
         if out is not None:
             from audit.publish.report import write_report
