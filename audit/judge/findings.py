@@ -114,15 +114,15 @@ def _as_errors(gradients: pd.DataFrame) -> pd.DataFrame:
 def _uncomputed(errors: pd.DataFrame, own: Collection[str]) -> pd.DataFrame:
     """What a path gave no number for anywhere on a device, unless it is a mistake, which may raise.
 
-    Of a kernel of the user's own, every number it did not give. What no path computes on a device that computes other
-    things is the device's limit and no finding.
+    Of a kernel of the user's own, every number it did not give. What no path computes is the device's limit and no
+    finding; a device that was lost, or computes nothing, fails the run by itself.
     """
-    missing = errors["result_class"] == "not_computed"
+    missing = (errors["result_class"] == "not_computed") & ~errors["note"].str.startswith("device lost")
 
     def all_missing(*columns: str) -> pd.Series:
         return missing.groupby([errors[column] for column in columns]).transform("all")
 
-    limit = all_missing("case", "dtype", "device") & ~all_missing("device")
+    limit = all_missing("case", "dtype", "device")
     judged = errors["path"].isin(own) if own else all_missing("path", "device") & (errors["kind"] != "misuse")
     return errors[missing & judged & ~limit].assign(symptom="not_computed")
 

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from audit.base.text import describe
 from audit.cases.digits import recorded
 from audit.looks import Look, together
+from audit.machine.devices import here, lost
 from audit.machine.measure import TORCH
 from audit.paths import functional, thread_era
 
@@ -37,7 +38,7 @@ def _logits(*shape: int) -> Tensor:
 
 
 def _numbers(values: Tensor) -> Draws:
-    return values.cpu().double().numpy()
+    return here(values).double().numpy()
 
 
 def equal_logits(path: Callable[[Tensor, Tensor], Tensor], divisor: int, device: str) -> Draws:
@@ -202,8 +203,8 @@ def _row(quote: Quote, device: str) -> dict[str, object]:
     row = {"device": device} | {name: getattr(quote, name) for name in told}
     try:
         with TORCH:
-            measured = quote.measure(device)
-    except (RuntimeError, TypeError) as error:
+            measured = lost(device) or quote.measure(device)
+    except (RuntimeError, TypeError, TimeoutError) as error:
         return row | {"draws": 0, "reproduced": "no", "why": "not computed", "observed": describe(error)}
     if isinstance(measured, str):
         same = quote.message in measured

@@ -17,6 +17,7 @@ from audit.publish.bench import NAME, read_bench
 from audit.publish.figures import Plot, draw
 from audit.publish.folder import report_folder
 from audit.publish.page import page
+from audit.publish.schema import described
 from audit.publish.tables import write_csv
 
 
@@ -33,6 +34,7 @@ def write_report(
     with report_folder(out) as folder:
         for name, table in tables.items():
             write_csv(table, folder / f"{name}.csv", name)
+        write_csv(described([*tables, "columns"]), folder / "columns.csv", "columns")
         (folder / "report.md").write_text(markdown(tables, environment), encoding="utf-8")
         (folder / "environment.json").write_text(
             json.dumps(environment, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
