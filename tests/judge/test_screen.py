@@ -73,8 +73,8 @@ def pairs(rows: int, classes: int) -> Iterator[tuple[str, str, Tensor, Tensor]]:
 def test_the_enclosure_holds_the_exact_value_and_the_digits_are_certain() -> None:
     """Of rows that are screened at all: all but those where the target has mass and the input none, or 1e300 of it."""
     enclosed_rows = total = 0
-    for classes in (2, 3, 10, 100, 700):
-        for name, dtype, x, y in pairs(20, classes):
+    for classes in (2, 10, 300):
+        for name, dtype, x, y in pairs(10, classes):
             enclosed = enclose(x, y)
             for row, exact in enumerate(certified_rows(x.double().numpy(), y.double().numpy(), "logits")):
                 total += 1
@@ -126,7 +126,7 @@ def test_a_bfloat16_row_of_many_classes_is_enclosed_to_ten_digits() -> None:
 
 
 def judged(file: Path) -> tuple[object, ...]:
-    table = loop.execute(plan_file(file, devices="cpu")).tables["errors"]
+    table = loop.execute(plan_file(file, devices="cpu"), references=file.parent).tables["errors"]
     return table.sort_values(["row", "path"], ignore_index=True)
 
 
@@ -134,20 +134,24 @@ SAME = ["row", "path", "input_digest", "computed", "within_bound", "lossy", "neg
 
 
 def compare_verdicts(rows: int, classes: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, dtype, x, y in pairs(rows, classes):
+    monkeypatch.setattr(stream, "SMALL", (0, 0))
+    every = list(pairs(rows, classes))
+    for dtype in DTYPES:
+        x, y = (torch.cat([pair[side] for pair in every if pair[1] == dtype]) for side in (2, 3))
         torch.save({"input": x, "target": y}, folder / "mine.pt")
         screened = judged(folder / "mine.pt")
         with monkeypatch.context() as patched:
             patched.setattr(stream, "DTYPES", ())
             exact = judged(folder / "mine.pt")
         assert "screened" not in set(exact["reference_source"])
-        assert screened[SAME].equals(exact[SAME]), (name, dtype)
+        assert screened[SAME].equals(exact[SAME]), dtype
         by_screen = screened["reference_source"] == "screened"
+        assert by_screen.mean() > 0.5
         assert (screened["bound"] <= exact["bound"] * (1 + 1e-12))[by_screen].all()
 
 
 def test_verdicts_are_the_engines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    compare_verdicts(60, 10, tmp_path, monkeypatch)
+    compare_verdicts(20, 10, tmp_path, monkeypatch)
 
 
 @pytest.mark.slow
