@@ -6,29 +6,58 @@ import os
 import shlex
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.util import module_from_spec, spec_from_file_location
+from io import TextIOWrapper
 from pathlib import Path
+from signal import SIGINT, SIGPIPE
 from time import perf_counter
+from traceback import print_exc
 from typing import Annotated, Any
 
 import typer
 import typer.core
 
+from audit.base.supervision import Ended, finished, supervise
 from audit.base.usage import UsageError
 
 
 class _Commands(typer.core.TyperGroup):
-    """Exit status: 0 every gate holds, 1 new findings, 2 wrong usage or unreadable input, 130 interrupted."""
+    """Exit status: 0 every gate holds, 1 new findings, 2 wrong usage, unreadable input or unwritable output.
+
+    130 after Ctrl-C, 143 after SIGTERM, 141 where nobody reads the output any more.
+    """
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except UsageError as error:
-            print(f"kl-audit: {' '.join(str(error).split())}", file=sys.stderr)
+            _complain(str(error))
             raise typer.Exit(2) from None
-        except KeyboardInterrupt:
-            print("kl-audit: interrupted; the report in place is left as it was", file=sys.stderr)
-            raise typer.Exit(130) from None
+        except OSError as error:
+            raise typer.Exit(_unwritten(error)) from None
+        except KeyboardInterrupt as error:
+            from audit.publish.folder import in_place
+
+            new = in_place()
+            state = f"the new report is in place: {new}" if new else "the report in place, if any, is left as it was"
+            _complain(f"interrupted; {state}")
+            raise typer.Exit(128 + (error.number if isinstance(error, Ended) else SIGINT)) from None
+
+
+def _complain(text: str) -> None:
+    with suppress(OSError, ValueError):  # there may be no one to say it to
+        print(f"kl-audit: {' '.join(text.split())}", file=sys.stderr, flush=True)
+
+
+def _unwritten(error: OSError) -> int:
+    """The exit status where standard output, or whatever else, cannot be written."""
+    with suppress(OSError):  # what is in the buffer still would fail again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    if isinstance(error, BrokenPipeError):
+        return 128 + SIGPIPE
+    _complain(f"cannot be written: {error}")
+    return 2
 
 
 app = typer.Typer(
@@ -51,8 +80,14 @@ def run(
     device: Annotated[list[str] | None, typer.Option(help="cpu, cuda, cuda:1 …; repeatable.")] = None,
     path_file: Annotated[list[str] | None, typer.Option(help="FILE.py:FUNCTION, a kernel of your own.")] = None,
     logits: Annotated[
-        Path | None, typer.Option(help=".npz, .pt or .safetensors with input and target, rows x classes.")
+        Path | None, typer.Option(help="Tensors input and target, classes last: a file, a folder or a glob.")
     ] = None,
+    target_logits: Annotated[Path | None, typer.Option(help="Where the target lies apart, likewise.")] = None,
+    input_name: Annotated[str, typer.Option(help="Of the input's tensor.")] = "input",
+    target_name: Annotated[str, typer.Option(help="Of the target's tensor.")] = "target",
+    mask_name: Annotated[str, typer.Option(help="Of the tensor that is true for rows to judge.")] = "mask",
+    classes: Annotated[int | None, typer.Option(help="Of --logits: the first N classes of both sides.")] = None,
+    unpacked_limit: Annotated[int, typer.Option(help="MB that a small file may unpack to.")] = 256,
     input_kind: Annotated[str, typer.Option(help="Of --logits: logits, log_probs or probs.")] = "logits",
     target_kind: Annotated[str, typer.Option(help="Of --logits: logits, log_probs or probs.")] = "logits",
     acknowledgements: Annotated[
@@ -61,6 +96,7 @@ def run(
     references: Annotated[Path | None, typer.Option(help="Folder of another gold table.")] = None,
     out: Out = LATEST,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes, with this one; default: one a core.")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="What is lossy fails too.")] = False,
 ) -> None:
     """Measure every path on every device found and write the tables."""
     from audit.publish import terminal
@@ -72,34 +108,39 @@ def run(
     import torch
 
     from audit.base.workers import Workers
+    from audit.machine import plan as plans
     from audit.pipeline import loop as pipeline
-    from audit.pipeline import plan as plans
     from audit.publish.folder import check_replaceable
     from audit.publish.report import write_report
+    from audit.reference.gold import COMMITTED_GOLD, NAME
 
-    check_replaceable(out)
     chosen = [*(path or ()), *own] or None
     if logits is None:
         plan = plans.plan(profile, case, chosen, dtype, device)
     else:
-        plan = plans.plan_file(logits, input_kind, target_kind, chosen, dtype, device)
+        names = (input_name, target_name, mask_name)
+        options = {"target": target_logits, "names": names, "classes": classes, "limit": unpacked_limit}
+        plan = plans.plan_file(logits, input_kind, target_kind, chosen, dtype, device, **options)
+    check_replaceable(out)
     console = terminal.console()
-    names = ", ".join(f"{d.name} ({d.model})" for d in plan.devices)
+    models = ", ".join(f"{d.name} ({d.model})" for d in plan.devices)
     terminal.say(console, f"{sys.executable}, torch {torch.__version__}")
-    terminal.say(console, f"devices: {names}")
+    terminal.say(console, f"devices: {models}")
+    for note in plan.file.notes if plan.file else ():
+        terminal.say(console, f"{logits}: {note}")
     from audit.machine.devices import found
 
     for absent in (d for d in found() if d.absent):
         terminal.say(console, f"absent: {absent.name} ({absent.absent})")
     start = perf_counter()
     with Workers(workers or os.cpu_count() or 1) as processes:
-        with terminal.progress(console, sum(1 for _ in plan.problems()) + 2) as advance:
-            folder = references or pipeline.COMMITTED_GOLD
+        with terminal.progress(console, sum(1 for _ in plan.problems()) + len(pipeline.LOOKS)) as advance:
+            folder = references or COMMITTED_GOLD
             audit = pipeline.execute(plan, processes, advance, acknowledgements or (), folder)
         audit.environment["command"] = shlex.join(["python", "-m", "audit", *sys.argv[1:]])
         write_report(audit.tables, audit.environment, out, audit.plots)
     total = perf_counter() - start
-    terminal.show(audit.tables, out, console)
+    terminal.show(audit.tables, audit.environment, out, console)
     seconds = audit.seconds
     ratio = (total - seconds["compiling"]) / max(seconds["torch"], 1e-9)
     terminal.say(
@@ -107,11 +148,14 @@ def run(
         f"{total:.1f} s, {seconds['compiling']:.1f} of them compiling; the rest is {ratio:.1f} times what torch alone "
         "took for the paths",
     )
+    if not (folder / NAME).is_file():
+        terminal.say(console, f"no gold references in {folder}: every reference was computed")
     for record in audit.damaged:
         terminal.say(console, f"gold record {record} is damaged: computed instead; `references build` mends it")
     for name in audit.stale:
         terminal.say(console, f"acknowledgement [{name}]: no finding of its scope occurs any more")
-    if len(audit.new_findings):
+    failures = audit.failures(strict)
+    if len(failures):
         from audit.judge.findings import stanza
 
         terminal.say(
@@ -119,7 +163,7 @@ def run(
             "To acknowledge a finding, put its stanza with a reason into a file and give it to --acknowledgements, or "
             "into audit/acknowledgements.ini:",
         )
-        for _, finding in audit.new_findings.iterrows():
+        for _, finding in failures.iterrows():
             terminal.say(console, stanza(finding))
         raise typer.Exit(1)
 
@@ -182,11 +226,13 @@ def baseline(
 def references(
     what: Annotated[str, typer.Argument(help="build or verify.")],
     all_: Annotated[bool, typer.Option("--all", help="verify: every row, however long.")] = False,
-    folder: Annotated[Path, typer.Option(help="Folder of the gold table.")] = Path("references"),
+    folder: Annotated[Path | None, typer.Option(help="Folder of the gold table; default: the committed one.")] = None,
 ) -> None:
     """Compute the committed references anew, or check them in a second way."""
     from audit.pipeline import certify
+    from audit.reference.gold import COMMITTED_GOLD
 
+    folder = folder or COMMITTED_GOLD
     if what == "build":
         typer.echo(f"{certify.build(folder, os.cpu_count() or 1)} records in {folder}")
     elif what == "verify":
@@ -233,7 +279,8 @@ def diagnose(
     from audit.cases.files import read_pair
     from audit.explain.diagnosis import diagnose
 
-    typer.echo(str(diagnose(*read_pair(file), reduction=reduction, log_target=log_target, dim=dim)))
+    input, target, _ = read_pair(file)
+    typer.echo(str(diagnose(input, target, reduction=reduction, log_target=log_target, dim=dim)))
 
 
 def _function(text: str) -> Callable[..., Any]:
@@ -262,4 +309,25 @@ def _function(text: str) -> Callable[..., Any]:
 
 
 def main() -> None:
-    app()
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name) or open(os.devnull, "w")  # noqa: SIM115
+        setattr(sys, name, stream)  # one that was closed before is None
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    if sys.argv[1:2] == ["run"]:
+        supervise()
+    status = 2
+    try:
+        app()
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else 0
+        if type(sys.stdout).__name__ == "PacifyFlushWrapper":  # so click hides a broken pipe, and says 1
+            status = 128 + SIGPIPE
+    except Exception:
+        print_exc()  # a defect of the audit itself, and no finding
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        status = _unwritten(error)
+    finished()
+    sys.exit(status)

@@ -27,6 +27,7 @@ from audit.judge.bounds import (
     steps,
 )
 from audit.judge.references import divisor
+from audit.machine.guard import guarded
 from audit.machine.measure import TORCH
 from audit.paths import Path
 from audit.paths.rounding import Rounding
@@ -174,7 +175,7 @@ def autograd(
 ) -> list[Rows | None]:
     """The gradients of the sum of the path's values, each times its weight."""
     x, y = (t.to(device, copy=True).requires_grad_() for t in (input, target))
-    with TORCH, warnings.catch_warnings():
+    with TORCH, warnings.catch_warnings(), guarded(path.name, input.dtype, device):
         warnings.simplefilter("ignore")
         value = path.function(x, y)
         upstream = torch.ones_like(value) if weights is None else weights.to(value).reshape(value.shape)

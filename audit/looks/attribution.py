@@ -9,9 +9,35 @@ import torch
 
 from audit.base.workers import Later, Submit, later
 from audit.cases import Problem
+from audit.looks import CLOSER, Look, Run, together
 from audit.reference.drift import split_drift
 
 ROWS = 2
+THREAD = ("identical_n1000",)
+
+
+def begin(run: Run) -> Later[pd.DataFrame]:
+    """Splits the drift of a few problems' rows; then says of each what rounding the inputs alone has done."""
+    closer, thread = ([trial.problem for trial in run.some(cases)] for cases in (CLOSER, THREAD))
+    parts = [
+        part
+        for device in run.devices
+        for part in (
+            measure_attribution(closer, device, submit=run.submit),
+            measure_attribution(thread, device, 8, run.submit),
+        )
+    ]
+
+    def rows() -> pd.DataFrame:
+        key = ["case", "row", "path", "dtype", "device"]
+        errors = run.tables["errors"]
+        known = errors[errors["target_kind"] == "logits"][[*key, "input_error"]]
+        return together(part() for part in parts).astype({"row": "Int64"}).merge(known, on=key, how="left")
+
+    return rows
+
+
+LOOK = Look("attribution", ("whole",), begin)
 
 
 def measure_attribution(

@@ -12,10 +12,12 @@ from torch import Tensor
 from audit.base.formats import FORMATS, Format
 from audit.base.workers import Later, Submit, later
 from audit.cases import Problem
+from audit.looks import Look, Run, together
 from audit.reference.softmax import Pair, exact_softmax
 from audit.reference.values import Rows
 
 ROWS = 2
+NARROW = 1_000  # classes that can be had exactly one by one
 OPERATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "softmax": lambda x: torch.softmax(x, -1),
     "log_softmax": lambda x: torch.log_softmax(x, -1),
@@ -27,6 +29,17 @@ def _ulp(exact: Rows, format: Format) -> Rows:
     with np.errstate(divide="ignore"):
         exponent = np.clip(np.floor(np.log2(np.abs(exact))), format.minimum, format.maximum)
     return np.asarray(np.exp2(np.maximum(exponent, format.minimum) - format.precision + 1))
+
+
+def begin(run: Run) -> Later[pd.DataFrame]:
+    """Exact softmaxes of all but wide problems, whatever the device."""
+    problems = [trial.problem for trial in run.trials]
+    narrow = [p for p in problems if p.input.shape[1] <= NARROW and p.case.input_kind == "logits"]
+    parts = [measure_elements(narrow, device, run.submit) for device in run.devices]
+    return lambda: together(part() for part in parts)
+
+
+LOOK = Look("elements", ("whole",), begin)
 
 
 def measure_elements(problems: Sequence[Problem], device: str, submit: Submit = later) -> Later[pd.DataFrame]:

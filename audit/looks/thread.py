@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from audit.base.text import describe
 from audit.cases.digits import recorded
-from audit.machine.measure import TORCH, describe
+from audit.looks import Look, together
+from audit.machine.measure import TORCH
 from audit.paths import functional, thread_era
 
 DRAWS = 2_000
@@ -185,6 +187,9 @@ QUOTES: list[Quote] = [
         holds=lambda draws: draws == 0,
     ),
 ]
+
+
+LOOK = Look("thread", ("whole",), lambda run: lambda: together(measure_thread(device) for device in run.devices))
 
 
 def measure_thread(device: str) -> pd.DataFrame:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from dataclasses import dataclass
 from pathlib import Path
-from shutil import which
-from subprocess import run as run_command
 
 import torch
 
 from audit.base.usage import UsageError, choose
+from audit.machine.nvidia import visible_nvidia
 
 
 @dataclass(frozen=True)
@@ -45,20 +43,6 @@ def found() -> list[Device]:
         reason = "torch finds no CUDA device" if torch.version.cuda else "this torch is built without CUDA"
         devices.append(Device("cuda", absent=reason))
     return devices
-
-
-def visible_nvidia() -> str:
-    """What shows that this machine has an NVIDIA device; empty where nothing does or it was hidden on purpose."""
-    if os.environ.get("CUDA_VISIBLE_DEVICES", "unset") in ("", "-1"):
-        return ""
-    for folder, pattern in (("/proc/driver/nvidia/gpus", "*"), ("/dev", "nvidia[0-9]*")):
-        for entry in sorted(Path(folder).glob(pattern)):
-            return str(entry)
-    if command := which("nvidia-smi"):
-        answer = run_command([command, "-L"], capture_output=True, text=True, timeout=30, check=False)
-        if answer.returncode == 0 and answer.stdout.strip():
-            return f"nvidia-smi lists {answer.stdout.strip().splitlines()[0]}"
-    return ""
 
 
 def select(names: list[str] | str | None) -> list[Device]:

@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from audit.base.formats import FORMATS
+from audit.base.text import describe
+from audit.machine.guard import Misbehaved, TooSlow, guarded
 from audit.paths import Path
 
 # Of one path on one problem, compiling apart. The slowest of ours take a second on the widest problem.
@@ -50,17 +52,14 @@ class Result:
     too_slow: bool = False
 
 
-class _TooSlow(BaseException):
-    """No Exception, so that a kernel that survives everything does not survive this."""
-
-
 def measure(path: Path, input: Tensor, target: Tensor, originals: tuple[Tensor, Tensor] | None = None) -> Result:
     """Runs the path on two tensors of shape (rows, classes), checks what it returns, and brings it back at once.
 
-    Whatever the path does wrong (raises, exits, returns another shape, dtype or device, changes its inputs, takes
-    longer than LIMIT_SECONDS) becomes the note of a result without numbers; the caller must renew inputs that were
-    changed. `originals` are equal tensors to tell a change by; without them copies are made. The time limit is kept
-    wherever Python has the word, in the main thread; a call that never returns from C is the user's to interrupt.
+    Whatever the path does wrong (raises, exits, returns another shape, dtype or device, changes its inputs or the
+    process's state, takes longer than LIMIT_SECONDS) becomes the note of a result without numbers; the caller must
+    renew inputs that were changed. `originals` are equal tensors to tell a change by; without them copies are made. The
+    time limit is kept wherever Python has the word, in the main thread; a call that never returns from C is the user's
+    to interrupt.
     """
     rows = len(input) if path.reduction == "none" else 1
     originals = originals or (input.clone(), target.clone())
@@ -70,19 +69,19 @@ def measure(path: Path, input: Tensor, target: Tensor, originals: tuple[Tensor, 
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             if path.compiles:  # which takes as long as it takes
-                with COMPILING:
+                with COMPILING, guarded(path.name, input.dtype, str(input.device)):
                     path.function(input, target)
                 start = perf_counter()
-            with TORCH, _limited():
+            with TORCH, guarded(path.name, input.dtype, str(input.device)), _limited():
                 output = path.function(input, target)
                 note = _objection(path, output, input)
                 if not note:
                     # On an accelerator the numbers are there only once they are here.
                     here = output.detach().cpu()
-    except _TooSlow:
+    except TooSlow:
         note = f"{TOO_SLOW}: took more than {LIMIT_SECONDS:g} s"
     except (Exception, SystemExit) as error:
-        note = describe(error)
+        note = str(error) if isinstance(error, Misbehaved) else describe(error)
     too_slow = perf_counter() - start > LIMIT_SECONDS
     if not (_same(input, originals[0]) and _same(target, originals[1])):
         note = "changed its inputs in place"
@@ -111,7 +110,7 @@ def _limited() -> Iterator[None]:
         return
 
     def stop(number: int, frame: FrameType | None) -> None:
-        raise _TooSlow
+        raise TooSlow
 
     handler = signal.signal(signal.SIGALRM, stop)
     # Again every second: Python swallows what is raised in a callback of its garbage collector.
@@ -135,9 +134,3 @@ def _objection(path: Path, output: object, input: Tensor) -> str:
     if output.device != input.device:
         return f"returned a tensor on {output.device}, expected {input.device}"
     return ""
-
-
-def describe(error: BaseException) -> str:
-    """An exception on one line, for a table."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else ''}".rstrip(": ")

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from audit.paths import path
 from audit.paths.functional import log_softmax
-from audit.paths.rounding import ANY_ORDER, PLAIN
 
 Function = Callable[[Tensor, Tensor], Tensor]
 
@@ -83,7 +82,8 @@ def compiled(f: Function, x: Tensor, y: Tensor) -> Tensor:
     """
     import torch._dynamo.config as dynamo  # a second and a half, for those who compile
 
-    with dynamo.patch(recompile_limit=1_000):
+    limit = "recompile_limit" if hasattr(dynamo, "recompile_limit") else "cache_size_limit"  # the latter in torch 2.6
+    with dynamo.patch({limit: 1_000}):
         return _compiled(f)(x, y)
 
 
@@ -116,17 +116,6 @@ EXECUTIONS: dict[str, Execution] = {
     "on the CPU": Execution(on_cpu, where="accelerator"),
     "compiled": Execution(compiled, costly=True),
 }
-
-for _name, _execution, _rounding, _where, _summary in (
-    ("row_alone", row_alone, PLAIN, "", "each row in a batch of its own"),
-    ("one_thread", one_thread, PLAIN, "cpu", "on one thread"),
-    # Vectors may not line up with a row's beginning, so that only the form is promised, not the order of the sums.
-    ("strided", strided, ANY_ORDER, "", "on logits that are two elements apart in memory"),
-):
-    path(_name, summary=f"the log_softmax path, {_summary}", rounding=_rounding, where=_where)(
-        partial(_execution, log_softmax)
-    )
-
 
 path(
     "compiled",

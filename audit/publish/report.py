@@ -1,4 +1,4 @@
-"""A report folder: every table as CSV and environment.json, put in place as a whole."""
+"""A report folder: every table as CSV, environment.json, report.md and report.html, put in place as a whole."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import pandas as pd
 
 from audit.base.usage import UsageError
 from audit.base.workers import Later
+from audit.publish.answer import MEDIANS, Tables, answer, counted, example, grid
 from audit.publish.bench import NAME, read_bench
 from audit.publish.figures import Plot, draw
 from audit.publish.folder import report_folder
-from audit.publish.markdown import markdown
 from audit.publish.page import page
 from audit.publish.tables import write_csv
 
@@ -40,3 +40,22 @@ def write_report(
         for name, plot in drawn.items():
             (folder / f"{name}.svg").write_text(plot.file, encoding="utf-8")
         (folder / "report.html").write_text(page(tables, environment, drawn), encoding="utf-8")
+
+
+def markdown(tables: Tables, environment: Mapping[str, object]) -> str:
+    """report.md: the answer for a pull request or an issue, a row a way, and what reproduces it."""
+    told = answer(tables, environment)
+    lines = [f"# {told.verdict}", "", told.ran, ""]
+    lines += [f"- **{question}** {said}" for question, said in told.questions]
+    findings = tables["findings"]
+    for f in findings[findings["status"] == "new"].to_dict("records"):
+        lines += [
+            "",
+            f"**New**: {f['path']} {f['dtype']} {f['device']}, {f['symptom']}, {counted(f['results'], 'result')}",
+        ]
+        lines += [f"of {f['cases']}; {example(f)}. findings.csv has a script that shows it."]
+    columns, rows = grid(tables["errors"])
+    lines += ["", MEDIANS, "", "| way | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    lines += ["| " + " | ".join(row) + " |" for row in rows]
+    lines += ["", *(f"- Known limit: {name}: {reason}" for name, reason in told.limits)]
+    return "\n".join([*lines, "", *told.thread, "", f"`{environment.get('command', '')}`", ""])

@@ -31,8 +31,16 @@ def write_csv(frame: pd.DataFrame, file: Path, name: str) -> None:
     frame.to_csv(file, index=False, lineterminator="\n", encoding="utf-8")
 
 
-def read_table(file: Path, name: str) -> pd.DataFrame:
-    """The table back, equal to the frame that was written. Raises UsageError for a missing or foreign file."""
+def read_table(folder: str | Path, name: str) -> pd.DataFrame:
+    """The table `name` of a report as a DataFrame, every column with its dtype and every number as it was.
+
+    `folder` is the report, or the table's file. Text columns are "" where a field is empty, numbers NaN, integers and
+    flags <NA>. Raises UsageError, a ValueError, for a name that is no table, and a missing or foreign file.
+    """
+    if name not in SCHEMAS:
+        raise UsageError(f"unknown table {name!r}: there are {', '.join(SCHEMAS)}")
+    file = Path(folder)
+    file = file / f"{name}.csv" if file.is_dir() else file
     columns = SCHEMAS[name]
     try:
         text = pd.read_csv(file, dtype=str, keep_default_na=False, encoding="utf-8")
@@ -58,13 +66,8 @@ def _from_text(series: pd.Series, dtype: str) -> pd.Series:
 
 
 def read_errors(path: str | Path) -> pd.DataFrame:
-    """errors.csv as a DataFrame, every column with its dtype and every number as it was.
-
-    `path` is the file, or the report folder that holds it. `reference` and `exact_kl` are text of 50 digits; an
-    empty field of a column of numbers is NaN. Raises UsageError, a ValueError, for a missing or foreign file.
-    """
-    file = Path(path)
-    return read_table(file / "errors.csv" if file.is_dir() else file, "errors")
+    """errors.csv of a report folder, or such a file, as `read_table` gives it; its references are text of 50 digits."""
+    return read_table(path, "errors")
 
 
 def summarise(errors: pd.DataFrame) -> pd.DataFrame:

@@ -254,8 +254,8 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arrays", "complaint"),
     [
-        ({"input": np.zeros((2, 3))}, "named input and target"),
-        ({"input": np.zeros((2, 3)), "target": np.zeros((2, 4))}, "one shape and dtype"),
+        ({"input": np.zeros((2, 3))}, "named target"),
+        ({"input": np.zeros((2, 3)), "target": np.zeros((2, 4))}, "shape"),
         ({"input": np.zeros((2, 3), int), "target": np.zeros((2, 3), int)}, "int64"),
     ],
 )

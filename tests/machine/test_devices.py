@@ -1,11 +1,9 @@
-from pathlib import Path
-
 import pytest
 import torch
 
 from audit.base.usage import UsageError
 from audit.machine import devices
-from audit.machine.devices import Device, found, select, visible_nvidia
+from audit.machine.devices import Device, found, select
 
 CPU, ABSENT = Device("cpu", "a processor"), Device("cuda", absent="this torch is built without CUDA")
 GPU, SECOND = Device("cuda", "a GPU"), Device("cuda:1", "a GPU")
@@ -53,23 +51,3 @@ def test_a_visible_nvidia_device_that_torch_cannot_use_fails_the_run(machine) ->
     assert select(["cpu"]) == [CPU]
     machine(CPU, GPU, evidence="/dev/nvidia0")
     assert select(None) == [CPU, GPU]
-
-
-def nvidia_smi(folder: Path, answer: str, status: int) -> None:
-    command = folder / "nvidia-smi"
-    command.write_text(f"#!/bin/sh\necho '{answer}'\nexit {status}\n")
-    command.chmod(0o755)
-
-
-@pytest.mark.parametrize(("answer", "status", "seen"), [("GPU 0: A", 0, True), ("", 0, False), ("no driver", 9, False)])
-def test_nvidia_smi_is_evidence_only_where_it_lists_a_device(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str, status: int, seen: bool
-) -> None:
-    if Path("/dev/nvidia0").exists():
-        pytest.skip("this machine has a device of its own")
-    nvidia_smi(tmp_path, answer, status)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert bool(visible_nvidia()) == seen
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert not visible_nvidia()

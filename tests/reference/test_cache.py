@@ -12,8 +12,8 @@ import pytest
 
 from audit.judge import references
 from audit.judge.references import sealed
+from audit.machine.plan import plan_file
 from audit.pipeline.loop import execute
-from audit.pipeline.plan import plan_file
 from audit.reference.cache import Cache, default_file
 from audit.reference.exact import Certified, certified_rows
 from audit.reference.gold import Record, versions
