@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from audit.base.formats import FORMATS
 from audit.base.usage import UsageError
-from audit.explain.rows import FEW, Rows, divergence, divided_by, eps_in_log, formula, furthest, slope
+from audit.explain.rows import FEW, Rows, divergence, divided_by, eps_in_log, formula, furthest, is_temperature, slope
 from audit.explain.rows import name as dtype_name
 from audit.paths import REDUCTIONS
 from audit.reference.exact import exact_kl
@@ -50,10 +50,12 @@ class Diagnosis:
 # What a call is made of: the input's log-probabilities and the target's probabilities, as torch's kl_div takes them,
 # and the logits of both, as the remedy does. Log-probabilities are logits of themselves.
 LOGITS = ("F.log_softmax(input_logits, {dim})", "F.softmax(target_logits, {dim})", "input_logits", "target_logits")
-PROBS = ("input", "target", "input", "target.log()")
+REMEDIED = ("", "", "input_logits", "target_logits")  # where the divergence of the rows given does not show how near the two sides are
+PROBS = ("input", "target", "input", "target.double().log()")
 LOG_PROBS = ("input", "target.exp()", "input", "target")
-SWAPPED = ("target", "input", "target", "input.log()")
-NORMALISED = ("input", "target / target.sum({dim}, keepdim=True)", "input", "target.log()")
+SWAPPED = ("target", "input", "target", "input.double().log()")
+NORMALISED = ("input", "target / target.sum({dim}, keepdim=True)", "input", "target.double().log()")
+NORMALISED_LOG = ("input", "target.softmax({dim})", "input", "target")
 
 # verdict -> (meaning, what the corrected call is made of)
 VERDICTS: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -70,14 +72,14 @@ VERDICTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "infinite": ("The target has mass where the input has none, so the divergence is infinite.", ()),
     "truncated": (
         "Rows were cut to some of their classes (top-k): they are no distributions over all of them.",
-        LOGITS,
+        REMEDIED,
     ),
     "eps_in_log": (
         "An eps was added, or a minimum set, inside the logarithm: it bounds the log-probabilities below, and the rows "
         "sum to more than 1.",
-        LOGITS,
+        REMEDIED,
     ),
-    "temperature": ("A temperature is where it does not belong, or on one side alone.", LOGITS),
+    "temperature": ("A temperature is where it does not belong, or on one side alone.", REMEDIED),
     "class_indices": ("The target holds classes, not their probabilities: what is wanted is the cross entropy.", ()),
     "raw_logits": ("Both sides look like raw logits; kl_div takes log-probabilities and probabilities.", LOGITS),
     "arguments_swapped": ("input and target are swapped: the log-probabilities come first.", SWAPPED),
@@ -184,16 +186,17 @@ class _Call:
         each = F.kl_div(self.x, self.y, reduction="none", log_target=self.log_target)
         value = float(each.mean() if self.reduction == "mean" else each.sum() / self.divisor)
         self._leave_out_padding()
+        whole = Rows(self.x, self.dim), Rows(self.y, self.dim)
         all_kept = bool(self.keep.all())
-        x, y = (Rows(side, self.dim, None if all_kept else self.keep) for side in (self.x, self.y))
+        x, y = whole if all_kept else (Rows(side, self.dim, self.keep) for side in (self.x, self.y))
         verdict = self._verdict(x, y)
         kl, agree = self._kl(x, y, verdict)
-        exact, size = self._exact()
-        if verdict == "sound":
-            verdict = self._sound(value, exact, size, kl, agree, x, y)
-        others = 0.0 if all_kept else float(Rows(each, self.dim, ~self.keep).rows.sum())
-        if verdict in _RIGHT and not all_kept and (self.divisor > 1 or others != 0):
+        exact, size = self._exact(*whole)
+        padded = not all_kept and (self.divisor > 1 or float(Rows(each, self.dim, ~self.keep).rows.sum()) != 0)
+        if verdict in _RIGHT and padded:
             verdict = "padding"
+        elif verdict == "sound" and kl is not None and exact is not None:
+            verdict = self._sound(value, exact, size, kl, agree, x, y)
         if verdict in _RIGHT and kl is not None and self.divisor != len(x.rows):
             self.remarks.append(
                 f'"{self.reduction}" divides the sum of {len(self.keep)} rows by {self.divisor}; the mean over '
@@ -202,6 +205,8 @@ class _Call:
         meaning, sides = VERDICTS[verdict]
         if verdict in _RIGHT and verdict != "sound":
             sides = LOG_PROBS if self.log_target else PROBS
+        if verdict == "unnormalised_target" and self.log_target:
+            sides = NORMALISED_LOG
         text = "" if not sides or kl == math.inf else self._call(sides, kl)
         return Diagnosis(verdict, value, exact, kl, " ".join([meaning, *self.remarks]), self.evidence, text)
 
@@ -220,9 +225,11 @@ class _Call:
         logits, given = f"input_logits.movedim({self.dim}, -1)", "target.long()"
         if one_hot:
             given = f"target.argmax({self.dim})"
-        if self.kept:
+        if self.kept and self.x.dim() > 1:
             logits, given = f"{logits}[mask]", f"{given}[mask]"
         call = f"F.cross_entropy({logits}.flatten(0, -2), {given}.flatten())"
+        if self.x.dim() == 1:
+            call = f"F.cross_entropy(input_logits, {given})"
         return Diagnosis("class_indices", value, None, kl, VERDICTS["class_indices"][0], evidence, call)
 
     def _leave_out_padding(self) -> None:
@@ -273,12 +280,13 @@ class _Call:
         if high > y.slack if self.log_target else low < 0:
             return "logits_as_target"
         sums = y.mass if self.log_target else y.total
-        if y.short(self.log_target):
-            gone = (y.rows == (-math.inf if self.log_target else 0)).any(-1)
-            if gone.all() or float(sums.max() - sums.min()) > 8 * y.slack:
-                return "truncated"
-        if float(sums.max() - sums.min()) <= 8 * y.slack:
-            self.remarks.append(f"As if divided by {1 / float(sums.mean()):.4g}, a temperature outside the softmax.")
+        alike = float(sums.max() - sums.min()) <= 8 * y.slack
+        gone = (y.rows == (-math.inf if self.log_target else 0)).any(-1)
+        if y.short(self.log_target) and (gone.all() or not alike):
+            return "truncated"
+        factor = 1 / float(sums.mean())
+        if alike and is_temperature(factor, 8 * y.slack):
+            self.remarks.append(f"As if divided by {factor:.4g}, a temperature outside the softmax.")
         return "unnormalised_target"
 
     def _other_dim(self, d: int) -> str:
@@ -359,34 +367,28 @@ class _Call:
         each, agree = divergence(*pairs, logs=logs[::-1] if verdict == "arguments_swapped" else logs)
         return float(each.mean()), agree
 
-    def _exact(self) -> tuple[float | None, float]:
+    def _exact(self, x: Rows, y: Rows) -> tuple[float | None, float]:
         """The formula on these numbers, and the size of its terms; None where a number is outside its domain."""
-        x, y = (Rows(side.reshape(1, -1), 1) for side in (self.x, self.y))
-        value, size = formula(Rows(self.x, self.dim), Rows(self.y, self.dim), self.log_target)
+        value, size = formula(x, y, self.log_target)
         if abs(value) < 1e-3 * size and self.x.numel() <= EXACTLY:  # where binary64 keeps fewer than 12 digits
+            sides = [side.rows.reshape(1, -1) for side in (x, y)]
             kind = "log_probs" if self.log_target else "probs"
-            try:
-                value = float(
-                    exact_kl(x.rows, y.rows, input_kind="log_probs", target_kind=kind, reduction="sum", digits=17)
-                )
-            except UsageError:
-                return None, size
+            value = float(exact_kl(*sides, input_kind="log_probs", target_kind=kind, reduction="sum", digits=17))
         return (None if math.isnan(value) else value / self.divisor), size / self.divisor
 
-    def _sound(
-        self, value: float, exact: float | None, size: float, kl: float | None, agree: bool, x: Rows, y: Rows
-    ) -> str:
+    def _sound(self, value: float, exact: float, size: float, kl: float, agree: bool, x: Rows, y: Rows) -> str:
         """A sound call's verdict, by what its value has lost."""
-        assert kl is not None and exact is not None
         dtypes = {dtype_name(self.x), dtype_name(self.y)}
         wide = max((FORMATS[name] for name in dtypes), key=lambda f: f.precision)
         certain = self.x.numel() <= EXACTLY or abs(exact) > 1e-13 * size
         mixed = len(dtypes) > 1 and certain and abs(value - exact) > 16 * wide.unit_roundoff * size
         if value < 0 and certain and exact < 0:
-            difference = float(((y.mass if self.log_target else y.total) - x.mass).sum())
+            less = float((x.mass - (y.mass if self.log_target else y.total)).sum())
+            if less < 1e-12 * len(x.rows):  # what binary64 does not keep; log(P / Q) = P - Q is as good there
+                less = kl * len(x.rows) - exact * self.divisor
             self.remarks.append(
-                f"It is negative since the numbers given are rounded: their formula is exactly {exact:.3g}, because "
-                f"the target's mass is {difference:.3g} more than the input's."
+                f"It is negative because the numbers given are rounded: the target's mass is {less:.3g} less than the "
+                f"input's, and the formula on them is exactly {exact:.3g}."
             )
         elif value < 0 and certain:
             self.remarks.append(
@@ -407,7 +409,7 @@ class _Call:
     def _call(self, sides: tuple[str, ...], kl: float | None) -> str:
         """torch's own call where it is accurate; the remedy where it is not, or leaves no row out."""
         dtypes = [dtype_name(side) for side in (self.x, self.y)]
-        fine = dtypes[0] == dtypes[1] in ("float32", "float64") and (kl is None or kl > 1e-3)
+        fine = dtypes[0] == dtypes[1] in ("float32", "float64") and (kl is None or kl > 1e-3) and sides[0] != ""
         infinite = bool(torch.isinf(self.x).any()) or (sides is LOG_PROBS and bool(torch.isinf(self.y).any()))
         if fine and not infinite and not self.kept:
             q, p = (side.format(dim=self.dim) for side in sides[:2])
@@ -415,8 +417,6 @@ class _Call:
                 return f'F.kl_div({q}, {p}, reduction="batchmean")'
             return f'F.kl_div({q}, {p}, reduction="none").sum({self.dim}).mean()'
         q, p = sides[2:]
-        if dtypes[0] != dtypes[1]:
-            p = p.replace("target", "target.double()")
         options = ['reduction="rowmean"']
         options += [f"mask={self.kept}"] if self.kept else []
         options += [f"dim={self.dim}"] if self.dim != -1 else []

@@ -27,7 +27,6 @@ class Rows:
         rows = tensor.movedim(dim, -1).reshape(-1, tensor.shape[dim])
         self.rows = rows if keep is None else rows[keep]
         self.classes = rows.shape[1]
-        self.format = _format(self.rows)
 
     def blocks(self) -> tuple[Tensor, ...]:
         return torch.split(self.rows, max(1, _BLOCK // self.classes))
@@ -44,6 +43,15 @@ class Rows:
     def range(self) -> tuple[float, float]:
         low, high = self.rows.aminmax()
         return float(low), float(high)
+
+    @cached_property
+    def format(self) -> Format:
+        """The coarsest that holds these numbers: what a cast to a wider one holds was computed in the other."""
+        for known in sorted(FORMATS.values(), key=lambda f: f.precision):
+            coarse = getattr(torch, known.name)
+            if all(torch.equal(t.to(coarse).to(t.dtype), t) for t in (self.rows[:1], self.rows)):
+                return known
+        return FORMATS[name(self.rows)]
 
     @cached_property
     def total(self) -> Tensor:
@@ -83,15 +91,6 @@ class Rows:
         if log:
             return self.range[1] <= self.slack and bool((self.mass < 1 - self.log_slack).all())
         return self.range[0] >= 0 and bool((self.total < 1 - self.slack).all())
-
-
-def _format(rows: Tensor) -> Format:
-    """The coarsest format that holds these numbers: what a cast to a wider one holds was computed in the other."""
-    for known in sorted(FORMATS.values(), key=lambda f: f.precision):
-        coarse = getattr(torch, known.name)
-        if all(torch.equal(t.to(coarse).to(t.dtype).nan_to_num(), t.nan_to_num()) for t in (rows[:1], rows)):
-            return known
-    return FORMATS[name(rows)]
 
 
 def furthest(sums: Tensor) -> float:
@@ -188,10 +187,10 @@ def divided_by(side: Rows) -> float | None:
     factor = float(factors.median())
     tolerance = 32 * side.format.unit_roundoff + 1e-4
     same = bool(((factors / factor - 1).abs() <= tolerance).all())
-    return factor if same and _is_temperature(factor, tolerance, (math.log(2), math.log(10))) else None
+    return factor if same and is_temperature(factor, tolerance / 4, (math.log(2), math.log(10))) else None
 
 
-def _is_temperature(factor: float, tolerance: float, others: tuple[float, ...] = ()) -> bool:
+def is_temperature(factor: float, tolerance: float, others: tuple[float, ...] = ()) -> bool:
     known = [k / 2 for k in range(3, 41)] + [1 / k for k in (1.5, 2, 3, 4, 5, 8, 10, 20)] + list(others)
     return min(abs(factor / k - 1) for k in known) <= tolerance
 
@@ -218,4 +217,4 @@ def slope(input: Rows, target: Rows, log: bool) -> float | None:
     least = float(1e-3 * (x * x).sum() + noise[0] + factor**2 * noise[1])
     if factor <= 0 or float((x - factor * y).square().sum()) > least:
         return None
-    return factor if _is_temperature(factor, 0.02) else None
+    return factor if is_temperature(factor, 0.02) else None
