@@ -50,7 +50,12 @@ class Diagnosis:
 # What a call is made of: the input's log-probabilities and the target's probabilities, as torch's kl_div takes them,
 # and the logits of both, as the remedy does. Log-probabilities are logits of themselves.
 LOGITS = ("F.log_softmax(input_logits, {dim})", "F.softmax(target_logits, {dim})", "input_logits", "target_logits")
-REMEDIED = ("", "", "input_logits", "target_logits")  # where the divergence of the rows given does not show how near the two sides are
+REMEDIED = (
+    "",
+    "",
+    "input_logits",
+    "target_logits",
+)  # where the divergence of the rows given does not show how near the two sides are
 PROBS = ("input", "target", "input", "target.double().log()")
 LOG_PROBS = ("input", "target.exp()", "input", "target")
 SWAPPED = ("target", "input", "target", "input.double().log()")
