@@ -19,6 +19,7 @@ import typer
 import typer.core
 
 from audit.base.supervision import Ended, finished, supervise
+from audit.base.text import describe, plain
 from audit.base.usage import UsageError
 
 
@@ -45,18 +46,36 @@ class _Commands(typer.core.TyperGroup):
             raise typer.Exit(128 + (error.number if isinstance(error, Ended) else SIGINT)) from None
 
 
+# Without effect, so refused, where a file of the user's own is judged; and where none is.
+WITHOUT_FILE = ("profile", "case")
+WITH_FILE = (
+    "target_logits", "input_name", "target_name", "mask_name", "classes", "unpacked_limit", "input_kind", "target_kind",
+)  # fmt: skip
+
+
+def _refuse_idle(context: typer.Context) -> None:
+    """Raises UsageError for options that were given and mean nothing in this kind of run."""
+    with_file = context.params["logits"] is not None
+    for name in WITHOUT_FILE if with_file else WITH_FILE:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            option = f"--{name.replace('_', '-')}"
+            raise UsageError(f"{option} has no effect {'with' if with_file else 'without'} --logits: leave it out")
+
+
 def _complain(text: str) -> None:
-    with suppress(OSError, ValueError):  # there may be no one to say it to
-        print(f"kl-audit: {' '.join(text.split())}", file=sys.stderr, flush=True)
+    if text:
+        with suppress(OSError):  # there may be no one to say it to
+            print(f"kl-audit: {plain(' '.join(text.split()))}", file=sys.stderr, flush=True)
 
 
 def _unwritten(error: OSError) -> int:
-    """The exit status where standard output, or whatever else, cannot be written."""
+    """The exit status where standard output, or whatever else, cannot be read or written."""
     with suppress(OSError):  # what is in the buffer still would fail again
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     if isinstance(error, BrokenPipeError):
         return 128 + SIGPIPE
-    _complain(f"cannot be written: {error}")
+    _complain(str(error))
     return 2
 
 
@@ -73,6 +92,7 @@ LATEST = Path("reports/latest")
 
 @app.command()
 def run(
+    context: typer.Context,
     profile: Annotated[str, typer.Option(help="quick, standard or full.")] = "standard",
     case: Annotated[list[str] | None, typer.Option(help="Case name or glob; repeatable.")] = None,
     path: Annotated[list[str] | None, typer.Option(help="Path name or glob; repeatable.")] = None,
@@ -99,6 +119,9 @@ def run(
     strict: Annotated[bool, typer.Option("--strict", help="What is lossy fails too.")] = False,
 ) -> None:
     """Measure every path on every device found and write the tables."""
+    _refuse_idle(context)
+    if references is not None and not references.is_dir():
+        raise UsageError(f"--references {references}: expected a folder with a gold table")
     from audit.publish import terminal
 
     # torch's threads wait for work by spinning for milliseconds, which beside a busy process takes a run four times as
@@ -128,7 +151,7 @@ def run(
     terminal.say(console, f"devices: {models}")
     for note in plan.file.notes if plan.file else ():
         terminal.say(console, f"{logits}: {note}")
-    from audit.machine.devices import found
+    from audit.machine.devices import REMARKS, found
 
     for absent in (d for d in found() if d.absent):
         terminal.say(console, f"absent: {absent.name} ({absent.absent})")
@@ -137,17 +160,17 @@ def run(
         with terminal.progress(console, sum(1 for _ in plan.problems()) + len(pipeline.LOOKS)) as advance:
             folder = references or COMMITTED_GOLD
             audit = pipeline.execute(plan, processes, advance, acknowledgements or (), folder)
-        audit.environment["command"] = shlex.join(["python", "-m", "audit", *sys.argv[1:]])
+        audit.environment["command"] = plain(shlex.join(["python", "-m", "audit", *sys.argv[1:]]))
         write_report(audit.tables, audit.environment, out, audit.plots)
     total = perf_counter() - start
     terminal.show(audit.tables, audit.environment, out, console)
     seconds = audit.seconds
-    ratio = (total - seconds["compiling"]) / max(seconds["torch"], 1e-9)
-    terminal.say(
-        console,
-        f"{total:.1f} s, {seconds['compiling']:.1f} of them compiling; the rest is {ratio:.1f} times what torch alone "
-        "took for the paths",
-    )
+    spent = f"{total:.1f} s, {seconds['compiling']:.1f} of them compiling"
+    if seconds["torch"] > 0.01:
+        ratio = (total - seconds["compiling"]) / seconds["torch"]
+        spent += f"; the rest is {ratio:.1f} times what torch alone took for the paths"
+    for line in (spent, *sorted(REMARKS), *(f"FAILED {line}" for line in audit.failed_devices)):
+        terminal.say(console, line)
     if not (folder / NAME).is_file():
         terminal.say(console, f"no gold references in {folder}: every reference was computed")
     for record in audit.damaged:
@@ -165,6 +188,7 @@ def run(
         )
         for _, finding in failures.iterrows():
             terminal.say(console, stanza(finding))
+    if len(failures) or audit.failed_devices:
         raise typer.Exit(1)
 
 
@@ -234,6 +258,8 @@ def references(
 
     folder = folder or COMMITTED_GOLD
     if what == "build":
+        if all_:
+            raise UsageError("references build: --all has no effect, leave it out")
         typer.echo(f"{certify.build(folder, os.cpu_count() or 1)} records in {folder}")
     elif what == "verify":
         problems, checked = certify.verify(folder, all_)
@@ -295,8 +321,10 @@ def _function(text: str) -> Callable[..., Any]:
     sys.path.append(str(Path(file).resolve().parent))
     try:
         spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
-        raise UsageError(f"--path-file {text}: importing {file} raised {type(error).__name__}: {error}") from error
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        raise UsageError(f"--path-file {text}: importing {file} raised {describe(error)}") from error
     function = getattr(module, name, None)
     if not callable(function):
         functions = [
@@ -318,13 +346,16 @@ def main() -> None:
         supervise()
     status = 2
     try:
-        app()
-    except SystemExit as end:
-        status = end.code if isinstance(end.code, int) else 0
-        if type(sys.stdout).__name__ == "PacifyFlushWrapper":  # so click hides a broken pipe, and says 1
-            status = 128 + SIGPIPE
-    except Exception:
-        print_exc()  # a defect of the audit itself, and no finding
+        status = app(standalone_mode=False) or 0
+    except SystemExit:  # which click makes of a broken pipe
+        status = 128 + SIGPIPE
+    except Exception as error:
+        if message := getattr(error, "format_message", None):  # click's own, of what was typed
+            _complain(message())
+        elif isinstance(error, OSError):
+            status = _unwritten(error)
+        else:
+            print_exc()  # a defect of the audit itself, and no finding
     try:
         sys.stdout.flush()
     except OSError as error:

@@ -14,6 +14,7 @@ import pandas as pd
 
 from audit.base.formats import FORMATS
 from audit.base.kinds import GATED
+from audit.base.text import plain
 from audit.base.usage import UsageError
 
 NEW, SHARED, LOSSY, ACKNOWLEDGED = "new", "shared", "lossy", "acknowledged"
@@ -63,13 +64,15 @@ def read_acknowledgements(*files: Path) -> list[Acknowledgement]:
     stanzas = []
     for name in parser.sections():
         fields = dict(parser[name])
-        reason = " ".join(fields.pop("reason", "").split())
+        reason = plain(" ".join(fields.pop("reason", "").split()))
         if unknown := sorted(set(fields) - set(SCOPE)):
             raise UsageError(f"acknowledgement [{name}]: {', '.join(unknown)} is none of {', '.join(SCOPE)}, reason")
         if not reason or "path" not in fields:
             raise UsageError(f"acknowledgement [{name}]: expected a path and a reason")
         stanzas.append(
-            Acknowledgement(name, {k: tuple(v.replace(",", " ").split()) for k, v in fields.items()}, reason)
+            Acknowledgement(
+                plain(name), {k: tuple(v.replace(",", " ").split()) for k, v in fields.items()}, plain(reason)
+            )
         )
     return stanzas
 
@@ -118,15 +121,15 @@ def _uncomputed(errors: pd.DataFrame, own: Collection[str], asked: bool) -> pd.D
     """What a path gave no number for anywhere on a device, unless it is a mistake, which may raise.
 
     Of a kernel of the user's own, every number it did not give; but for a dtype that it takes nowhere, though it takes
-    others, and that was not `asked` for. What no path computes on a device that computes other things is the device's
-    limit and no finding.
+    others, and that was not `asked` for. What no path computes is the device's limit and no finding; a device that was
+    lost, or computes nothing, fails the run by itself.
     """
-    missing = errors["result_class"] == "not_computed"
+    missing = (errors["result_class"] == "not_computed") & ~errors["note"].str.startswith("device lost")
 
     def all_missing(*columns: str) -> pd.Series:
         return missing.groupby([errors[column] for column in columns]).transform("all")
 
-    limit = all_missing("case", "dtype", "device") & ~all_missing("device")
+    limit = all_missing("case", "dtype", "device")
     judged = errors["path"].isin(own) if own else all_missing("path", "device") & (errors["kind"] != "misuse")
     if own and not asked:
         limit |= all_missing("path", "dtype", "device") & ~all_missing("path", "device")

@@ -27,6 +27,7 @@ from audit.judge.bounds import (
     steps,
 )
 from audit.judge.references import divisor
+from audit.machine.devices import here
 from audit.machine.guard import guarded
 from audit.machine.measure import TORCH
 from audit.paths import Path
@@ -213,5 +214,5 @@ def autograd(
             value, upstream = value.sum(), torch.ones_like(value.sum())
         for again in reversed(range(backward.times)):
             found = torch.autograd.grad(value, sides, upstream, retain_graph=again > 0, allow_unused=True)
-    grads = [None if grad is None else grad.double().cpu().numpy() for grad in found]
+    grads = [None if grad is None else here(grad).double().numpy() for grad in found]
     return [*grads, None][:2]

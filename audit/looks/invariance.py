@@ -15,6 +15,7 @@ from audit.base.supervision import on_case
 from audit.base.workers import Later
 from audit.cases import Rows
 from audit.looks import CLOSER, Look, Run, Trial, together
+from audit.machine.devices import lasting
 from audit.machine.measure import Result, measure
 from audit.machine.plan import COMPARISON, MAIN
 from audit.paths import Path
@@ -53,12 +54,11 @@ def measure_invariance(
     """
     found: dict[tuple[str, str, str], list[list[Rows]]] = {}
     places: dict[tuple[str, str, str], list[tuple[str, int]]] = {}
-    for trial in trials:
-        on_case(trial.problem.case.name)
-        for path, name, changes in _checks(trial, paths, device, compiled, own):
-            key = path, trial.problem.dtype, name
-            found.setdefault(key, []).append(changes)
-            places.setdefault(key, []).extend((trial.problem.case.name, row) for row in range(len(changes[0])))
+    checked = lasting(device, trials, lambda trial: _checks(trial, paths, device, compiled, own), "invariance")
+    for case, path, dtype, name, changes in checked:
+        key = path, dtype, name
+        found.setdefault(key, []).append(changes)
+        places.setdefault(key, []).extend((case, row) for row in range(len(changes[0])))
     rows = []
     for (path, dtype, check), parts in found.items():
         changed, ulp, of_bound, lost = (np.concatenate(column) for column in zip(*parts, strict=True))
@@ -85,9 +85,10 @@ def measure_invariance(
 
 def _checks(
     trial: Trial, paths: Sequence[Path], device: str, compiled: Collection[str], own: Collection[str]
-) -> Iterator[tuple[str, str, list[Rows]]]:
-    """Path, check and what changed in each row."""
+) -> Iterator[tuple[str, str, str, str, list[Rows]]]:
+    """Case, path, dtype, check and what changed in each row."""
     problem, limits = trial.problem, trial.limits()
+    on_case(problem.case.name)
     x, y = problem.input.to(device), problem.target.to(device)
     for path in paths:
         if not (path.runs_on(device) and path.takes(problem.case.name, problem.dtype, *problem.case.kinds)):
@@ -99,7 +100,7 @@ def _checks(
             if _applies(check, device) and (not check.costly or path.name in compiled):
                 before, after = _pair(path, check, plain, x, y)
                 if not before.note:
-                    yield path.name, name, _changes(before, after, limit)
+                    yield problem.case.name, path.name, problem.dtype, name, _changes(before, after, limit)
 
 
 def _applies(check: Execution, device: str) -> bool:

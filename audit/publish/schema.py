@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import pandas as pd
@@ -251,7 +252,21 @@ SCHEMAS: dict[str, list[Column]] = {
         Column("why", TEXT, "the evidence for that"),
         Column("observed", TEXT, "the range of the draws, or the exception's message"),
     ],
+    "columns": [
+        Column("file", TEXT, "a file of this report"),
+        Column("name", TEXT, "a column of it"),
+        Column("dtype", TEXT, "as pandas names it: str, Int64, float64 or boolean"),
+        Column("unit", TEXT, "of its numbers", empty="they have none"),
+        Column("meaning", TEXT, "what it holds"),
+        Column("empty", TEXT, "when a field is empty"),
+    ],
 }
+
+
+def described(names: Iterable[str]) -> pd.DataFrame:
+    """The rows of columns.csv: what the columns of the tables `names` are, for whatever reads them."""
+    rows = [vars(column) | {"file": f"{name}.csv"} for name in names for column in SCHEMAS[name]]
+    return typed(pd.DataFrame(rows), "columns")
 
 
 def typed(frame: pd.DataFrame, name: str) -> pd.DataFrame:
