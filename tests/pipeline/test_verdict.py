@@ -172,10 +172,10 @@ def test_no_gradient_at_all_is_said() -> None:
 SEEN: list[int] = []
 
 
-def after_a_row(values: Tensor) -> Tensor:
-    """Twice the values of several rows that come after a single one."""
-    SEEN.append(len(values))
-    return values * (1 + (len(values) > 1 and SEEN[-2:-1] == [1]))
+def after_half_the_classes(x: Tensor, values: Tensor) -> Tensor:
+    """Twice the values where the call before had half as many classes."""
+    SEEN.append(x.shape[1])
+    return values * (1 + (SEEN[-2:-1] == [x.shape[1] // 2]))
 
 
 EXECUTION: dict[str, Kernel] = {
