@@ -151,7 +151,7 @@ def run(
     terminal.say(console, f"devices: {models}")
     for note in plan.file.notes if plan.file else ():
         terminal.say(console, f"{logits}: {note}")
-    from audit.machine.devices import found
+    from audit.machine.devices import REMARKS, found
 
     for absent in (d for d in found() if d.absent):
         terminal.say(console, f"absent: {absent.name} ({absent.absent})")
@@ -160,17 +160,17 @@ def run(
         with terminal.progress(console, sum(1 for _ in plan.problems()) + len(pipeline.LOOKS)) as advance:
             folder = references or COMMITTED_GOLD
             audit = pipeline.execute(plan, processes, advance, acknowledgements or (), folder)
-        audit.environment["command"] = shlex.join(["python", "-m", "audit", *sys.argv[1:]])
+        audit.environment["command"] = plain(shlex.join(["python", "-m", "audit", *sys.argv[1:]]))
         write_report(audit.tables, audit.environment, out, audit.plots)
     total = perf_counter() - start
     terminal.show(audit.tables, audit.environment, out, console)
     seconds = audit.seconds
-    ratio = (total - seconds["compiling"]) / max(seconds["torch"], 1e-9)
-    terminal.say(
-        console,
-        f"{total:.1f} s, {seconds['compiling']:.1f} of them compiling; the rest is {ratio:.1f} times what torch alone "
-        "took for the paths",
-    )
+    spent = f"{total:.1f} s, {seconds['compiling']:.1f} of them compiling"
+    if seconds["torch"] > 0.01:
+        ratio = (total - seconds["compiling"]) / seconds["torch"]
+        spent += f"; the rest is {ratio:.1f} times what torch alone took for the paths"
+    for line in (spent, *sorted(REMARKS), *(f"FAILED {line}" for line in audit.failed_devices)):
+        terminal.say(console, line)
     if not (folder / NAME).is_file():
         terminal.say(console, f"no gold references in {folder}: every reference was computed")
     for record in audit.damaged:
@@ -188,6 +188,7 @@ def run(
         )
         for _, finding in failures.iterrows():
             terminal.say(console, stanza(finding))
+    if len(failures) or audit.failed_devices:
         raise typer.Exit(1)
 
 

@@ -28,6 +28,7 @@ from audit.judge.errors import exact_error, result_class
 from audit.judge.findings import LOSSY
 from audit.judge.gradients import Truth
 from audit.judge.references import reduced
+from audit.machine.devices import lost
 from audit.machine.measure import TOO_SLOW, bits, measure
 from audit.machine.plan import Plan
 from audit.paths import Path
@@ -91,10 +92,10 @@ def with_examples(findings: pd.DataFrame, plan: Plan) -> pd.DataFrame:
         # The script that reproduces a finding normalises logits; what is too slow is too slow to be tried again, and
         # what makes a sum lossy is its length, of which nothing is left after shrinking.
         unfit = "log_probs" in problem.case.kinds or path.input_kind != "logits" or finding["symptom"] == LOSSY
-        if unfit or TOO_SLOW in str(finding["note"]):
+        device, symptom = str(finding["device"]), str(finding["symptom"])
+        if unfit or TOO_SLOW in str(finding["note"]) or lost(device):
             found.append({})
             continue
-        device, symptom = str(finding["device"]), str(finding["symptom"])
         tries = (
             shrinker.reproduce(path, problem.input[[row]], problem.target[[row]], device, symptom)
             for row in range(len(problem.input))

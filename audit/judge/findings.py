@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from audit.base.kinds import GATED
+from audit.base.text import plain
 from audit.base.usage import UsageError
 
 NEW, LOSSY = "new", "lossy"
@@ -59,13 +60,15 @@ def read_acknowledgements(*files: Path) -> list[Acknowledgement]:
     stanzas = []
     for name in parser.sections():
         fields = dict(parser[name])
-        reason = " ".join(fields.pop("reason", "").split())
+        reason = plain(" ".join(fields.pop("reason", "").split()))
         if unknown := sorted(set(fields) - set(SCOPE)):
             raise UsageError(f"acknowledgement [{name}]: {', '.join(unknown)} is none of {', '.join(SCOPE)}, reason")
         if not reason or "path" not in fields:
             raise UsageError(f"acknowledgement [{name}]: expected a path and a reason")
         stanzas.append(
-            Acknowledgement(name, {k: tuple(v.replace(",", " ").split()) for k, v in fields.items()}, reason)
+            Acknowledgement(
+                plain(name), {k: tuple(v.replace(",", " ").split()) for k, v in fields.items()}, plain(reason)
+            )
         )
     return stanzas
 
@@ -111,15 +114,15 @@ def _as_errors(gradients: pd.DataFrame) -> pd.DataFrame:
 def _uncomputed(errors: pd.DataFrame, own: Collection[str]) -> pd.DataFrame:
     """What a path gave no number for anywhere on a device, unless it is a mistake, which may raise.
 
-    Of a kernel of the user's own, every number it did not give. What no path computes on a device that computes other
-    things is the device's limit and no finding.
+    Of a kernel of the user's own, every number it did not give. What no path computes is the device's limit and no
+    finding; a device that was lost, or computes nothing, fails the run by itself.
     """
-    missing = errors["result_class"] == "not_computed"
+    missing = (errors["result_class"] == "not_computed") & ~errors["note"].str.startswith("device lost")
 
     def all_missing(*columns: str) -> pd.Series:
         return missing.groupby([errors[column] for column in columns]).transform("all")
 
-    limit = all_missing("case", "dtype", "device") & ~all_missing("device")
+    limit = all_missing("case", "dtype", "device")
     judged = errors["path"].isin(own) if own else all_missing("path", "device") & (errors["kind"] != "misuse")
     return errors[missing & judged & ~limit].assign(symptom="not_computed")
 

@@ -27,6 +27,7 @@ from audit.judge.bounds import (
     steps,
 )
 from audit.judge.references import divisor
+from audit.machine.devices import here
 from audit.machine.guard import guarded
 from audit.machine.measure import TORCH
 from audit.paths import Path
@@ -180,4 +181,4 @@ def autograd(
         value = path.function(x, y)
         upstream = torch.ones_like(value) if weights is None else weights.to(value).reshape(value.shape)
         found = torch.autograd.grad(value, (x, y), upstream, allow_unused=True)
-    return [None if grad is None else grad.double().cpu().numpy() for grad in found]
+    return [None if grad is None else here(grad).double().numpy() for grad in found]

@@ -16,6 +16,7 @@ from audit.base.workers import Later
 from audit.cases import Problem
 from audit.judge.gradients import SIDES, Gradient, Truth, autograd
 from audit.looks import CLOSER, Look, Run, together
+from audit.machine.devices import examine, lost
 from audit.paths import Path
 
 # Every half up to 130 and around 745, where float32 and float64 run out of exponents, and a few between and beyond.
@@ -89,7 +90,7 @@ def measure_gradients(begun: Sequence[tuple[Problem, Truth]], paths: Sequence[Pa
     rows = []
     for problem, truth in begun:
         on_case(problem.case.name)
-        for path in (p for p in paths if takes_gradients(p, problem)):
+        for path in (p for p in paths if takes_gradients(p, problem) and not lost(device)):
             try:
                 for gradient in truth.gradients(path, device):
                     key = {"case": problem.case.name, "path": path.name, "reduction": path.reduction}
@@ -97,7 +98,7 @@ def measure_gradients(begun: Sequence[tuple[Problem, Truth]], paths: Sequence[Pa
                     gap = gaps(path, problem.dtype).get(gradient.side, np.nan)
                     rows.append(key | _measured(gradient, problem.dtype, truth.rows) | {"breaks_at_gap": gap})
             except Exception:
-                continue
+                examine(device)
     return pd.DataFrame(rows)
 
 

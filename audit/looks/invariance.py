@@ -15,6 +15,7 @@ from audit.base.supervision import on_case
 from audit.base.workers import Later
 from audit.cases import Rows
 from audit.looks import CLOSER, Look, Run, Trial, together
+from audit.machine.devices import lasting
 from audit.machine.measure import Result, measure
 from audit.machine.plan import COMPARISON, MAIN
 from audit.paths import Path
@@ -46,10 +47,9 @@ def measure_invariance(
     `compiled` names the paths that are compared with their compiled form.
     """
     found: dict[tuple[str, str, str], list[list[Rows]]] = {}
-    for trial in trials:
-        on_case(trial.problem.case.name)
-        for path, name, changes in _checks(trial, paths, device, compiled):
-            found.setdefault((path, trial.problem.dtype, name), []).append(changes)
+    checked = lasting(device, trials, lambda trial: _checks(trial, paths, device, compiled), "invariance")
+    for path, dtype, name, changes in checked:
+        found.setdefault((path, dtype, name), []).append(changes)
     rows = []
     for (path, dtype, check), parts in found.items():
         changed, ulp, of_bound, lost = (np.concatenate(column) for column in zip(*parts, strict=True))
@@ -72,9 +72,10 @@ def measure_invariance(
 
 def _checks(
     trial: Trial, paths: Sequence[Path], device: str, compiled: Collection[str]
-) -> Iterator[tuple[str, str, list[Rows]]]:
-    """Path, check and what changed in each row."""
+) -> Iterator[tuple[str, str, str, list[Rows]]]:
+    """Path, dtype, check and what changed in each row."""
     problem, limits = trial.problem, trial.limits()
+    on_case(problem.case.name)
     x, y = problem.input.to(device), problem.target.to(device)
     for path in paths:
         if not (path.runs_on(device) and path.takes(problem.case.name, problem.dtype, *problem.case.kinds)):
@@ -84,7 +85,7 @@ def _checks(
             if _applies(check, device) and (not check.costly or path.name in compiled):
                 before, after = _pair(path, check, plain, x, y)
                 if not before.note:
-                    yield path.name, name, _changes(before, after, limit)
+                    yield path.name, problem.dtype, name, _changes(before, after, limit)
 
 
 def _applies(check: Execution, device: str) -> bool:

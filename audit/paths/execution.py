@@ -38,14 +38,15 @@ def constant(f: Function, x: Tensor, y: Tensor) -> Tensor:
 
 def _leading(x: Tensor) -> Tensor:
     """The power of two at or below each row's largest finite magnitude."""
-    size = torch.where(x.isfinite(), x.abs(), 0.0).amax(-1, keepdim=True).double()
-    return torch.exp2(torch.floor(torch.log2(size.clamp(min=torch.finfo(x.dtype).tiny)))).to(x.dtype)
+    # On the CPU, as a device may have no float64.
+    size = torch.where(x.isfinite(), x.abs(), 0.0).amax(-1, keepdim=True).cpu().double()
+    return torch.exp2(torch.floor(torch.log2(size.clamp(min=torch.finfo(x.dtype).tiny)))).to(x)
 
 
 def coarse(x: Tensor) -> Tensor:
     """Logits without the bits that `constant` would lose: multiples of 2 ulp of the row's largest."""
-    step = _leading(x).double() * 2 * torch.finfo(x.dtype).eps
-    return (torch.round(x.double() / step) * step).to(x.dtype)
+    step = _leading(x).cpu().double() * 2 * torch.finfo(x.dtype).eps
+    return (torch.round(x.cpu().double() / step) * step).to(x)
 
 
 def padded(f: Function, x: Tensor, y: Tensor) -> Tensor:

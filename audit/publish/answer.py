@@ -11,6 +11,7 @@ import pandas as pd
 
 from audit.base.formats import FORMATS
 from audit.base.kinds import GATED
+from audit.publish.devices import failed_devices
 
 Tables = Mapping[str, pd.DataFrame]
 STABLE, FIRST, REMEDY = "log_softmax", "softmax_log", "kl_div_from_logits"
@@ -50,9 +51,7 @@ def answer(tables: Tables, environment: Mapping[str, Any]) -> Answer:
     """Of a run's tables and its environment.json."""
     findings, errors = tables["findings"], tables["errors"]
     new = findings[findings["status"] == "new"]
-    computed = errors["result_class"] != "not_computed"
-    silent = [str(d) for d, some in computed.groupby(errors["device"], sort=False).any().items() if not some]
-    problems = [f"{device} computed nothing" for device in silent]
+    problems = failed_devices(errors)
     problems += [f"{len(new)} new problem{'s' * (len(new) != 1)}"] if len(new) else []
     questions = [
         ("Can my KL come out negative by rounding?", _negative(errors)),

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from audit.base.kinds import GATED
+from audit.base.text import plain
 from audit.publish.answer import answer, counted, example, grid
 
 
@@ -28,7 +29,7 @@ def console() -> Console:
 @contextmanager
 def progress(console: Console, total: int) -> Iterator[Callable[[str], None]]:
     """A bar of `total` steps; the callable names the step that begins. Shows nothing where there is no terminal."""
-    columns = (TextColumn("{task.description:32s}"), BarColumn(), MofNCompleteColumn())
+    columns = (TextColumn("{task.description:32s}", markup=False), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=total)
 
@@ -36,8 +37,8 @@ def progress(console: Console, total: int) -> Iterator[Callable[[str], None]]:
 
 
 def say(console: Console, text: str) -> None:
-    """Prints it as it is: brackets are no markup, and a long line is the terminal's to fold."""
-    console.print(text, soft_wrap=True, markup=False, highlight=False)
+    """Prints it as it is: brackets are no markup, no character is a command, a long line is the terminal's to fold."""
+    console.print("\n".join(map(plain, text.split("\n"))), soft_wrap=True, markup=False, highlight=False)
 
 
 def show(tables: Mapping[str, pd.DataFrame], environment: Mapping[str, Any], folder: Path, console: Console) -> None:
