@@ -295,13 +295,18 @@ def diagnose(
     reduction: Annotated[str, typer.Option(help="none, sum, mean or batchmean.")] = "mean",
     log_target: Annotated[bool, typer.Option("--log-target", help="As the loss had it.")] = False,
     dim: Annotated[int, typer.Option(help="Where the classes are.")] = -1,
+    mask_name: Annotated[str, typer.Option(help="A boolean a row, true for those that count; optional.")] = "mask",
 ) -> None:
     """Say what a negative, NaN or odd value of KLDivLoss means."""
-    from audit.cases.files import read_pair
+    from rich.console import Console
+
+    from audit.cases.files import NAMES, read_pair
     from audit.explain.diagnosis import diagnose
 
-    input, target, _ = read_pair(file)
-    typer.echo(str(diagnose(input, target, reduction=reduction, log_target=log_target, dim=dim)))
+    with Console(stderr=True).status(f"diagnosing {file}"):
+        input, target, mask = read_pair(file, (*NAMES[:2], mask_name))
+        found = diagnose(input, target, reduction=reduction, log_target=log_target, dim=dim, mask=mask)
+    typer.echo(str(found))
 
 
 def _function(text: str) -> Callable[..., Any]:
