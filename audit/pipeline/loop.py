@@ -88,7 +88,9 @@ def execute(
 
     plots = draw(run.tables, workers.submit)
     advance("findings")
-    findings, stale = find(run.tables["errors"], acknowledged, run.tables.get("gradients"), plan.own)
+    invariance = run.tables.get("invariance")
+    gradients = run.tables.get("gradients")
+    findings, stale = find(run.tables["errors"], acknowledged, gradients, plan.own, invariance, plan.asked)
     run.tables["findings"] = typed(with_examples(findings, plan), "findings")
     run.tables["summary"] = summarise(run.tables["errors"])
     seconds = {"torch": TORCH.seconds - spent[0], "compiling": COMPILING.seconds - spent[1]}
