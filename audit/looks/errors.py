@@ -19,6 +19,7 @@ from audit.judge.bounds import keeps
 from audit.judge.errors import error_columns
 from audit.judge.references import References, divisor, published, reduced
 from audit.looks import Look, Run, Trial
+from audit.machine.devices import examine, lost
 from audit.machine.measure import TOO_SLOW, Result, measure
 from audit.paths import Path
 
@@ -61,21 +62,24 @@ def run_paths(trial: Trial, devices: Iterable[str], stopped: dict[tuple[str, str
     problem = trial.problem
     on_case(problem.case.name)
     for device in devices:
-        paths = [path for path in trial.paths if path.runs_on(device)]
-        try:
-            originals = problem.input.to(device), problem.target.to(device)
-        except (TypeError, RuntimeError) as error:
-            yield from (Measured(trial, device, path, _without(trial, path, describe(error))) for path in paths)
-            continue
-        # A copy even on the CPU: the problem's own tensors must survive a path that writes into its inputs.
-        x, y = (t.clone() for t in originals)
-        for path in paths:
-            if where := stopped.get((path.name, device)):
-                yield Measured(trial, device, path, _without(trial, path, f"not run: {where}"))
+        carried = False
+        for path in (path for path in trial.paths if path.runs_on(device)):
+            where = stopped.get((path.name, device))
+            reason = lost(device) or (f"not run: {where}" if where else "")
+            if not (carried or reason):
+                try:
+                    originals = problem.input.to(device), problem.target.to(device)
+                    # A copy even on the CPU: the problem's own tensors must survive a path that writes into its inputs.
+                    x, y = (t.clone() for t in originals)
+                    carried = True
+                except Exception as error:
+                    examine(device)
+                    reason = lost(device) or describe(error)
+            if reason:
+                yield Measured(trial, device, path, _without(trial, path, reason))
                 continue
             result = measure(path, x, y, originals)
-            if result.note:
-                x, y = (t.clone() for t in originals)
+            carried = not result.note
             if result.too_slow:
                 stopped[path.name, device] = f"{result.note or TOO_SLOW} on {problem.case.name} {problem.dtype}"
             yield Measured(trial, device, path, result)

@@ -7,7 +7,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 from types import FrameType
 
@@ -18,11 +18,11 @@ from torch import Tensor
 
 from audit.base.formats import FORMATS
 from audit.base.text import describe
+from audit.machine import devices
+from audit.machine.devices import REMARKS, examine, here, lost
 from audit.machine.guard import Misbehaved, TooSlow, guarded
 from audit.paths import Path
 
-# Of one path on one problem, compiling apart. The slowest of ours take a second on the widest problem.
-LIMIT_SECONDS = 30.0
 TOO_SLOW = "too slow"
 
 
@@ -59,12 +59,14 @@ def measure(path: Path, input: Tensor, target: Tensor, originals: tuple[Tensor, 
     process's state, takes longer than LIMIT_SECONDS) becomes the note of a result without numbers; the caller must
     renew inputs that were changed. `originals` are equal tensors to tell a change by; without them copies are made. The
     time limit is kept wherever Python has the word, in the main thread; a call that never returns from C is the user's
-    to interrupt.
+    to interrupt. Where a device has no room for all rows, they are computed in halves; one that is lost says so.
     """
     rows = len(input) if path.reduction == "none" else 1
-    originals = originals or (input.clone(), target.clone())
-    note, start = "", perf_counter()
+    note, start, full = lost(input.device), perf_counter(), False
+    if note:
+        return Result(np.full(rows, np.nan), note=note)
     try:
+        originals = originals or (input.clone(), target.clone())
         # Whoever wrote the call may need torch's advice on reductions; a table made of it does not.
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -77,17 +79,32 @@ def measure(path: Path, input: Tensor, target: Tensor, originals: tuple[Tensor, 
                 note = _objection(path, output, input)
                 if not note:
                     # On an accelerator the numbers are there only once they are here.
-                    here = output.detach().cpu()
+                    computed = here(output)
+        if not (_same(input, originals[0]) and _same(target, originals[1])):
+            note = "changed its inputs in place"
     except TooSlow:
-        note = f"{TOO_SLOW}: took more than {LIMIT_SECONDS:g} s"
+        note = f"{TOO_SLOW}: took more than {devices.LIMIT_SECONDS:g} s"
     except (Exception, SystemExit) as error:
         note = str(error) if isinstance(error, Misbehaved) else describe(error)
-    too_slow = perf_counter() - start > LIMIT_SECONDS
-    if not (_same(input, originals[0]) and _same(target, originals[1])):
-        note = "changed its inputs in place"
+        full = isinstance(error, torch.OutOfMemoryError)
+    too_slow = perf_counter() - start > devices.LIMIT_SECONDS
+    if full and len(input) > 1 and path.reduction == "none":
+        return _in_halves(path, input, target)
     if note:
-        return Result(np.full(rows, np.nan), note=note, too_slow=too_slow)
-    return Result(here.reshape(rows).double().numpy(), str(here.dtype).removeprefix("torch."))
+        examine(input.device)
+        return Result(np.full(rows, np.nan), note=lost(input.device) or note, too_slow=too_slow)
+    return Result(computed.reshape(rows).double().numpy(), str(computed.dtype).removeprefix("torch."))
+
+
+def _in_halves(path: Path, input: Tensor, target: Tensor) -> Result:
+    """The first half of the rows, then the second; no numbers where either has none."""
+    half = len(input) // 2
+    first = measure(path, input[:half], target[:half])
+    second = first if first.note else measure(path, input[half:], target[half:])
+    if second.note:
+        return replace(second, computed=np.full(len(input), np.nan), too_slow=first.too_slow or second.too_slow)
+    REMARKS.add(f"{path.name} on {input.device.type}: out of memory, computed in halves")
+    return replace(second, computed=np.concatenate((first.computed, second.computed)))
 
 
 def bits(tensor: Tensor) -> Tensor:
@@ -114,7 +131,7 @@ def _limited() -> Iterator[None]:
 
     handler = signal.signal(signal.SIGALRM, stop)
     # Again every second: Python swallows what is raised in a callback of its garbage collector.
-    others = signal.setitimer(signal.ITIMER_REAL, LIMIT_SECONDS, 1.0)
+    others = signal.setitimer(signal.ITIMER_REAL, devices.LIMIT_SECONDS, 1.0)
     try:
         yield
     finally:

@@ -113,11 +113,21 @@ class _Rows(NamedTuple):
     by_target: Tensor
 
 
+def _has_float64(kind: str) -> bool:
+    """Whether a kind of device computes in float64: Apple's does not, nor do some of Intel's."""
+    try:
+        return kind in ("cpu", "cuda") or bool(torch.ones(1, dtype=torch.float64, device=kind) == 1)
+    except torch.OutOfMemoryError:
+        raise
+    except (TypeError, RuntimeError):
+        return False
+
+
 class _KL(torch.autograd.Function):
     @staticmethod
     def forward(input: Tensor, target: Tensor, scale: float, by_input: bool, by_target: bool) -> tuple[Tensor, ...]:
         wanted = by_input, by_target
-        compute = torch.float32 if input.device.type == "mps" else torch.float64
+        compute = torch.float64 if _has_float64(input.device.type) else torch.float32
         exact = {input.dtype, target.dtype} <= {*_FITTING[compute]}
         # Elsewhere a look waits for the device, and a tracer has nothing to show.
         if input.device.type != "cpu" or type(input) not in _PLAIN or torch.compiler.is_compiling():
