@@ -174,8 +174,6 @@ def run(
         terminal.say(console, f"acknowledgement [{name}]: no finding of its scope occurs any more")
     failures = audit.failures(strict)
     if len(failures):
-        from audit.judge.findings import stanza
-
         terminal.say(
             console,
             "To acknowledge a finding, put its stanza with a reason into a file and give it to --acknowledgements, or "
