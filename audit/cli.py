@@ -112,6 +112,8 @@ def run(
     out: Out = LATEST,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes, with this one; default: one a core.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="What is lossy fails too.")] = False,
+    all_rows: Annotated[bool, typer.Option("--all-rows", help="Of --logits: every row, as Parquet parts.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run over --logits.")] = False,
 ) -> None:
     """Measure every path on every device found and write the tables."""
     _refuse_idle(context)
@@ -130,8 +132,11 @@ def run(
     from audit.pipeline import loop as pipeline
     from audit.publish.folder import check_replaceable
     from audit.publish.report import write_report
+    from audit.publish.spool import Kept, Spool
     from audit.reference.gold import COMMITTED_GOLD, NAME
 
+    if all_rows and find_spec("pyarrow") is None:
+        raise UsageError("--all-rows writes Parquet, for which pyarrow is not installed")
     chosen = [*(path or ()), *own] or None
     if logits is None:
         plan = plans.plan(profile, case, chosen, dtype, device)
@@ -140,6 +145,7 @@ def run(
         options = {"target": target_logits, "names": names, "classes": classes, "limit": unpacked_limit}
         plan = plans.plan_file(logits, input_kind, target_kind, chosen, dtype, device, **options)
     check_replaceable(out)
+    spool = Kept(out, f"{torch.__version__} {plan.identity}", resume) if plan.file else Spool()
     console = terminal.console()
     models = ", ".join(f"{d.name} ({d.model})" for d in plan.devices)
     terminal.say(console, f"{sys.executable}, torch {torch.__version__}")
@@ -154,9 +160,10 @@ def run(
     with Workers(workers or os.cpu_count() or 1) as processes:
         with terminal.progress(console, sum(1 for _ in plan.problems()) + len(pipeline.LOOKS)) as advance:
             folder = references or COMMITTED_GOLD
-            audit = pipeline.execute(plan, processes, advance, acknowledgements or (), folder)
+            audit = pipeline.execute(plan, processes, advance, acknowledgements or (), folder, spool)
         audit.environment["command"] = plain(shlex.join(["python", "-m", "audit", *sys.argv[1:]]))
-        write_report(audit.tables, audit.environment, out, audit.plots)
+        write_report(audit.tables, audit.environment, out, audit.plots, spool.parts() if all_rows else ())
+        spool.close()
     total = perf_counter() - start
     terminal.show(audit.tables, audit.environment, out, console)
     seconds = audit.seconds

@@ -14,6 +14,7 @@ from audit.judge.limits import Limits, begin_limits
 from audit.judge.references import Engine, References
 from audit.machine.plan import Plan
 from audit.paths import Path
+from audit.publish.spool import Spool
 
 # Cases that are looked at more closely, by looks that cost more than a path does.
 CLOSER = ("random_scale1", "random_scale10", "near_1e-04", "peaked_gap20", "offset_1e+04", "gap_88")
@@ -51,6 +52,7 @@ class Run:
     engine: Engine
     submit: Submit = later
     advance: Callable[[str], None] = lambda _: None
+    spool: Spool = field(default_factory=Spool)
     tables: dict[str, pd.DataFrame] = field(default_factory=dict)
 
     @cached_property

@@ -12,13 +12,19 @@ from numpy.typing import NDArray
 from audit.base.usage import UsageError
 from audit.base.workers import Later, later
 from audit.cases import Problem, build
+from audit.judge.bounds import OVERFLOWS, Exact
 from audit.judge.limits import Limits, begin_limits
 from audit.judge.references import SCREENED, References
 from audit.judge.screen import DTYPES, Enclosure, certain, enclose, least_bound
 from audit.looks import Look, Run, Trial, together
 from audit.looks.errors import Measured, error_table, run_paths
+from audit.looks.statistics import COLUMNS, statistics
 from audit.paths import Path
+from audit.publish.schema import typed
+from audit.publish.spool import Spool
+from audit.publish.tables import SUMMARISED, summarise
 from audit.reference.exact import Certified
+from audit.reference.values import Rows, undefined
 
 # Numbers and rows of a chunk, a few copies of which the paths make; results, and numbers that wait for the engine, of
 # which a table is made.
@@ -26,6 +32,9 @@ NUMBERS, ROWS = 2**21, 2**12
 RESULTS, WAITING = 2**13, 2**22
 # Rows that the engine judges whatever the screen says, as a check on it: some of a large file, a small one's all.
 SAMPLE, SMALL = 1 / 200, (64, 2**20)  # of rows; rows, and numbers
+# Results that errors.csv holds whole; of more, how many of a path's worst.
+MOST, WORST = 100_000, 100
+KEY = ["path", "dtype", "device"]
 UNDEFINED = "holds a NaN, +inf, or -inf throughout: KL is NaN"
 
 
@@ -35,21 +44,28 @@ class Chunk:
 
     results: list[Measured]
     rows: NDArray[np.int64]
+    count: int  # rows of the file
+    stop: int  # the row it reaches to
     waiting: int  # numbers the engine has to look at
+    reverse: Rows  # KL(input || target) of each row, in binary64
+    same_top: NDArray[np.bool_]
 
 
 def begin(run: Run) -> Later[pd.DataFrame]:
     def judged() -> pd.DataFrame:
-        assert run.plan.file is not None
-        parts: list[pd.DataFrame] = []
+        """With all rows in the spool: summary and statistics of them all, and the rows that errors.csv shows."""
         chunks: list[Chunk] = []
         for chunk in _chunks(run):
             chunks.append(chunk)
-            if sum(c.waiting for c in chunks) > WAITING or sum(len(c.results) * len(c.rows) for c in chunks) > RESULTS:
-                parts.append(_table(chunks))
+            asked = sum(c.waiting for c in chunks)
+            if asked > WAITING or sum(len(c.results) * len(c.rows) for c in chunks) > RESULTS:
+                run.spool.put(_table(chunks), chunk.stop)
                 chunks = []
-        parts += [_table(chunks)] if chunks else []
-        return together(parts).assign(rows=len(run.plan.file.mask))
+        if chunks:
+            run.spool.put(_table(chunks), chunks[-1].stop)
+        run.tables["summary"] = summarise(together(run.spool.parts(SUMMARISED)))
+        run.tables["statistics"] = typed(statistics(together(run.spool.parts(COLUMNS))), "statistics")
+        return _shown(run.spool, int(run.tables["summary"]["n"].sum()))
 
     return judged
 
@@ -57,11 +73,34 @@ def begin(run: Run) -> Later[pd.DataFrame]:
 LOOK = Look("errors", ("file",), begin)
 
 
+def _shown(spool: Spool, results: int) -> pd.DataFrame:
+    """All results; of more than MOST those that are not clear, the worst of each path, and a random sample."""
+    if results <= MOST:
+        return together(spool.parts())
+    clear = spool.parts([*KEY, "within_bound", "lossy", "result_class", "scaled_error"])
+    every = together(clear).reset_index()
+    worst = every.groupby(KEY, sort=False)["scaled_error"].nlargest(WORST).index.get_level_values(-1)
+    wrong = ~every["within_bound"].fillna(True) | every["lossy"].fillna(False) | (every["result_class"] != "finite")
+    shown = wrong.to_numpy(bool) | (np.random.default_rng(1).random(results) < MOST / 10 / results)
+    shown[worst] = True
+    chosen, start = [], 0
+    for part in spool.parts():
+        chosen.append(part[shown[start : start + len(part)]])
+        start += len(part)
+    return together(chosen)
+
+
 def _table(chunks: Sequence[Chunk]) -> pd.DataFrame:
+    """Rows of errors.csv, with what statistics.csv wants besides."""
     table = error_table([result for chunk in chunks for result in chunk.results])
-    numbers = np.concatenate([chunk.rows for chunk in chunks for _ in chunk.results])
+    rows, reverse, same = (
+        np.concatenate([getattr(chunk, name) for chunk in chunks for _ in chunk.results])
+        for name in ("rows", "reverse", "same_top")
+    )
     lost = table["reference"].eq("nan") & table["note"].eq("")
-    return table.assign(row=numbers, note=table["note"].mask(lost, UNDEFINED))
+    columns = table.assign(row=rows, note=table["note"].mask(lost, UNDEFINED), rows=chunks[0].count)
+    extra = {"exact": table["exact_kl"].map(float), "reverse": reverse, "same_top": same}
+    return typed(columns, "errors").assign(**extra)
 
 
 def _chunks(run: Run) -> Iterator[Chunk]:
@@ -72,7 +111,7 @@ def _chunks(run: Run) -> Iterator[Chunk]:
     sampled[file.mask.argmax()] = True
     sampled |= count <= SMALL[0] and count * file.input.classes <= SMALL[1]
     stopped: dict[tuple[str, str], str] = {}
-    for start in range(0, count, step):
+    for start in range(run.spool.reached, count, step):
         rows = file.kept(start, start + step)
         if not len(rows):
             continue
@@ -80,7 +119,11 @@ def _chunks(run: Run) -> Iterator[Chunk]:
         for case, dtype, paths in replace(run.plan, cases=[file.case(slice(start, start + step))]).problems():
             trial = Trial(build(case, dtype), paths, later(_nothing), {}, None)
             results = list(run_paths(trial, run.devices, stopped))
-            yield _compared(run, trial, results, sampled[rows], rows)
+            compared, enclosed, asked = _compared(run, trial, results, sampled[rows])
+            same_top = (trial.problem.input.argmax(-1) == trial.problem.target.argmax(-1)).numpy()
+            yield Chunk(
+                compared, rows, count, min(start + step, count), asked, _reverse(trial.problem, enclosed), same_top
+            )
 
 
 def _nothing() -> Limits:
@@ -88,12 +131,15 @@ def _nothing() -> Limits:
 
 
 def _compared(
-    run: Run, trial: Trial, results: Sequence[Measured], sampled: NDArray[np.bool_], rows: NDArray[np.int64]
-) -> Chunk:
-    """The results with what they are compared with: by the screen in rows where all are certain, else by the engine."""
+    run: Run, trial: Trial, results: Sequence[Measured], sampled: NDArray[np.bool_]
+) -> tuple[list[Measured], Enclosure, int]:
+    """The results with what they are compared with: by the screen in rows where all are certain, else by the engine.
+
+    And the screen's enclosure, and how many numbers the engine has to look at.
+    """
     problem, paths = trial.problem, trial.paths
-    enclosed = _enclosed(problem, run.devices[0]) if _screens(problem, paths) else Enclosure.none(len(rows))
-    texts = [enclosed.text(row) for row in range(len(rows))]
+    enclosed = _enclosed(problem, run.devices[0]) if _screens(problem, paths) else Enclosure.none(len(sampled))
+    texts = [enclosed.text(row) for row in range(len(sampled))]
     sure = np.array([text != "" for text in texts])
     for one in results:
         if not one.result.note:
@@ -109,7 +155,21 @@ def _compared(
         limits=later(_limits, enclosed, paths, problem.dtype, asked, limits),
         references={q: later(_references, enclosed, texts, asked, exact.get(q)) for q in quantities},
     )
-    return Chunk([replace(one, trial=merged) for one in results], rows, problem.input.shape[1] * len(asked))
+    return [replace(one, trial=merged) for one in results], enclosed, problem.input.shape[1] * len(asked)
+
+
+def _reverse(problem: Problem, enclosed: Enclosure) -> Rows:
+    """KL(input || target) of each row, in binary64: from the screen, or as it is defined."""
+    rows, (target_kind, input_kind) = np.flatnonzero(np.isnan(enclosed.reverse)), problem.case.kinds
+    if len(rows):
+        input, target = (t[rows].double().numpy() for t in (problem.input, problem.target))
+        with OVERFLOWS:
+            turned = Exact.of(target, input, input_kind, target_kind)
+            values = np.where(turned.there, turned.p * turned.L, 0.0).sum(axis=1)
+            lost = undefined(input, input_kind) | undefined(target, target_kind)
+        values = np.where(((turned.p > 0) & ~turned.there).any(axis=1), np.inf, values)
+        enclosed.reverse[rows] = np.where(lost, np.nan, values)
+    return enclosed.reverse
 
 
 def _screens(problem: Problem, paths: Sequence[Path]) -> bool:

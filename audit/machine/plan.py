@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from inspect import getsource
 from dataclasses import dataclass, replace
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any
@@ -46,6 +47,13 @@ class Plan:
     own: frozenset[str] = frozenset()
     file: Pair | None = None
     asked: bool = False
+
+    @property
+    def identity(self) -> str:
+        """What tells the rows of a run over a file from those of another, but for the versions."""
+        paths = [(p.name, getsource(p.function) if p.name in self.own else "") for p in self.paths]
+        assert self.file is not None
+        return repr((self.file.identity, paths, self.dtypes, [d.name for d in self.devices]))
 
     def problems(self) -> Iterator[tuple[Case, str, list[Path]]]:
         """Each case in each dtype, with the paths that take it."""

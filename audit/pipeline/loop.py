@@ -25,6 +25,7 @@ from audit.publish.devices import failed_devices
 from audit.publish.figures import Plot, draw
 from audit.publish.folder import check_replaceable
 from audit.publish.schema import SCHEMA_VERSION, typed
+from audit.publish.spool import Spool
 from audit.publish.tables import summarise
 from audit.reference.cache import Cache, default_file
 from audit.reference.gold import COMMITTED_GOLD, read_gold
@@ -68,6 +69,7 @@ def execute(
     advance: Callable[[str], None] = lambda _: None,
     acknowledgements: Sequence[FilePath] = (),
     references: FilePath = COMMITTED_GOLD,
+    spool: Spool | None = None,
 ) -> Audit:
     """Runs a plan, by itself or among `workers`; `advance` is told of each problem as it begins.
 
@@ -80,7 +82,7 @@ def execute(
     gold, workers = read_gold(references), workers or Workers(1)
     engine = Engine(workers.submit, gold.values, Cache(default_file()) if plan.file is not None else None)
 
-    run = Run(plan, engine, workers.submit, advance)
+    run = Run(plan, engine, workers.submit, advance, spool or Spool())
     begun = [(look.table, look.begin(run)) for look in LOOKS if plan.kind in look.runs]
     for name, rows in begun:
         advance(name)
@@ -92,7 +94,8 @@ def execute(
     gradients = run.tables.get("gradients")
     findings, stale = find(run.tables["errors"], acknowledged, gradients, plan.own, invariance, plan.asked)
     run.tables["findings"] = typed(with_examples(findings, plan), "findings")
-    run.tables["summary"] = summarise(run.tables["errors"])
+    if "summary" not in run.tables:  # as it is of a file, of whose rows not all may be in errors.csv
+        run.tables["summary"] = summarise(run.tables["errors"])
     seconds = {"torch": TORCH.seconds - spent[0], "compiling": COMPILING.seconds - spent[1]}
     seconds["total"] = perf_counter() - start
     environment = describe_environment(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from audit.publish.bench import NAME, read_bench
 from audit.publish.figures import Plot, draw
 from audit.publish.folder import report_folder
 from audit.publish.page import page
-from audit.publish.schema import described
+from audit.publish.schema import described, typed
 from audit.publish.tables import write_csv
 from audit.publish.verdict import answered
 
@@ -27,14 +27,20 @@ def write_report(
     environment: Mapping[str, object],
     out: Path,
     plots: Later[dict[str, Plot]] | None = None,
+    all_rows: Iterable[pd.DataFrame] = (),
 ) -> None:
     """Replaces `out`; a failure on the way leaves it as it was. `plots` are of the tables, if they were begun before.
+
+    `all_rows` are parts of errors.csv to be written as Parquet, where not all its rows are in it.
 
     Raises UsageError where `out` holds something other than a report.
     """
     with report_folder(out) as folder:
         for name, table in tables.items():
             write_csv(table, folder / f"{name}.csv", name)
+        for number, part in enumerate(all_rows):
+            (folder / "all_rows").mkdir(exist_ok=True)
+            typed(part, "errors").to_parquet(folder / "all_rows" / f"{number:06d}.parquet", index=False)
         write_csv(described([*tables, "columns"]), folder / "columns.csv", "columns")
         (folder / "report.md").write_text(markdown(tables, environment), encoding="utf-8")
         (folder / "environment.json").write_text(
