@@ -179,8 +179,9 @@ def run(
             "To acknowledge a finding, put its stanza with a reason into a file and give it to --acknowledgements, or "
             "into audit/acknowledgements.ini:",
         )
-        for _, finding in failures.iterrows():
-            terminal.say(console, stanza(finding))
+        from audit.judge.findings import stanzas
+
+        terminal.say(console, stanzas(failures))
     if len(failures) or audit.failed_devices:
         raise typer.Exit(1)
 
