@@ -7,7 +7,7 @@ import shlex
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from importlib.util import module_from_spec, spec_from_file_location
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from io import TextIOWrapper
 from pathlib import Path
 from signal import SIGINT, SIGPIPE
@@ -45,6 +45,7 @@ class _Commands(typer.core.TyperGroup):
 WITHOUT_FILE = ("profile", "case")
 WITH_FILE = (
     "target_logits", "input_name", "target_name", "mask_name", "classes", "unpacked_limit", "input_kind", "target_kind",
+    "all_rows", "resume",
 )  # fmt: skip
 
 

@@ -55,11 +55,11 @@ def begin(run: Run) -> Later[pd.DataFrame]:
     def judged() -> pd.DataFrame:
         """With all rows in the spool: summary and statistics of them all, and the rows that errors.csv shows."""
         chunks: list[Chunk] = []
-        for chunk in _chunks(run):
-            chunks.append(chunk)
+        for some in _chunks(run):
+            chunks += some
             asked = sum(c.waiting for c in chunks)
             if asked > WAITING or sum(len(c.results) * len(c.rows) for c in chunks) > RESULTS:
-                run.spool.put(_table(chunks), chunk.stop)
+                run.spool.put(_table(chunks), chunks[-1].stop)
                 chunks = []
         if chunks:
             run.spool.put(_table(chunks), chunks[-1].stop)
@@ -103,7 +103,8 @@ def _table(chunks: Sequence[Chunk]) -> pd.DataFrame:
     return typed(columns, "errors").assign(**extra)
 
 
-def _chunks(run: Run) -> Iterator[Chunk]:
+def _chunks(run: Run) -> Iterator[list[Chunk]]:
+    """The rows from where the spool ends on, a few at a time, in every dtype."""
     file = run.plan.file
     assert file is not None
     count, step = len(file.mask), max(1, min(ROWS, NUMBERS // file.input.classes))
@@ -116,14 +117,15 @@ def _chunks(run: Run) -> Iterator[Chunk]:
         if not len(rows):
             continue
         run.advance(f"row {start}")
+        chunks = []
         for case, dtype, paths in replace(run.plan, cases=[file.case(slice(start, start + step))]).problems():
             trial = Trial(build(case, dtype), paths, later(_nothing), {}, None)
             results = list(run_paths(trial, run.devices, stopped))
             compared, enclosed, asked = _compared(run, trial, results, sampled[rows])
             same_top = (trial.problem.input.argmax(-1) == trial.problem.target.argmax(-1)).numpy()
-            yield Chunk(
-                compared, rows, count, min(start + step, count), asked, _reverse(trial.problem, enclosed), same_top
-            )
+            reverse = _reverse(trial.problem, enclosed)
+            chunks.append(Chunk(compared, rows, count, min(start + step, count), asked, reverse, same_top))
+        yield chunks
 
 
 def _nothing() -> Limits:
@@ -158,15 +160,15 @@ def _compared(
     return [replace(one, trial=merged) for one in results], enclosed, problem.input.shape[1] * len(asked)
 
 
+@OVERFLOWS
 def _reverse(problem: Problem, enclosed: Enclosure) -> Rows:
     """KL(input || target) of each row, in binary64: from the screen, or as it is defined."""
     rows, (target_kind, input_kind) = np.flatnonzero(np.isnan(enclosed.reverse)), problem.case.kinds
     if len(rows):
         input, target = (t[rows].double().numpy() for t in (problem.input, problem.target))
-        with OVERFLOWS:
-            turned = Exact.of(target, input, input_kind, target_kind)
-            values = np.where(turned.there, turned.p * turned.L, 0.0).sum(axis=1)
-            lost = undefined(input, input_kind) | undefined(target, target_kind)
+        turned = Exact.of(target, input, input_kind, target_kind)
+        values = np.where(turned.there, turned.p * turned.L, 0.0).sum(axis=1)
+        lost = undefined(input, input_kind) | undefined(target, target_kind)
         values = np.where(((turned.p > 0) & ~turned.there).any(axis=1), np.inf, values)
         enclosed.reverse[rows] = np.where(lost, np.nan, values)
     return enclosed.reverse

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from inspect import getsource
 from dataclasses import dataclass, replace
+from inspect import getsource
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any
 

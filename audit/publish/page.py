@@ -56,6 +56,8 @@ def page(tables: Tables, environment: Mapping[str, Any], plots: Mapping[str, Plo
     words = "".join(f"<p>{escape(said)}</p>" for said in told.thread)
     quotes = _table(tables["thread"][_THREAD], "thread", "thread") if "thread" in tables else ""
     sections["The forum thread"] = words + sections["The forum thread"] + quotes
+    if "statistics" in tables:
+        sections["The two models"] = _table(tables["statistics"], "statistics", "statistics")
     sections["Summary"] = _summary(tables)
     command = escape(str(environment.get("command", "")))
     sections["Environment"] = f"<p>This report again: <code>{command}</code></p>{_list(environment)}"
