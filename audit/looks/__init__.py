@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -53,6 +54,7 @@ class Run:
     submit: Submit = later
     advance: Callable[[str], None] = lambda _: None
     spool: Spool = field(default_factory=Spool)
+    executor: Executor | None = None
     tables: dict[str, pd.DataFrame] = field(default_factory=dict)
 
     @cached_property

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
+import torch
 from numpy.typing import NDArray
 
+from audit.base.text import describe
 from audit.base.usage import UsageError
 from audit.base.workers import Later, later
 from audit.cases import Problem, build
 from audit.judge.bounds import OVERFLOWS, Exact
 from audit.judge.limits import Limits, begin_limits
-from audit.judge.references import SCREENED, References
+from audit.judge.references import SCREENED, Engine, References
 from audit.judge.screen import DTYPES, Enclosure, certain, enclose, least_bound
 from audit.looks import Look, Run, Trial, together
 from audit.looks.errors import Measured, error_table, run_paths
 from audit.looks.statistics import COLUMNS, statistics
+from audit.machine.devices import REMARKS
+from audit.machine.plan import Plan
 from audit.paths import Path
 from audit.publish.schema import typed
 from audit.publish.spool import Spool
@@ -31,7 +37,8 @@ from audit.reference.values import Rows, undefined
 NUMBERS, ROWS = 2**21, 2**12
 RESULTS, WAITING = 2**13, 2**22
 # Rows that the engine judges whatever the screen says, as a check on it: some of a large file, a small one's all.
-SAMPLE, SMALL = 1 / 200, (64, 2**20)  # of rows; rows, and numbers
+SAMPLE, SMALL = 1 / 1000, (64, 2**20)  # of rows; rows, and numbers
+AHEAD = 64  # parts that are asked of an executor before the first is there
 # Results that errors.csv holds whole; of more, how many of a path's worst.
 MOST, WORST = 100_000, 100
 KEY = ["path", "dtype", "device"]
@@ -54,15 +61,8 @@ class Chunk:
 def begin(run: Run) -> Later[pd.DataFrame]:
     def judged() -> pd.DataFrame:
         """With all rows in the spool: summary and statistics of them all, and the rows that errors.csv shows."""
-        chunks: list[Chunk] = []
-        for some in _chunks(run):
-            chunks += some
-            asked = sum(c.waiting for c in chunks)
-            if asked > WAITING or sum(len(c.results) * len(c.rows) for c in chunks) > RESULTS:
-                run.spool.put(_table(chunks), chunks[-1].stop)
-                chunks = []
-        if chunks:
-            run.spool.put(_table(chunks), chunks[-1].stop)
+        for part, reached in _here(run) if run.executor is None else _elsewhere(run, run.executor):
+            run.spool.put(part, reached)
         run.tables["summary"] = summarise(together(run.spool.parts(SUMMARISED)))
         run.tables["statistics"] = typed(statistics(together(run.spool.parts(COLUMNS))), "statistics")
         return _shown(run.spool, int(run.tables["summary"]["n"].sum()))
@@ -71,6 +71,49 @@ def begin(run: Run) -> Later[pd.DataFrame]:
 
 
 LOOK = Look("errors", ("file",), begin)
+
+
+def _here(run: Run) -> Iterator[tuple[pd.DataFrame, int]]:
+    """Parts of the table, and the row each reaches to."""
+    chunks: list[Chunk] = []
+    for some in _chunks(run, run.spool.reached):
+        chunks += some
+        asked = sum(c.waiting for c in chunks)
+        if asked > WAITING or sum(len(c.results) * len(c.rows) for c in chunks) > RESULTS:
+            yield _table(chunks), chunks[-1].stop
+            chunks = []
+    if chunks:
+        yield _table(chunks), chunks[-1].stop
+
+
+def _elsewhere(run: Run, executor: Executor) -> Iterator[tuple[pd.DataFrame, int]]:
+    """The same from the executor's workers. Rows that kill theirs are named, and have no results."""
+    assert run.plan.file is not None
+    step, count = _step(run.plan), len(run.plan.file.mask)
+    step *= max(1, RESULTS // (step * len(run.plan.paths) * len(run.plan.dtypes) * len(run.devices)))
+    starts = range(run.spool.reached, count, step)
+    threads = torch.get_num_threads()
+    begun = deque(executor.submit(judge_rows, run.plan, i, i + step, threads) for i in starts[:AHEAD])
+    for place, start in enumerate(starts):
+        run.advance(f"row {start}")
+        try:
+            part = begun.popleft().result()
+        except Exception as error:  # whatever a scheduler raises for a worker that died
+            note = f"rows {start} to {min(start + step, count) - 1}: {describe(error)}"
+            REMARKS.add(note)
+            part = judge_rows(run.plan, start, start + step, threads, note)
+        begun.extend(executor.submit(judge_rows, run.plan, i, i + step, threads) for i in starts[place + AHEAD :][:1])
+        if len(part):
+            yield part, min(start + step, count)
+
+
+def judge_rows(plan: Plan, start: int, stop: int, threads: int, failed: str = "") -> pd.DataFrame:
+    """Some rows of the table, which depend on nothing else; the paths are not run where they `failed`."""
+    torch.set_num_threads(threads)  # which decides in which order a wide row is added
+    run = Run(plan, Engine())
+    stopped = {(path.name, device): failed for path in plan.paths for device in run.devices if failed}
+    chunks = [chunk for some in _chunks(run, start, stop, stopped) for chunk in some]
+    return _table(chunks) if chunks else pd.DataFrame()
 
 
 def _shown(spool: Spool, results: int) -> pd.DataFrame:
@@ -103,16 +146,23 @@ def _table(chunks: Sequence[Chunk]) -> pd.DataFrame:
     return typed(columns, "errors").assign(**extra)
 
 
-def _chunks(run: Run) -> Iterator[list[Chunk]]:
-    """The rows from where the spool ends on, a few at a time, in every dtype."""
+def _step(plan: Plan) -> int:
+    assert plan.file is not None
+    return max(1, min(ROWS, NUMBERS // plan.file.input.classes))
+
+
+def _chunks(
+    run: Run, first: int, last: int | None = None, stopped: dict[tuple[str, str], str] | None = None
+) -> Iterator[list[Chunk]]:
+    """The rows from `first` on, a few at a time, in every dtype."""
     file = run.plan.file
     assert file is not None
-    count, step = len(file.mask), max(1, min(ROWS, NUMBERS // file.input.classes))
+    count, step = len(file.mask), _step(run.plan)
     sampled = np.random.default_rng(0).random(count) < SAMPLE
     sampled[file.mask.argmax()] = True
     sampled |= count <= SMALL[0] and count * file.input.classes <= SMALL[1]
-    stopped: dict[tuple[str, str], str] = {}
-    for start in range(run.spool.reached, count, step):
+    stopped = {} if stopped is None else stopped
+    for start in range(first, min(count, last or count), step):
         rows = file.kept(start, start + step)
         if not len(rows):
             continue

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path as FilePath
 from time import perf_counter
@@ -70,11 +71,13 @@ def execute(
     acknowledgements: Sequence[FilePath] = (),
     references: FilePath = COMMITTED_GOLD,
     spool: Spool | None = None,
+    executor: Executor | None = None,
 ) -> Audit:
     """Runs a plan, by itself or among `workers`; `advance` is told of each problem as it begins.
 
     `acknowledgements` are files beside the committed one. `references` is the folder of the gold table; what it does
-    not hold, or holds damaged, is computed. Raises UsageError for acknowledgements that cannot be read.
+    not hold, or holds damaged, is computed. Of a file, parts are kept in `spool`, and judged by `executor` where one is
+    given. Raises UsageError for acknowledgements that cannot be read.
     """
     acknowledged = read_acknowledgements(COMMITTED, *acknowledgements)
     start, spent = perf_counter(), (TORCH.seconds, COMPILING.seconds)
@@ -82,7 +85,7 @@ def execute(
     gold, workers = read_gold(references), workers or Workers(1)
     engine = Engine(workers.submit, gold.values, Cache(default_file()) if plan.file is not None else None)
 
-    run = Run(plan, engine, workers.submit, advance, spool or Spool())
+    run = Run(plan, engine, workers.submit, advance, spool or Spool(), executor)
     begun = [(look.table, look.begin(run)) for look in LOOKS if plan.kind in look.runs]
     for name, rows in begun:
         advance(name)
