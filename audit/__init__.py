@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from audit.paths.remedy import kl_div_from_logits as kl_div_from_logits
     from audit.pipeline.loop import run as run
     from audit.publish.tables import read_errors as read_errors
+    from audit.publish.tables import read_table as read_table
     from audit.reference.exact import exact_kl as exact_kl
 
 __version__ = "0.1.0"
@@ -26,6 +27,7 @@ _HOMES = {
     "kl_div_from_logits": "audit.paths.remedy",
     "path": "audit.paths",
     "read_errors": "audit.publish.tables",
+    "read_table": "audit.publish.tables",
     "run": "audit.pipeline.loop",
 }
 __all__ = sorted(_HOMES)

@@ -36,7 +36,7 @@ def test_a_run_writes_the_tables_and_names_interpreter_torch_and_devices(report)
     assert answer.stdout.splitlines()[0].startswith(sys.executable + ", torch ")
     assert "\x1b" not in answer.stdout
     names = {"errors.csv", "summary.csv", "thread.csv", "findings.csv", "environment.json", "report.md", "report.html"}
-    names |= {f"{plot}.svg" for plot in ("thread", "training", "closeness", "last_bit", "attribution")}
+    names |= {f"{plot}.svg" for plot in ("thread", "training", "closeness", "attribution")}
     names |= {"elements.csv", "gradients.csv", "invariance.csv", "attribution.csv"}
     assert {f.name for f in folder.iterdir()} == names
     assert all(str(Path("reports/latest") / name) in answer.stdout for name in names)

@@ -1,75 +1,160 @@
-"""Tensors of the user's own: `input` and `target` from .npz, .pt or .safetensors, a block of rows in memory."""
+"""Logits of the user's own: `input`, `target` and `mask` in one file or many, a block of rows in memory."""
 
 from __future__ import annotations
 
-import math
-import pickle
-import zipfile
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
-from importlib.util import find_spec
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from glob import glob
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from audit.base.formats import FORMATS, Format
+from audit.base.text import plain
 from audit.base.usage import UsageError
 from audit.cases import Case, Rows
-from audit.reference.values import TENSOR_KINDS, check_kind
+from audit.cases.tensors import READERS, UNPACKED, Source, open_tensors
+from audit.reference.values import TENSOR_KINDS, check_kind, undefined
 
-NAMES = ("input", "target")
+NAMES = ("input", "target", "mask")
+SEEN = 64  # rows that are looked at for what they seem to be
 
 
 @dataclass(frozen=True)
-class Source:
-    """One tensor of a file; `read` gives some of its rows, in memory of their own.
+class Shards:
+    """One tensor in one file or many, row after row, cut to the first `classes` of its last dimension."""
 
-    Nothing of the file stays mapped between two reads: mapped pages count as resident.
-    """
+    sources: list[Source]
+    classes: int
 
-    shape: tuple[int, ...]
-    dtype: str
-    read: Callable[[slice], Tensor]
+    @cached_property
+    def starts(self) -> list[int]:
+        return list(accumulate((source.count for source in self.sources), initial=0))
+
+    @property
+    def count(self) -> int:
+        return self.starts[-1]
+
+    @property
+    def dtype(self) -> str:
+        return self.sources[0].dtype
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        parts = [
+            source.rows(max(start - first, 0), min(stop - first, source.count))[:, : self.classes]
+            for first, source in zip(self.starts, self.sources, strict=False)
+            if first < stop and start < first + source.count
+        ]
+        return torch.cat(parts) if len(parts) != 1 else parts[0]
+
+    def check(self, numbers: Rows, kind: str, row: int) -> None:
+        """Raises UsageError where a row's numbers are none of `kind`, naming its file, tensor and row in that."""
+        shard = int(np.searchsorted(self.starts, row, "right")) - 1
+        source = self.sources[shard]
+        check_kind(numbers[None], kind, f"{source.file}: {source.name}", row - self.starts[shard])
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A file's input and target, of shape (rows, classes), and the kind of each."""
+    """Input and target of one shape (rows, classes), the kind of each, which rows the mask keeps, and the wider dtype.
 
-    file: Path
-    input: Source
-    target: Source
-    input_kind: str
-    target_kind: str
+    `notes` say what a person should know before anything is judged.
+    """
+
+    name: str
+    input: Shards
+    target: Shards
+    mask: NDArray[np.bool_]
+    dtype: str
+    input_kind: str = "logits"
+    target_kind: str = "logits"
+    notes: list[str] = field(default_factory=list)
 
     @classmethod
-    def open(cls, file: Path, input_kind: str, target_kind: str) -> Pair:
-        """Raises UsageError, as `read_pair` does, for tensors that are not rows x classes, and for unknown kinds."""
-        for name, kind in (("input", input_kind), ("target", target_kind)):
+    def open(
+        cls,
+        logits: Path,
+        input_kind: str = "logits",
+        target_kind: str = "logits",
+        *,
+        target: Path | None = None,
+        names: Sequence[str] = NAMES,
+        classes: int | None = None,
+        limit: int = UNPACKED,
+    ) -> Pair:
+        """Tensors of any number of dimensions, of which the last is the classes: a file, a folder's, or a glob's.
+
+        Where `target` lies apart, a file may hold one tensor of any name. Raises UsageError for files, names, shapes,
+        dtypes and kinds that do not fit, saying what was found and the option that would read it.
+        """
+        for side, kind in zip(names, (input_kind, target_kind), strict=False):
             if kind not in TENSOR_KINDS:
-                raise UsageError(f"{name} kind {kind!r} is not one of {', '.join(TENSOR_KINDS)}")
-        input, target = _sources(file)
-        if len(input.shape) != 2:
-            raise UsageError(f"{file}: expected shape (rows, classes), got {input.shape}")
-        return cls(file, input, target, input_kind, target_kind)
+                raise UsageError(f"{side} kind {kind!r} is not one of {', '.join(TENSOR_KINDS)}")
+        held = [open_tensors(file, limit) for file in _files(logits)]
+        apart = held if target is None else [open_tensors(file, limit) for file in _files(target)]
+        inputs, targets = (
+            [_chosen(tensors, names, side, target is not None) for tensors in part]
+            for side, part in enumerate((held, apart))
+        )
+        masks = [tensors[names[2]] for tensors in held if names[2] in tensors]
+        if len(masks) not in (0, len(held)) or (not masks and names[2] != NAMES[2]):
+            raise UsageError(f"{logits}: {len(masks)} of {len(held)} files hold a mask named {names[2]}")
+        width = _classes(inputs, targets, classes)
+        pair = cls(
+            _case_name(logits),
+            Shards(inputs, width),
+            Shards(targets, width),
+            _mask(inputs, masks),
+            str(torch.promote_types(*(getattr(torch, s[0].dtype) for s in (inputs, targets)))).removeprefix("torch."),
+            input_kind,
+            target_kind,
+        )
+        if pair.input.count != pair.target.count:
+            counts = f"{pair.input.count:,} rows of {names[0]} and {pair.target.count:,} of {names[1]}"
+            raise UsageError(f"{logits}: expected as many, got {counts}")
+        if not pair.mask.any():
+            raise UsageError(f"{logits}: no row is left to judge of {pair.input.count:,}")
+        pair.notes.extend(_notes(pair))
+        return pair
+
+    def kept(self, start: int, stop: int) -> NDArray[np.int64]:
+        """Of these rows those the mask keeps, as numbers of rows of the file."""
+        return start + np.flatnonzero(self.mask[start:stop])
+
+    def tensors(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """What the mask keeps of these rows, input and target, both in the wider dtype."""
+        dtype = getattr(torch, self.dtype)
+        mask = torch.from_numpy(self.mask[start:stop])
+        input, target = (side.rows(start, stop)[mask].to(dtype) for side in (self.input, self.target))
+        return input, target
 
     def case(self, rows: slice) -> Case:
         """Some of its rows as a case. What was rounded to make the file is not known: it is native.
 
-        Making it raises UsageError for rows that cannot be read, or hold what is no logit or probability.
+        Making it raises UsageError for rows that cannot be read, or hold what no probability is. A row of logits with
+        a NaN is a row whose exact value is NaN.
         """
+        start, stop, _ = rows.indices(self.input.count)
 
         def make(_: Format) -> tuple[Rows, Rows]:
-            input, target = (_rows(self.file, s, rows).double().numpy() for s in (self.input, self.target))
-            check_kind(input, self.input_kind, f"{self.file}: input", rows.start)
-            check_kind(target, self.target_kind, f"{self.file}: target", rows.start)
-            return input, target
+            pair = tuple(tensor.double().numpy() for tensor in self.tensors(start, stop))
+            for numbers, side, kind in zip(
+                pair, (self.input, self.target), (self.input_kind, self.target_kind), strict=True
+            ):
+                wrong = (numbers < 0).any(axis=1) if kind == "probs" else np.zeros(len(numbers), bool)
+                if wrong.any():
+                    row = int(wrong.argmax())
+                    side.check(numbers[row], kind, int(self.kept(start, stop)[row]))
+            return pair[0], pair[1]
 
         return Case(
-            self.file.stem,
+            self.name,
             "given by the user",
             make,
             input_kind=self.input_kind,
@@ -78,116 +163,119 @@ class Pair:
         )
 
 
-def read_pair(file: Path) -> tuple[Tensor, Tensor]:
-    """`input` and `target` of a file, whole, of one shape and one floating dtype.
+def read_pair(file: Path, names: Sequence[str] = NAMES) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Input, target and mask (None where the file has none) of one file, whole, of whatever shapes and dtypes.
 
-    A .pt file must hold a dictionary of tensors; it is loaded without running any code of its own. Raises UsageError
-    for a file that cannot be read so, and for other names, shapes and dtypes.
+    Raises UsageError for a file that cannot be read, and for other names.
     """
-    input, target = (_rows(file, source, slice(None)) for source in _sources(file))
-    return input, target
+    held = open_tensors(file)
+    if names[2] not in (NAMES[2], *held):
+        raise UsageError(f"{file}: expected a mask named {names[2]}, found {_listed(held)}")
+    input, target = (_whole(_chosen(held, names, side)) for side in (0, 1))
+    return input, target, _whole(held[names[2]]) if names[2] in held else None
 
 
-def _rows(file: Path, source: Source, rows: slice) -> Tensor:
-    try:
-        return source.read(rows)
-    except Exception as error:
-        raise UsageError(f"{file}: cannot be read any more: {type(error).__name__}: {error}") from None
+def _whole(source: Source) -> Tensor:
+    return source.rows(0, source.count).reshape(source.shape)
 
 
-def _sources(file: Path) -> tuple[Source, Source]:
-    if not file.is_file():
-        raise UsageError(f"{file}: no such file")
-    readers = {".npz": _npz, ".pt": _pt, ".pth": _pt, ".safetensors": _safetensors}
-    if file.suffix not in readers:
-        raise UsageError(f"{file}: expected one of {', '.join(readers)}")
-    try:
-        sources = readers[file.suffix](file)
-    except UsageError:
-        raise
-    except pickle.UnpicklingError:
-        raise UsageError(
-            f"{file}: holds more than tensors, which would run code; save {{'input': …, 'target': …}}"
-        ) from None
-    except Exception as error:
-        raise UsageError(f"{file}: cannot be read as {file.suffix}: {type(error).__name__}: {error}") from None
-    for name in NAMES:
-        if name not in sources:
-            raise UsageError(f"{file}: expected tensors named input and target, found {', '.join(sources) or 'none'}")
-        if sources[name].dtype not in FORMATS:
-            raise UsageError(f"{file}: {name} is {sources[name].dtype}, expected one of {', '.join(FORMATS)}")
-    input, target = (sources[name] for name in NAMES)
-    if input.shape != target.shape or input.dtype != target.dtype or not math.prod(input.shape or (0,)):
-        described = " and ".join(f"{s.dtype} {s.shape}" for s in (input, target))
-        raise UsageError(f"{file}: expected input and target of one shape and dtype, not empty, got {described}")
-    return input, target
+def _files(given: Path) -> list[Path]:
+    """A file, those of a folder, or those a pattern matches, in the order of their names."""
+    if given.is_dir():
+        files = sorted(f for f in given.iterdir() if f.suffix in READERS)
+    else:
+        files = [given] if given.exists() else sorted(map(Path, glob(str(given))))
+    if not files:
+        what = f"no file of {', '.join(READERS)} in it" if given.is_dir() else "no such file"
+        raise UsageError(f"{given}: {what}")
+    return files
 
 
-def _npz(file: Path) -> dict[str, Source]:
-    archive = zipfile.ZipFile(file)
-    names = [n.removesuffix(".npy") for n in archive.namelist() if n.endswith(".npy")]
-    return {name: _npy(file, archive, name) for name in names}
+def _case_name(given: Path) -> str:
+    return plain(re.sub(r"[*?\[\]]+", "", given.stem).strip("-_.") or given.absolute().parent.name)
 
 
-def _npy(file: Path, archive: zipfile.ZipFile, name: str) -> Source:
-    """A member of an .npz, compressed or not, read forward. One in Fortran's or foreign byte order is held whole."""
-    member = archive.open(f"{name}.npy")
-    version = np.lib.format.read_magic(member)  # type: ignore[no-untyped-call]
-    header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, fortran, dtype = header(member)  # type: ignore[no-untyped-call]
-    if dtype.name in FORMATS and (fortran or not dtype.isnative):
-        with np.load(file, allow_pickle=False) as arrays:
-            return _held(torch.from_numpy(arrays[name].astype(dtype.newbyteorder("="), order="C")))
-    begin, size = member.tell(), dtype.itemsize * math.prod(shape[1:])
-
-    def read(rows: slice) -> Tensor:
-        start, stop, _ = rows.indices(shape[0])
-        member.seek(begin + start * size)
-        data = bytearray(member.read((stop - start) * size))
-        return torch.from_numpy(np.frombuffer(data, dtype).reshape(-1, *shape[1:]))
-
-    return Source(shape, dtype.name, read)
+def _listed(tensors: Mapping[str, Source]) -> str:
+    return ", ".join(map(str, tensors.values())) or "no tensor"
 
 
-def _name(tensor: Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
+def _chosen(tensors: Mapping[str, Source], names: Sequence[str], side: int, apart: bool = False) -> Source:
+    """The input's (side 0) or target's (1) tensor of a file, by name, or where it lies `apart` the only one."""
+    others = [s for s in tensors.values() if s.dtype != "bool"]
+    if names[side] in tensors:
+        return tensors[names[side]]
+    if apart and len(others) == 1:
+        return others[0]
+    file, numbers = others[0].file if others else "the file", [s.name for s in others if s.dtype in FORMATS]
+    if len(numbers) == 1:
+        hint = "; --target-logits FILE is for a target that lies in a file of its own"
+    elif numbers:
+        options = (f"--{name}-name {found}" for name, found in zip(NAMES, numbers, strict=False))
+        hint = f"; {' '.join(options)} would read the first two" if not apart else f"; --{NAMES[side]}-name says which"
+    else:
+        hint = ""
+    raise UsageError(f"{file}: expected a tensor named {names[side]}, found {_listed(tensors)}{hint}")
 
 
-def _held(tensor: Tensor) -> Source:
-    return Source(tuple(tensor.shape), _name(tensor), lambda rows: tensor[rows].clone())
+def _classes(inputs: Sequence[Source], targets: Sequence[Source], asked: int | None) -> int:
+    """How many classes are compared. Every tensor must be of a floating dtype, one a side, and have as many."""
+    for sources in (inputs, targets):
+        for source in sources:
+            if source.dtype not in FORMATS or not source.shape or 0 in source.shape:
+                raise UsageError(f"{source.file}: expected numbers of {', '.join(FORMATS)}, not empty, got {source}")
+            if (source.dtype, source.shape[-1]) != (sources[0].dtype, sources[0].shape[-1]):
+                raise UsageError(f"{source.file}: {source} has other classes or another dtype than {sources[0].file}")
+    for input, target in zip(inputs, targets, strict=False):
+        if len(inputs) == len(targets) and input.shape[:-1] != target.shape[:-1]:
+            row = min(input.count, target.count)
+            files = input.file if input.file == target.file else f"{input.file} and {target.file}"
+            raise UsageError(f"{files}: expected one shape, got {input} and {target}: they part at row {row}")
+    x, y = inputs[0], targets[0]
+    smaller = min(x.shape[-1], y.shape[-1])
+    if asked is None and x.shape[-1] != y.shape[-1]:
+        raise UsageError(f"{x.file}: {x} and {y}: --classes {smaller} takes the first {smaller} classes of both")
+    if asked is not None and not 0 < asked <= smaller:
+        raise UsageError(f"--classes {asked}: expected 1 to {smaller}, as {x} and {y} have")
+    return asked or smaller
 
 
-def _pt(file: Path) -> dict[str, Source]:
-    """Mapped anew for each read where the format can be mapped: torch's own since 1.6."""
-    mapped = zipfile.is_zipfile(file)
-
-    def load() -> dict[str, Tensor]:
-        loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
-        if not isinstance(loaded, dict):
-            raise UsageError(f"{file}: expected a dictionary with input and target, found {type(loaded).__name__}")
-        return {str(name): value for name, value in loaded.items() if isinstance(value, Tensor)}
-
-    def source(name: str, tensor: Tensor) -> Source:
-        return Source(tuple(tensor.shape), _name(tensor), lambda rows: load()[name][rows].clone())
-
-    return {name: source(name, tensor) if mapped else _held(tensor) for name, tensor in load().items()}
+def _mask(inputs: Sequence[Source], masks: Sequence[Source]) -> NDArray[np.bool_]:
+    for input, mask in zip(inputs, masks, strict=False):
+        if mask.dtype != "bool" or mask.shape != input.shape[:-1]:
+            raise UsageError(f"{mask.file}: expected a mask (bool, {input.shape[:-1]}), a value a row, got {mask}")
+    if not masks:
+        return np.ones(sum(s.count for s in inputs), bool)
+    return np.concatenate([_whole(mask).numpy().ravel() for mask in masks])
 
 
-def _safetensors(file: Path) -> dict[str, Source]:
-    if find_spec("safetensors") is None:
-        raise UsageError(f"{file}: safetensors is not installed; install it, or save as .pt or .npz")
-    from safetensors import safe_open
+def _notes(pair: Pair) -> list[str]:
+    notes = []
+    if pair.input.dtype != pair.target.dtype:
+        both = f"the input is {pair.input.dtype} and the target {pair.target.dtype}"
+        notes.append(f"{both}: they are taken to {pair.dtype}, exactly")
+    if not pair.mask.all():
+        notes.append(f"the mask keeps {pair.mask.sum():,} of {len(pair.mask):,} rows")
+    first = int(pair.mask.argmax())
+    for name, side, kind in (("input", pair.input, pair.input_kind), ("target", pair.target, pair.target_kind)):
+        seen = side.rows(first, min(first + SEEN, side.count))[pair.mask[first : first + SEEN]].double().numpy()
+        if kind == "logits" and (other := _seems(seen, FORMATS[side.dtype])):
+            sums = "sum to 1" if other == "probs" else "are logarithms of numbers that sum to 1"
+            notes.append(
+                f"the {name}'s rows {sums}, and are taken as logits: if they are {other}, give --{name}-kind {other}"
+            )
+    return notes
 
-    def read(name: str, rows: slice) -> Tensor:
-        with safe_open(file, framework="pt") as tensors:
-            block: Tensor = tensors.get_slice(name)[rows]
-            return block.clone()
 
-    known = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
-    with safe_open(file, framework="pt") as tensors:
-        names = list(tensors.keys())
-        slices = [tensors.get_slice(name) for name in names]
-        return {
-            name: Source(tuple(s.get_shape()), known.get(s.get_dtype(), s.get_dtype()), partial(read, name))
-            for name, s in zip(names, slices, strict=True)
-        }
+def _seems(rows: Rows, format: Format) -> str:
+    """What rows given as logits look like: probs, log_probs, or "". A sum may be off by what rounding makes of it."""
+    rows = rows[np.isfinite(rows).any(axis=1) & ~undefined(rows, "logits")]
+    if not len(rows) or rows.shape[1] < 2:
+        return ""
+    if (rows >= 0).all():
+        slack = 2 * format.unit_roundoff + rows.shape[1] * format.smallest_subnormal + 1e-6
+        return "probs" if (np.abs(rows.sum(axis=1) - 1) <= slack).all() else ""
+    if (rows > 0).any():
+        return ""
+    p = np.exp(rows)
+    slack = 2 * format.unit_roundoff * (1 + (p * np.abs(np.maximum(rows, -1e30))).sum(axis=1)) + 1e-6
+    return "log_probs" if (np.abs(p.sum(axis=1) - 1) <= slack).all() else ""

@@ -17,6 +17,7 @@ from time import perf_counter
 from types import BuiltinFunctionType, FunctionType, ModuleType
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -24,9 +25,12 @@ from audit.base.formats import FORMATS
 from audit.base.usage import UsageError
 from audit.judge.bounds import Exact, bound, keeps
 from audit.judge.errors import exact_error, result_class
+from audit.judge.findings import LOSSY
 from audit.judge.gradients import Truth
 from audit.judge.references import reduced
-from audit.machine.measure import bits, measure
+from audit.machine.devices import lost
+from audit.machine.measure import TOO_SLOW, bits, measure
+from audit.machine.plan import Plan
 from audit.paths import Path
 from audit.reference.exact import row_references
 from audit.reference.quantities import quantity_references
@@ -73,6 +77,31 @@ class Shrinker:
             known.append(smallest)
         x, y = smallest
         return Reproducer(x.shape[1], _hexadecimal(x), _hexadecimal(y), _script(path, x, y, device, side))
+
+
+def with_examples(findings: pd.DataFrame, plan: Plan) -> pd.DataFrame:
+    """The rows of findings.csv, each with the fields of a Reproducer of its example; empty where there is none."""
+    paths = {(p.name, p.reduction, p.target_kind): p for p in plan.paths}
+    shrinker = Shrinker()
+    found: list[dict[str, object]] = []
+    for finding in findings.to_dict("records"):
+        # A reduced result does not say which row it is of.
+        rows = slice(None) if pd.isna(finding["row"]) else slice(int(finding["row"]), int(finding["row"]) + 1)
+        problem = plan.problem(str(finding["case"]), str(finding["dtype"]), rows)
+        path = paths[str(finding["path"]), str(finding["reduction"]), problem.case.target_kind]
+        # The script that reproduces a finding normalises logits; what is too slow is too slow to be tried again, and
+        # what makes a sum lossy is its length, of which nothing is left after shrinking.
+        unfit = "log_probs" in problem.case.kinds or path.input_kind != "logits" or finding["symptom"] == LOSSY
+        device, symptom = str(finding["device"]), str(finding["symptom"])
+        if unfit or TOO_SLOW in str(finding["note"]) or lost(device):
+            found.append({})
+            continue
+        tries = (
+            shrinker.reproduce(path, problem.input[[row]], problem.target[[row]], device, symptom)
+            for row in range(len(problem.input))
+        )
+        found.append(next((vars(r) for r in tries if r is not None), {}))
+    return findings.join(pd.DataFrame(found, index=findings.index))
 
 
 def _shrunk(

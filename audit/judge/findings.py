@@ -13,12 +13,14 @@ import numpy as np
 import pandas as pd
 
 from audit.base.kinds import GATED
+from audit.base.text import plain
 from audit.base.usage import UsageError
 
-NEW = "new"
+NEW, LOSSY = "new", "lossy"
 SCOPE = ("path", "case", "dtype", "device", "symptom")
 GROUP = ["path", "dtype", "device", "symptom", "acknowledged_by"]
 _KEY = ["path", "case", "dtype", "device"]
+_WHERE = ["path", "dtype", "device"]
 # The chance that as many drifts of a sound implementation have one sign by accident: below 2^(1 - 60).
 ONE_SIGNED = 60
 COMMITTED = Path(__file__).parents[1] / "acknowledgements.ini"
@@ -58,13 +60,15 @@ def read_acknowledgements(*files: Path) -> list[Acknowledgement]:
     stanzas = []
     for name in parser.sections():
         fields = dict(parser[name])
-        reason = " ".join(fields.pop("reason", "").split())
+        reason = plain(" ".join(fields.pop("reason", "").split()))
         if unknown := sorted(set(fields) - set(SCOPE)):
             raise UsageError(f"acknowledgement [{name}]: {', '.join(unknown)} is none of {', '.join(SCOPE)}, reason")
         if not reason or "path" not in fields:
             raise UsageError(f"acknowledgement [{name}]: expected a path and a reason")
         stanzas.append(
-            Acknowledgement(name, {k: tuple(v.replace(",", " ").split()) for k, v in fields.items()}, reason)
+            Acknowledgement(
+                plain(name), {k: tuple(v.replace(",", " ").split()) for k, v in fields.items()}, plain(reason)
+            )
         )
     return stanzas
 
@@ -77,9 +81,11 @@ def stanza(finding: pd.Series) -> str:
 
 
 def symptoms(errors: pd.DataFrame) -> pd.Series:
-    """What is wrong with each row of errors.csv: a result_class, "beyond_bound", or "" where nothing is."""
-    wrong = errors["kind"].isin(GATED) & ~errors["within_bound"].fillna(True).astype(bool)
-    return errors["result_class"].where(errors["result_class"] != "finite", "beyond_bound").where(wrong, "")
+    """What is wrong with each row of errors.csv: a result_class, "beyond_bound", "lossy", or "" where nothing is."""
+    gated = errors["kind"].isin(GATED)
+    wrong = gated & ~errors["within_bound"].fillna(True).astype(bool)
+    lossy = (gated & errors["lossy"].fillna(False).astype(bool)).map({True: LOSSY, False: ""})
+    return errors["result_class"].where(errors["result_class"] != "finite", "beyond_bound").where(wrong, lossy)
 
 
 def _one_signed(errors: pd.DataFrame) -> pd.DataFrame:
@@ -106,10 +112,19 @@ def _as_errors(gradients: pd.DataFrame) -> pd.DataFrame:
 
 
 def _uncomputed(errors: pd.DataFrame, own: Collection[str]) -> pd.DataFrame:
-    """What a kernel of the user's own gave no number for though another path did: the device is not what it lacks."""
-    missing = errors["result_class"] == "not_computed"
-    by_all = missing.groupby([errors["case"], errors["dtype"], errors["device"]]).transform("all")
-    return errors[missing & ~by_all & errors["path"].isin(own)].assign(symptom="not_computed")
+    """What a path gave no number for anywhere on a device, unless it is a mistake, which may raise.
+
+    Of a kernel of the user's own, every number it did not give. What no path computes is the device's limit and no
+    finding; a device that was lost, or computes nothing, fails the run by itself.
+    """
+    missing = (errors["result_class"] == "not_computed") & ~errors["note"].str.startswith("device lost")
+
+    def all_missing(*columns: str) -> pd.Series:
+        return missing.groupby([errors[column] for column in columns]).transform("all")
+
+    limit = all_missing("case", "dtype", "device")
+    judged = errors["path"].isin(own) if own else all_missing("path", "device") & (errors["kind"] != "misuse")
+    return errors[missing & judged & ~limit].assign(symptom="not_computed")
 
 
 def find(
@@ -120,9 +135,9 @@ def find(
 ) -> tuple[pd.DataFrame, list[str]]:
     """The findings, a row a group, and the acknowledgements that no longer meet one though their scope ran.
 
-    `gradients` has the rows of gradients.csv. Where there are paths of the user's `own`, they alone are judged, and
-    what they did not compute is a finding too. The rows have the columns of findings.csv but for the reproducer; their
-    example is the result with the fewest classes, the furthest beyond its bound of those.
+    `gradients` has the rows of gradients.csv. Where there are paths of the user's `own`, they alone are judged. The
+    rows have the columns of findings.csv but for the reproducer; their example is the result with the fewest classes,
+    the furthest beyond its bound of those; of what is lossy, the worst.
     """
     slopes = errors.iloc[:0].assign(symptom="") if gradients is None else _as_errors(gradients)
     uncomputed = _uncomputed(errors, own)
@@ -130,8 +145,12 @@ def find(
         errors, slopes = (table[table["path"].isin(own)] for table in (errors, slopes))
     gated = errors["kind"].isin(GATED)
     errors = errors.assign(symptom=symptoms(errors))
-    # A gradient is judged where the value is right: one defect is not to be two findings.
-    wrong = pd.MultiIndex.from_frame(pd.concat([errors[errors["symptom"] != ""], uncomputed])[_KEY])
+    # One defect is not to be two findings: a gradient is judged where the value is right, and what is beyond its bound
+    # in one place is no less wrong where it is near to it.
+    beyond = pd.MultiIndex.from_frame(errors.loc[errors["symptom"] == "beyond_bound", _WHERE])
+    inside = pd.MultiIndex.from_frame(errors[_WHERE]).isin(beyond) & errors["symptom"].eq(LOSSY)
+    errors["symptom"] = errors["symptom"].mask(inside, "")
+    wrong = pd.MultiIndex.from_frame(pd.concat([errors[~errors["symptom"].isin(["", LOSSY])], uncomputed])[_KEY])
     slopes = slopes[~pd.MultiIndex.from_frame(slopes[_KEY]).isin(wrong)]
     rows = pd.concat([errors, slopes, _one_signed(errors), uncomputed], ignore_index=True)
     rows = rows[rows["symptom"] != ""].assign(acknowledged_by="")
@@ -145,14 +164,16 @@ def find(
             stale.append(known.name)
     reasons = {a.name: a.reason for a in acknowledgements}
     with np.errstate(divide="ignore", invalid="ignore"):
-        rows["ratio"] = rows["abs_error"] / rows["bound"]
+        limit = rows["bound"].where(rows["symptom"] != LOSSY, rows["attainable"])
+        rows["ratio"] = rows["abs_error"] / limit
+        rows["width"] = rows["classes"].where(rows["symptom"] != LOSSY, 0)
     findings = []
     for key, group in rows.groupby(GROUP, sort=False):
-        example = group.sort_values(["classes", "ratio"], ascending=[True, False], kind="stable").iloc[0]
+        example = group.sort_values(["width", "ratio"], ascending=[True, False], kind="stable").iloc[0]
         findings.append(
             dict(zip(GROUP, key, strict=True))
             | {
-                "status": "acknowledged" if key[-1] else NEW,
+                "status": "acknowledged" if key[-1] else LOSSY if group["symptom"].iloc[0] == LOSSY else NEW,
                 "reason": reasons.get(str(key[-1]), ""),
                 "results": len(group),
                 "cases": " ".join(dict.fromkeys(group["case"])),
@@ -164,14 +185,16 @@ def find(
                 "reference": example["reference"],
                 "computed": example["computed"],
                 "bound": example["bound"],
+                "scaled_error": example["scaled_error"],
                 "note": example["note"],
             }
         )
     table = pd.DataFrame(findings, columns=[*GROUP, *(_FIELDS)])
-    return table.sort_values("status", ascending=False, kind="stable", ignore_index=True), stale
+    order = [NEW, LOSSY, "acknowledged"]
+    return table.sort_values("status", key=lambda s: s.map(order.index), kind="stable", ignore_index=True), stale
 
 
 _FIELDS = [
     "status", "reason", "results", "cases", "reductions", "worst_ratio", "case", "row", "reduction", "reference",
-    "computed", "bound", "note",
+    "computed", "bound", "scaled_error", "note",
 ]  # fmt: skip

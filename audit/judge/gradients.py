@@ -27,6 +27,8 @@ from audit.judge.bounds import (
     steps,
 )
 from audit.judge.references import divisor
+from audit.machine.devices import here
+from audit.machine.guard import guarded
 from audit.machine.measure import TORCH
 from audit.paths import Path
 from audit.paths.rounding import Rounding
@@ -174,9 +176,9 @@ def autograd(
 ) -> list[Rows | None]:
     """The gradients of the sum of the path's values, each times its weight."""
     x, y = (t.to(device, copy=True).requires_grad_() for t in (input, target))
-    with TORCH, warnings.catch_warnings():
+    with TORCH, warnings.catch_warnings(), guarded(path.name, input.dtype, device):
         warnings.simplefilter("ignore")
         value = path.function(x, y)
         upstream = torch.ones_like(value) if weights is None else weights.to(value).reshape(value.shape)
         found = torch.autograd.grad(value, (x, y), upstream, allow_unused=True)
-    return [None if grad is None else grad.double().cpu().numpy() for grad in found]
+    return [None if grad is None else here(grad).double().numpy() for grad in found]

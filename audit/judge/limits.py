@@ -11,21 +11,22 @@ from numpy.typing import NDArray
 from audit.base.formats import FORMATS
 from audit.base.workers import Later, Submit, later
 from audit.cases import Problem, Rows
-from audit.judge.bounds import OVERFLOWS, Exact, bounds
+from audit.judge.bounds import OVERFLOWS, Both, Exact, bounds
 from audit.paths import Path
 from audit.paths.rounding import Promise
+from audit.reference.values import undefined
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Of each row: its scale, its rest (see `scale` and `rest`), and by what a path promises, the bound of its results.
+    """Of each row: its scale, its rest (see `scale` and `rest`), and by what a path promises, its bound and attainable.
 
     A path that reduces has one bound in all.
     """
 
     scale: Rows
     rest: Rows
-    bounds: Mapping[Promise, Rows]
+    bounds: Mapping[Promise, Both]
 
 
 def begin_limits(problem: Problem, paths: Sequence[Path], submit: Submit = later) -> Later[Limits]:
@@ -38,7 +39,15 @@ def _limits(
     input: Rows, target: Rows, target_kind: str, input_kind: str, dtype: str, promises: Sequence[Promise]
 ) -> Limits:
     exact = Exact.of(input, target, target_kind, input_kind)
-    return Limits(scale(exact), rest(exact, dtype), bounds(promises, exact, dtype))
+    found = bounds(promises, exact, dtype)
+    lost = undefined(input, input_kind) | undefined(target, target_kind)
+    if lost.any():  # the reference is NaN, and a NaN passes whatever the bound
+        found = {promise: (_lifted(own, lost), _lifted(paired, lost)) for promise, (own, paired) in found.items()}
+    return Limits(scale(exact), rest(exact, dtype), found)
+
+
+def _lifted(bound: Rows, lost: NDArray[np.bool_]) -> Rows:
+    return np.where(lost if len(bound) == len(lost) else lost.any(), np.inf, bound)
 
 
 @OVERFLOWS

@@ -8,6 +8,7 @@ from decimal import MAX_EMAX, MIN_EMIN, Context, Decimal
 from functools import cache, cached_property, lru_cache, partial
 
 import numpy as np
+from numpy.typing import NDArray
 
 from audit.base.workers import Later, Submit, later
 from audit.cases import Problem
@@ -15,7 +16,7 @@ from audit.reference.cache import Cache
 from audit.reference.exact import Certified, certified_rows
 from audit.reference.gold import DIGITS, Record, radius_of, versions
 from audit.reference.quantities import quantity_references
-from audit.reference.values import Rows
+from audit.reference.values import Rows, undefined
 
 PUBLISHED_DIGITS = 50
 _WIDE = Context(prec=400, Emin=MIN_EMIN, Emax=MAX_EMAX)
@@ -99,6 +100,8 @@ class Engine:
             return lambda: References([Certified("0", "proof")] * rows, [False] * rows)
         keys = reference_keys(problem, quantity)
         if quantity == "kl":
+            for row in np.flatnonzero(_undefined(problem)):
+                self._known[keys[row]] = partial(Certified, "nan", "proof")
             step = max(1, CLASSES_A_TASK // classes)
             work = partial(certified_rows, target_kind=problem.case.target_kind, input_kind=problem.case.input_kind)
         else:
@@ -127,6 +130,12 @@ class Engine:
             return references
 
         return cache(wait)
+
+
+def _undefined(problem: Problem) -> NDArray[np.bool_]:
+    """The rows whose KL is NaN, as one of their sides is no distribution."""
+    (input, target), case = problem.numbers, problem.case
+    return undefined(input, case.input_kind) | undefined(target, case.target_kind)
 
 
 def _take(answer: Later[list[Certified]], place: int) -> Certified:

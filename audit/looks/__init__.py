@@ -1,1 +1,86 @@
-"""One table of the report, one file: what it measures."""
+"""One table of the report, one file: what it measures, and on which kinds of run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import pandas as pd
+
+from audit.base.workers import Later, Submit, later
+from audit.cases import Problem, build
+from audit.judge.limits import Limits, begin_limits
+from audit.judge.references import Engine, References
+from audit.machine.plan import Plan
+from audit.paths import Path
+
+# Cases that are looked at more closely, by looks that cost more than a path does.
+CLOSER = ("random_scale1", "random_scale10", "near_1e-04", "peaked_gap20", "offset_1e+04", "gap_88")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A problem, the paths that take it, and what their results will be compared with.
+
+    `references` are the exact values of each quantity that a path means to compute, and of "kl"; `before` is KL before
+    rounding to the dtype.
+    """
+
+    problem: Problem
+    paths: list[Path]
+    limits: Later[Limits]
+    references: Mapping[str, Later[References]]
+    before: Later[References] | None
+
+
+def begin_trials(plan: Plan, engine: Engine, submit: Submit) -> Iterator[Trial]:
+    """Every problem of a plan, its references and limits begun."""
+    for case, dtype, paths in plan.problems():
+        problem = build(case, dtype)
+        references = {q: engine.request(problem, q) for q in dict.fromkeys(("kl", *(p.quantity for p in paths)))}
+        before = None if case.native else engine.request(build(case, "float64"))
+        yield Trial(problem, paths, begin_limits(problem, paths, submit), references, before)
+
+
+@dataclass
+class Run:
+    """What the looks of a run share: its plan, its trials, and the tables there are so far, by name."""
+
+    plan: Plan
+    engine: Engine
+    submit: Submit = later
+    advance: Callable[[str], None] = lambda _: None
+    tables: dict[str, pd.DataFrame] = field(default_factory=dict)
+
+    @cached_property
+    def trials(self) -> list[Trial]:
+        """All of them, in memory at once: not for a file of the user's own."""
+        return list(begin_trials(self.plan, self.engine, self.submit))
+
+    @property
+    def devices(self) -> list[str]:
+        return [device.name for device in self.plan.devices]
+
+    def some(self, cases: Iterable[str]) -> list[Trial]:
+        """The trials of these cases in every dtype, case by case."""
+        known = {(trial.problem.case.name, trial.problem.dtype): trial for trial in self.trials}
+        return [known[case, dtype] for case in cases for dtype in self.plan.dtypes if (case, dtype) in known]
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a table of the report is made, in the kinds of run that want it.
+
+    `begin` sets going what can be done beside the devices' work; what it returns does the rest, in the order of the
+    looks, and gives the table's rows.
+    """
+
+    table: str
+    runs: tuple[str, ...]
+    begin: Callable[[Run], Later[pd.DataFrame]]
+
+
+def together(parts: Iterable[pd.DataFrame]) -> pd.DataFrame:
+    """The rows of all parts, numbered anew."""
+    return pd.concat(parts, ignore_index=True)

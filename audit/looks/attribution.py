@@ -9,9 +9,36 @@ import torch
 
 from audit.base.workers import Later, Submit, later
 from audit.cases import Problem
+from audit.looks import CLOSER, Look, Run, together
+from audit.machine.devices import here, lasting
 from audit.reference.drift import split_drift
 
 ROWS = 2
+THREAD = ("identical_n1000",)
+
+
+def begin(run: Run) -> Later[pd.DataFrame]:
+    """Splits the drift of a few problems' rows; then says of each what rounding the inputs alone has done."""
+    closer, thread = ([trial.problem for trial in run.some(cases)] for cases in (CLOSER, THREAD))
+    parts = [
+        part
+        for device in run.devices
+        for part in (
+            measure_attribution(closer, device, submit=run.submit),
+            measure_attribution(thread, device, 8, run.submit),
+        )
+    ]
+
+    def rows() -> pd.DataFrame:
+        key = ["case", "row", "path", "dtype", "device"]
+        errors = run.tables["errors"]
+        known = errors[errors["target_kind"] == "logits"][[*key, "input_error"]]
+        return together(part() for part in parts).astype({"row": "Int64"}).merge(known, on=key, how="left")
+
+    return rows
+
+
+LOOK = Look("attribution", ("whole",), begin)
 
 
 def measure_attribution(
@@ -21,7 +48,7 @@ def measure_attribution(
 
     Taken are the first `rows` rows of each problem, for the staged log_softmax path.
     """
-    begun = [row for problem in problems for row in _rows(problem, device, rows, submit)]
+    begun = list(lasting(device, problems, lambda problem: _rows(problem, device, rows, submit), "attribution"))
     return lambda: pd.DataFrame([row | parts() for row, parts in begun])
 
 
@@ -36,7 +63,7 @@ def _rows(
     wide = terms.float() if terms.dtype in (torch.float16, torch.bfloat16) else terms
     totals = wide.sum(-1)
     results = totals.to(x.dtype)
-    here = [t.double().cpu().tolist() for t in (x, y, p, l, log_p, terms, totals, results)]
-    for row, (*stages, total, result) in enumerate(zip(*here, strict=True)):
+    numbers = [here(t).double().tolist() for t in (x, y, p, l, log_p, terms, totals, results)]
+    for row, (*stages, total, result) in enumerate(zip(*numbers, strict=True)):
         key = {"case": problem.case.name, "row": row, "path": "log_softmax", "dtype": problem.dtype, "device": device}
         yield key, submit(split_drift, stages, total, result)

@@ -12,10 +12,13 @@ from torch import Tensor
 from audit.base.formats import FORMATS, Format
 from audit.base.workers import Later, Submit, later
 from audit.cases import Problem
+from audit.looks import Look, Run, together
+from audit.machine.devices import here, lasting
 from audit.reference.softmax import Pair, exact_softmax
 from audit.reference.values import Rows
 
 ROWS = 2
+NARROW = 1_000  # classes that can be had exactly one by one
 OPERATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "softmax": lambda x: torch.softmax(x, -1),
     "log_softmax": lambda x: torch.log_softmax(x, -1),
@@ -29,13 +32,24 @@ def _ulp(exact: Rows, format: Format) -> Rows:
     return np.asarray(np.exp2(np.maximum(exponent, format.minimum) - format.precision + 1))
 
 
+def begin(run: Run) -> Later[pd.DataFrame]:
+    """Exact softmaxes of all but wide problems, whatever the device."""
+    problems = [trial.problem for trial in run.trials]
+    narrow = [p for p in problems if p.input.shape[1] <= NARROW and p.case.input_kind == "logits"]
+    parts = [measure_elements(narrow, device, run.submit) for device in run.devices]
+    return lambda: together(part() for part in parts)
+
+
+LOOK = Look("elements", ("whole",), begin)
+
+
 def measure_elements(problems: Sequence[Problem], device: str, submit: Submit = later) -> Later[pd.DataFrame]:
     """Begins the rows of elements.csv, and waits for them when called: a case x operation x dtype on one device.
 
     Taken are the cases' first rows.
     """
     begun = [(problem, submit(exact_softmax, problem.input[:ROWS].double().numpy())) for problem in problems]
-    return lambda: pd.DataFrame([row for problem, exact in begun for row in _elements(problem, device, exact())])
+    return lambda: pd.DataFrame(lasting(device, begun, lambda b: _elements(b[0], device, b[1]()), "elements"))
 
 
 def _elements(problem: Problem, device: str, exact: tuple[Pair, Pair]) -> Iterator[dict[str, object]]:
@@ -44,7 +58,7 @@ def _elements(problem: Problem, device: str, exact: tuple[Pair, Pair]) -> Iterat
     format = FORMATS[problem.dtype]
     for name, operation in OPERATIONS.items():
         high, low = p if name == "softmax" else log_p
-        computed = operation(x.to(device)).double().cpu().numpy()
+        computed = here(operation(x.to(device))).double().numpy()
         with np.errstate(invalid="ignore"):
             error = ((computed - high) - low) / _ulp(high, format)
         finite = np.isfinite(error)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Context, Decimal
 from itertools import chain
@@ -11,89 +11,132 @@ import numpy as np
 import pandas as pd
 
 from audit.base.formats import FORMATS
+from audit.base.supervision import on_case
+from audit.base.text import describe
 from audit.base.workers import Later
-from audit.cases import Problem, Rows
+from audit.cases import Rows
 from audit.judge.bounds import keeps
 from audit.judge.errors import error_columns
-from audit.judge.limits import Limits
 from audit.judge.references import References, divisor, published, reduced
-from audit.machine.measure import Result
+from audit.looks import Look, Run, Trial
+from audit.machine.devices import examine, lost
+from audit.machine.measure import TOO_SLOW, Result, measure
 from audit.paths import Path
 
-Wait = Later[References]
 _EXACT = Context(prec=2_000)
 
 
 @dataclass(frozen=True)
-class Begun:
-    """A problem, the paths that take it, and how to get what their results are compared with.
-
-    `references` are the exact values of each quantity that a path means to compute, and of "kl"; `before` is KL before
-    rounding to the dtype.
-    """
-
-    problem: Problem
-    paths: list[Path]
-    limits: Later[Limits]
-    references: Mapping[str, Wait]
-    before: Wait | None
-
-
-@dataclass(frozen=True)
-class Block:
+class Measured:
     """What one path gave for one problem on one device."""
 
-    begun: Begun
+    trial: Trial
     device: str
     path: Path
     result: Result
 
 
-def error_table(blocks: Sequence[Block]) -> pd.DataFrame:
+def begin(run: Run) -> Later[pd.DataFrame]:
+    """Every path's results on every problem, judged when all are there."""
+    trials = run.trials
+
+    def rows() -> pd.DataFrame:
+        stopped: dict[tuple[str, str], str] = {}
+        results: list[Measured] = []
+        for trial in trials:
+            run.advance(f"{trial.problem.case.name} {trial.problem.dtype}")
+            results += run_paths(trial, run.devices, stopped)
+        return error_table(results)
+
+    return rows
+
+
+LOOK = Look("errors", ("whole", "part", "kernel"), begin)
+
+
+def run_paths(trial: Trial, devices: Iterable[str], stopped: dict[tuple[str, str], str]) -> Iterator[Measured]:
+    """Every path on the problem's tensors, carried to each device once.
+
+    One that took too long is `stopped`, and not run again.
+    """
+    problem = trial.problem
+    on_case(problem.case.name)
+    for device in devices:
+        carried = False
+        for path in (path for path in trial.paths if path.runs_on(device)):
+            where = stopped.get((path.name, device))
+            reason = lost(device) or (f"not run: {where}" if where else "")
+            if not (carried or reason):
+                try:
+                    originals = problem.input.to(device), problem.target.to(device)
+                    # A copy even on the CPU: the problem's own tensors must survive a path that writes into its inputs.
+                    x, y = (t.clone() for t in originals)
+                    carried = True
+                except Exception as error:
+                    examine(device)
+                    reason = lost(device) or describe(error)
+            if reason:
+                yield Measured(trial, device, path, _without(trial, path, reason))
+                continue
+            result = measure(path, x, y, originals)
+            carried = not result.note
+            if result.too_slow:
+                stopped[path.name, device] = f"{result.note or TOO_SLOW} on {problem.case.name} {problem.dtype}"
+            yield Measured(trial, device, path, result)
+
+
+def _without(trial: Trial, path: Path, note: str) -> Result:
+    """No numbers, and why."""
+    return Result(np.full(len(trial.problem.input) if path.reduction == "none" else 1, np.nan), note=note)
+
+
+def error_table(results: Sequence[Measured]) -> pd.DataFrame:
     """The rows of errors.csv, their errors computed for the whole table at once."""
     # Logits near the largest number of a format overflow in scales, as they should.
     with np.errstate(over="ignore"):
-        parts = [_row_columns(block) for block in blocks]
-    shared = pd.DataFrame([_block_columns(block) for block in blocks])
-    table = shared.take(np.repeat(np.arange(len(blocks)), [len(part["row"]) for part in parts])).reset_index(drop=True)
+        parts = [_row_columns(result) for result in results]
+    shared = pd.DataFrame([_shared_columns(result) for result in results])
+    table = shared.take(np.repeat(np.arange(len(results)), [len(part["row"]) for part in parts])).reset_index(drop=True)
     for name in parts[0]:
         table[name] = list(chain.from_iterable(part[name] for part in parts))
     table = pd.concat([table.drop(columns="result_class"), error_columns(table)], axis=1)
     table["within_bound"] = within_bound(table)
+    table["lossy"] = table["within_bound"] & ~within_bound(table.assign(bound=table["attainable"]))
     table["input_error"] = [
         _difference(exact, before) for exact, before in zip(table["exact_kl"], table["before"], strict=True)
     ]
     return table
 
 
-def _block_columns(block: Block) -> dict[str, object]:
-    """What the rows of a block have in common."""
-    problem, path = block.begun.problem, block.path
+def _shared_columns(measured: Measured) -> dict[str, object]:
+    """What the rows of one path's results on one problem have in common."""
+    problem, path, result = measured.trial.problem, measured.path, measured.result
     rows, classes = problem.input.shape
     return {
         "case": problem.case.name,
         "path": path.name,
         "reduction": path.reduction,
         "dtype": problem.dtype,
-        "device": block.device,
+        "device": measured.device,
         "kind": path.kind,
         "rows": rows,
         "classes": classes,
         "target_kind": problem.case.target_kind,
-        "result_dtype": block.result.dtype,
-        "result_class": "not_computed" if block.result.note else "",
-        "note": block.result.note,
+        "result_dtype": result.dtype,
+        "result_class": "not_computed" if result.note else "",
+        "note": result.note,
     }
 
 
-def _row_columns(block: Block) -> dict[str, Sequence[object] | Rows]:
+def _row_columns(measured: Measured) -> dict[str, Sequence[object] | Rows]:
     """What differs from row to row."""
-    begun, path = block.begun, block.path
-    problem, reduction, limits = begun.problem, path.reduction, begun.limits()
-    reference, exact, before = begun.references[path.quantity], begun.references["kl"], begun.before
+    trial, path = measured.trial, measured.path
+    problem, reduction, limits = trial.problem, path.reduction, trial.limits()
+    reference, exact, before = trial.references[path.quantity], trial.references["kl"], trial.before
     rows, classes = problem.input.shape
     sources = reference().sources
     each = reduction == "none"
+    bound, attainable = limits.bounds[path.promise]
     return {
         "row": range(rows) if each else [pd.NA],
         "input_digest": problem.row_digests if each else [problem.case_digest],
@@ -101,9 +144,10 @@ def _row_columns(block: Block) -> dict[str, Sequence[object] | Rows]:
         "exact_kl": _text(exact, reduction, classes),
         "before": _text(before, reduction, classes) if before else [""] * (rows if each else 1),
         "reference_source": sources if each else [next(s for s in ("computed", "gold", "exact") if s in sources)],
-        "computed": block.result.computed,
+        "computed": measured.result.computed,
         "scale": limits.scale if each else [limits.scale.sum() / divisor(reduction, rows, classes)],
-        "bound": limits.bounds[path.promise],
+        "bound": bound,
+        "attainable": attainable,
         "rest": limits.rest if each else [np.nan],
     }
 
@@ -130,7 +174,7 @@ def _difference(exact: str, before: str) -> float:
     return float(_EXACT.subtract(a, b)) if a.is_finite() and b.is_finite() else float("nan")
 
 
-def _text(values: Wait, reduction: str, classes: int) -> list[str]:
+def _text(values: Later[References], reduction: str, classes: int) -> list[str]:
     """References as they are published: one a row, or one in all."""
     rows = values().values
     return [published(row) for row in rows] if reduction == "none" else [reduced(rows, reduction, classes)]

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
+from itertools import product
 
 import numpy as np
 import pandas as pd
 import torch
 
 from audit.base.formats import FORMATS
-from audit.base.workers import Submit, later
+from audit.base.supervision import on_case
+from audit.base.workers import Later
 from audit.cases import Problem
 from audit.judge.gradients import SIDES, Gradient, Truth, autograd
+from audit.looks import CLOSER, Look, Run, together
+from audit.machine.devices import examine, lost
 from audit.paths import Path
 
 # Every half up to 130 and around 745, where float32 and float64 run out of exponents, and a few between and beyond.
@@ -44,9 +48,32 @@ def takes_gradients(path: Path, problem: Problem) -> bool:
     )
 
 
-def begin_gradients(problems: Sequence[Problem], submit: Submit = later) -> list[tuple[Problem, Truth]]:
-    """Begins the exact gradients of the problems' first and last rows, whatever the device."""
-    return [(p, Truth(p.input, p.target, sorted({0, len(p.input) - 1}), submit)) for p in problems]
+def begin(run: Run) -> Later[pd.DataFrame]:
+    """The exact gradients of some problems' first and last rows.
+
+    Then those of every path that computed all it was given, or of the user's own alone.
+    """
+    plan = run.plan
+    begun = [
+        (p, Truth(p.input, p.target, sorted({0, len(p.input) - 1}), run.submit))
+        for p in (trial.problem for trial in run.some(CLOSER))
+    ]
+
+    def rows() -> pd.DataFrame:
+        errors = run.tables["errors"]
+        failed = errors.loc[errors["result_class"] == "not_computed", ["path", "dtype", "device"]].drop_duplicates()
+        lacking = set(failed.itertuples(index=False, name=None))
+        judged = [p for p in plan.paths if not p.compiles and (not plan.own or p.name in plan.own)]
+        parts = []
+        for device, dtype in product(run.devices, plan.dtypes):
+            able = [p for p in judged if p.runs_on(device) and (p.name, dtype, device) not in lacking]
+            parts.append(measure_gradients([(p, truth) for p, truth in begun if p.dtype == dtype], able, device))
+        return together(parts)
+
+    return rows
+
+
+LOOK = Look("gradients", ("whole", "kernel"), begin)
 
 
 def measure_gradients(begun: Sequence[tuple[Problem, Truth]], paths: Sequence[Path], device: str) -> pd.DataFrame:
@@ -62,7 +89,8 @@ def measure_gradients(begun: Sequence[tuple[Problem, Truth]], paths: Sequence[Pa
 
     rows = []
     for problem, truth in begun:
-        for path in (p for p in paths if takes_gradients(p, problem)):
+        on_case(problem.case.name)
+        for path in (p for p in paths if takes_gradients(p, problem) and not lost(device)):
             try:
                 for gradient in truth.gradients(path, device):
                     key = {"case": problem.case.name, "path": path.name, "reduction": path.reduction}
@@ -70,7 +98,7 @@ def measure_gradients(begun: Sequence[tuple[Problem, Truth]], paths: Sequence[Pa
                     gap = gaps(path, problem.dtype).get(gradient.side, np.nan)
                     rows.append(key | _measured(gradient, problem.dtype, truth.rows) | {"breaks_at_gap": gap})
             except Exception:
-                continue
+                examine(device)
     return pd.DataFrame(rows)
 
 

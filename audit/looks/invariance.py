@@ -2,41 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from types import MappingProxyType
 
 import numpy as np
 import pandas as pd
 from torch import Tensor
 
 from audit.base.formats import FORMATS
+from audit.base.supervision import on_case
 from audit.base.workers import Later
-from audit.cases import Problem, Rows
-from audit.judge.limits import Limits, begin_limits
+from audit.cases import Rows
+from audit.looks import CLOSER, Look, Run, Trial, together
+from audit.machine.devices import lasting
 from audit.machine.measure import Result, measure
+from audit.machine.plan import COMPARISON, MAIN
 from audit.paths import Path
 from audit.paths.execution import EXECUTIONS, NO_COMPILER, Execution
 
+WIDE = "zipf_n128256"  # of more than 32,768 classes: torch shares those among threads
+# Paths that are compared with their compiled form, which takes a compilation each.
+COMPILED = {"quick": (), "standard": (COMPARISON,), "full": MAIN}
+
+
+def begin(run: Run) -> Later[pd.DataFrame]:
+    """Every path that gives a value a row, on some problems; nothing of it can be begun before."""
+    plan = run.plan
+    kl = [p for p in plan.paths if p.kind == "kl" and p.reduction == "none" and p.target_kind == "logits"]
+    # Every check of a compiled path would be another compilation: its eager form is compared with it instead.
+    paths = [p for p in kl if not p.compiles]
+    trials = run.some((*CLOSER, WIDE))
+    return lambda: together(measure_invariance(trials, paths, d, COMPILED[plan.profile]) for d in run.devices)
+
+
+LOOK = Look("invariance", ("whole",), begin)
+
 
 def measure_invariance(
-    problems: Sequence[Problem],
-    paths: Sequence[Path],
-    device: str,
-    compiled: Collection[str] = (),
-    known: Mapping[tuple[str, str], Later[Limits]] = MappingProxyType({}),
+    trials: Sequence[Trial], paths: Sequence[Path], device: str, compiled: Collection[str] = ()
 ) -> pd.DataFrame:
     """The rows of invariance.csv: path x dtype x check on one device, over the problems' rows.
 
-    `compiled` names the paths that are compared with their compiled form. `known` are the limits, by case and dtype,
-    of problems for which they need not be computed.
+    `compiled` names the paths that are compared with their compiled form.
     """
     found: dict[tuple[str, str, str], list[list[Rows]]] = {}
-    for problem in problems:
-        limits = known.get((problem.case.name, problem.dtype)) or begin_limits(problem, paths)
-        for path, name, changes in _problem_checks(problem, paths, device, compiled, limits()):
-            found.setdefault((path, problem.dtype, name), []).append(changes)
+    checked = lasting(device, trials, lambda trial: _checks(trial, paths, device, compiled), "invariance")
+    for path, dtype, name, changes in checked:
+        found.setdefault((path, dtype, name), []).append(changes)
     rows = []
     for (path, dtype, check), parts in found.items():
         changed, ulp, of_bound, lost = (np.concatenate(column) for column in zip(*parts, strict=True))
@@ -57,20 +70,22 @@ def measure_invariance(
     return pd.DataFrame(rows)
 
 
-def _problem_checks(
-    problem: Problem, paths: Sequence[Path], device: str, compiled: Collection[str], limits: Limits
-) -> Iterator[tuple[str, str, list[Rows]]]:
-    """Path, check and what changed in each row."""
+def _checks(
+    trial: Trial, paths: Sequence[Path], device: str, compiled: Collection[str]
+) -> Iterator[tuple[str, str, str, list[Rows]]]:
+    """Path, dtype, check and what changed in each row."""
+    problem, limits = trial.problem, trial.limits()
+    on_case(problem.case.name)
     x, y = problem.input.to(device), problem.target.to(device)
     for path in paths:
         if not (path.runs_on(device) and path.takes(problem.case.name, problem.dtype, *problem.case.kinds)):
             continue
-        plain, limit = measure(path, x, y), limits.bounds[path.promise]
+        plain, limit = measure(path, x, y), limits.bounds[path.promise][0]
         for name, check in EXECUTIONS.items():
             if _applies(check, device) and (not check.costly or path.name in compiled):
                 before, after = _pair(path, check, plain, x, y)
                 if not before.note:
-                    yield path.name, name, _changes(before, after, limit)
+                    yield path.name, problem.dtype, name, _changes(before, after, limit)
 
 
 def _applies(check: Execution, device: str) -> bool:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import os
 import platform
-import subprocess
 import sys
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
-from shutil import which
 
 import torch
 
 import audit
+from audit.machine import nvidia
 from audit.machine.devices import Device
 
 PACKAGES = ("torch", "mpmath", "pandas", "numpy", "matplotlib", "typer", "rich", "gmpy2", "python-flint", "scipy")
@@ -28,7 +27,7 @@ def describe_environment(devices: Sequence[Device], found: Sequence[Device], **r
         "interpreter": sys.executable,
         "platform": platform.platform(),
         "cpu_count": os.cpu_count(),
-        "driver": _driver(),
+        "driver": nvidia.driver(),
         "packages": {name: _version(name) for name in PACKAGES},
         "torch": {
             "version": torch.__version__,
@@ -55,12 +54,3 @@ def _version(name: str) -> str | None:
         return version(name)
     except PackageNotFoundError:
         return None
-
-
-def _driver() -> str | None:
-    """The version of the NVIDIA driver."""
-    if (tool := which("nvidia-smi")) is None:
-        return None
-    query = [tool, "--query-gpu=driver_version", "--format=csv,noheader"]
-    answer = subprocess.run(query, capture_output=True, text=True, timeout=30, check=False)
-    return answer.stdout.partition("\n")[0].strip() or None

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from audit.paths import path
 from audit.paths.functional import log_softmax
-from audit.paths.rounding import ANY_ORDER, PLAIN
 
 Function = Callable[[Tensor, Tensor], Tensor]
 
@@ -39,14 +38,15 @@ def constant(f: Function, x: Tensor, y: Tensor) -> Tensor:
 
 def _leading(x: Tensor) -> Tensor:
     """The power of two at or below each row's largest finite magnitude."""
-    size = torch.where(x.isfinite(), x.abs(), 0.0).amax(-1, keepdim=True).double()
-    return torch.exp2(torch.floor(torch.log2(size.clamp(min=torch.finfo(x.dtype).tiny)))).to(x.dtype)
+    # On the CPU, as a device may have no float64.
+    size = torch.where(x.isfinite(), x.abs(), 0.0).amax(-1, keepdim=True).cpu().double()
+    return torch.exp2(torch.floor(torch.log2(size.clamp(min=torch.finfo(x.dtype).tiny)))).to(x)
 
 
 def coarse(x: Tensor) -> Tensor:
     """Logits without the bits that `constant` would lose: multiples of 2 ulp of the row's largest."""
-    step = _leading(x).double() * 2 * torch.finfo(x.dtype).eps
-    return (torch.round(x.double() / step) * step).to(x.dtype)
+    step = _leading(x).cpu().double() * 2 * torch.finfo(x.dtype).eps
+    return (torch.round(x.cpu().double() / step) * step).to(x)
 
 
 def padded(f: Function, x: Tensor, y: Tensor) -> Tensor:
@@ -83,7 +83,8 @@ def compiled(f: Function, x: Tensor, y: Tensor) -> Tensor:
     """
     import torch._dynamo.config as dynamo  # a second and a half, for those who compile
 
-    with dynamo.patch(recompile_limit=1_000):
+    limit = "recompile_limit" if hasattr(dynamo, "recompile_limit") else "cache_size_limit"  # the latter in torch 2.6
+    with dynamo.patch({limit: 1_000}):
         return _compiled(f)(x, y)
 
 
@@ -116,17 +117,6 @@ EXECUTIONS: dict[str, Execution] = {
     "on the CPU": Execution(on_cpu, where="accelerator"),
     "compiled": Execution(compiled, costly=True),
 }
-
-for _name, _execution, _rounding, _where, _summary in (
-    ("row_alone", row_alone, PLAIN, "", "each row in a batch of its own"),
-    ("one_thread", one_thread, PLAIN, "cpu", "on one thread"),
-    # Vectors may not line up with a row's beginning, so that only the form is promised, not the order of the sums.
-    ("strided", strided, ANY_ORDER, "", "on logits that are two elements apart in memory"),
-):
-    path(_name, summary=f"the log_softmax path, {_summary}", rounding=_rounding, where=_where)(
-        partial(_execution, log_softmax)
-    )
-
 
 path(
     "compiled",

@@ -60,17 +60,16 @@ def log_target(input: Tensor, target: Tensor, *, reduction: str = "none") -> Ten
 
 def kl_div_loss(input: Tensor, target: Tensor, *, reduction: str) -> Tensor:
     loss: Tensor = nn.KLDivLoss(reduction=reduction)(torch.log_softmax(input, -1), torch.softmax(target, -1))
-    return loss.sum(-1) if reduction == "none" else loss
+    return loss
 
 
-for _name, _function, _rounding, _reductions, _text in (
-    ("kl_div_loss", kl_div_loss, PLAIN, REDUCTIONS, "nn.KLDivLoss of log_softmax(input), softmax(target)"),
-    ("softmax_log", softmax_log, SOFTMAX_FIRST, REDUCTIONS[1:], "kl_div of log(softmax(input)), softmax(target)"),
-    ("log_target", log_target, LOG_TARGET, REDUCTIONS[1:], "kl_div with log_target=True"),
+for _name, _function, _rounding, _text in (
+    ("kl_div_loss", kl_div_loss, PLAIN, "nn.KLDivLoss of log_softmax(input), softmax(target)"),
+    ("softmax_log", softmax_log, SOFTMAX_FIRST, "kl_div of log(softmax(input)), softmax(target)"),
+    ("log_target", log_target, LOG_TARGET, "kl_div with log_target=True"),
 ):
-    for _reduction in _reductions:
-        _summed = ", summed over the classes" if _reduction == "none" else ""
-        path(_name, summary=f'{_text}, reduction="{_reduction}"{_summed}', reduction=_reduction, rounding=_rounding)(
+    for _reduction in REDUCTIONS[1:]:
+        path(_name, summary=f'{_text}, reduction="{_reduction}"', reduction=_reduction, rounding=_rounding)(
             partial(_function, reduction=_reduction)
         )
 

@@ -22,6 +22,7 @@ class Rounding:
     - `masses`: adds q - p to each term, as the generalised KL does.
     - `cascade`: sums in at least four partial sums, as torch does; else every term may meet an error in each step,
       and an online normaliser rescales at each.
+    - `pairs`: sums in pairs, whatever `cascade` says: of the declared formats and roundings, what is attainable.
     - `temperature`: divides the logits by it first, a power of two, and multiplies the result by its square.
     - `exp_slope`: the error of exp(a) is at most (4 + exp_slope |a|) u; 3 covers exp2(a * log2(e)) and `__expf`.
     """
@@ -34,6 +35,7 @@ class Rounding:
     separate: bool = True
     masses: bool = False
     cascade: bool = False
+    pairs: bool = False
     temperature: float = 1.0
     exp_slope: float = 3.0
 

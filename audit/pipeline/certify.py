@@ -6,13 +6,14 @@ import datetime
 from collections.abc import Iterator
 from pathlib import Path
 
+from audit.base.usage import UsageError
 from audit.base.workers import Workers
 from audit.cases import Problem
 from audit.cases import build as build_problem
 from audit.judge.references import Engine, reference_keys, sealed
-from audit.pipeline.plan import plan
+from audit.machine.plan import plan
 from audit.reference.enclosure import agrees
-from audit.reference.gold import DIGITS, Record, radius_of, read_gold, read_records, record_name, write_records
+from audit.reference.gold import DIGITS, NAME, Record, radius_of, read_gold, read_records, record_name, write_records
 from audit.reference.quantities import as_text, evaluate
 
 CHECKED_ALWAYS = 1_000  # classes
@@ -49,8 +50,10 @@ def verify(folder: Path, everything: bool, cases: str | None = None) -> tuple[li
 
     All inputs are hashed and all checksums checked. Rows of up to CHECKED_ALWAYS classes are recomputed in a second
     way, and of the longer ones a seventh that changes from day to day, or all of them. `cases`, a name or glob, leaves
-    out the others.
+    out the others. Raises UsageError for a folder without a table.
     """
+    if not (folder / NAME).is_file():
+        raise UsageError(f"{folder} has no {NAME}: `references build` computes one, --folder names another")
     records = {(r.digest, r.quantity): r for r in read_records(folder)}
     gold = read_gold(folder)
     damaged = set(gold.damaged)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import pandas as pd
@@ -74,6 +75,14 @@ SCHEMAS: dict[str, list[Column]] = {
         ),
         Column("bound", FLOAT, "largest error of a sound implementation", "nats", "misuse and estimators"),
         Column("within_bound", BOOLEAN, "whether the drift keeps the bound", empty="bound is empty"),
+        Column(
+            "attainable",
+            FLOAT,
+            "largest error of an implementation in the same formats whose sums are made in pairs",
+            "nats",
+            "misuse and estimators",
+        ),
+        Column("lossy", BOOLEAN, "within bound, but not within attainable", empty="bound is empty"),
         Column("negative", BOOLEAN, "computed < 0", empty=_UNCOMPUTED),
         Column("false_zero", BOOLEAN, "computed = 0 though the reference rounds to another number", empty=_UNCOMPUTED),
     ],
@@ -91,26 +100,29 @@ SCHEMAS: dict[str, list[Column]] = {
         Column("computed_digest", TEXT, "SHA-256 of the results as little-endian binary64, in key order"),
     ],
     "findings": [
-        Column("status", TEXT, "new, or acknowledged"),
+        Column("status", TEXT, "new, lossy (sound, but less accurate than attainable), or acknowledged"),
         *_WHERE,
         Column(
             "symptom",
             TEXT,
-            "beyond_bound, one_signed (no drift is negative), or the result_class; for a gradient "
+            "beyond_bound, lossy, one_signed (no drift is negative), or the result_class; for a gradient "
             "input_gradient_ or target_gradient_, followed by beyond_bound or not_finite",
         ),
-        Column("acknowledged_by", TEXT, "name of the acknowledgement", empty="the finding is new"),
-        Column("reason", TEXT, "its reason", empty="the finding is new"),
+        Column("acknowledged_by", TEXT, "name of the acknowledgement", empty="the finding is not acknowledged"),
+        Column("reason", TEXT, "its reason", empty="the finding is not acknowledged"),
         Column("results", INTEGER, "results it stands for"),
         Column("cases", TEXT, "the cases they are of"),
         Column("reductions", TEXT, "the reductions they are of"),
-        Column("worst_ratio", FLOAT, "largest abs_error / bound", "", "no result is finite"),
-        Column("case", TEXT, "case of the example: the result with the fewest classes"),
+        Column(
+            "worst_ratio", FLOAT, "largest abs_error / bound; of what is lossy, / attainable", "", "no result is finite"
+        ),
+        Column("case", TEXT, "case of the example: the result with the fewest classes; of what is lossy, the worst"),
         Column("row", INTEGER, "its row", empty="it is reduced over rows"),
         Column("reduction", TEXT, "its reduction"),
         Column("reference", TEXT, "its exact value, 50 significant digits; of a gradient, 17", "nats"),
         Column("computed", FLOAT, "what the path returned", "nats"),
         Column("bound", FLOAT, "largest error of a sound implementation", "nats"),
+        Column("scaled_error", FLOAT, "its scaled_error", "u", "it has none, or is a gradient"),
         Column("note", TEXT, "why nothing was computed", empty="something was computed"),
         Column("classes", INTEGER, "classes of the smallest input found that shows it", empty="it was not shrunk"),
         Column("input", TEXT, "that input, hexadecimal floats", empty="it was not shrunk, or has over 64 runs"),
@@ -229,7 +241,21 @@ SCHEMAS: dict[str, list[Column]] = {
         Column("why", TEXT, "the evidence for that"),
         Column("observed", TEXT, "the range of the draws, or the exception's message"),
     ],
+    "columns": [
+        Column("file", TEXT, "a file of this report"),
+        Column("name", TEXT, "a column of it"),
+        Column("dtype", TEXT, "as pandas names it: str, Int64, float64 or boolean"),
+        Column("unit", TEXT, "of its numbers", empty="they have none"),
+        Column("meaning", TEXT, "what it holds"),
+        Column("empty", TEXT, "when a field is empty"),
+    ],
 }
+
+
+def described(names: Iterable[str]) -> pd.DataFrame:
+    """The rows of columns.csv: what the columns of the tables `names` are, for whatever reads them."""
+    rows = [vars(column) | {"file": f"{name}.csv"} for name in names for column in SCHEMAS[name]]
+    return typed(pd.DataFrame(rows), "columns")
 
 
 def typed(frame: pd.DataFrame, name: str) -> pd.DataFrame:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +13,17 @@ from audit.base.kinds import GATED
 from audit.base.usage import UsageError
 from audit.publish.schema import FLOAT, INTEGER, SCHEMAS, TEXT, check, typed
 
+# Columns of text that a user may have chosen; where it begins so, a spreadsheet would compute it, or hide the mark.
+_NAMES = {"case", "path", "note", "acknowledged_by", "reason", "cases"}
+_FORMULA = re.compile(r"^(?=[=+\-@'])")
 _GROUP = ["case", "path", "reduction", "dtype", "device", "kind"]
 
 
 def write_csv(frame: pd.DataFrame, file: Path, name: str) -> None:
     """Writes the table `name`. Numbers are the shortest decimals that read back to the same binary64 value.
 
-    A computed NaN is written "nan"; an undefined number is an empty field.
+    A computed NaN is written "nan"; an undefined number is an empty field. A name that a spreadsheet would take for a
+    formula begins with an apostrophe, which `read_table` takes away again.
     Raises ValueError where the frame does not match the table's columns.
     """
     check(frame, name)
@@ -28,11 +33,21 @@ def write_csv(frame: pd.DataFrame, file: Path, name: str) -> None:
             kept = frame["result_class" if "result_class" in frame else "symptom"]
             text = text.where(kept != "not_computed", "")
         frame = frame.assign(computed=text)
+    for column in _NAMES & set(frame):
+        frame = frame.assign(**{column: frame[column].str.replace(_FORMULA, "'", regex=True)})
     frame.to_csv(file, index=False, lineterminator="\n", encoding="utf-8")
 
 
-def read_table(file: Path, name: str) -> pd.DataFrame:
-    """The table back, equal to the frame that was written. Raises UsageError for a missing or foreign file."""
+def read_table(folder: str | Path, name: str) -> pd.DataFrame:
+    """The table `name` of a report as a DataFrame, every column with its dtype and every number as it was.
+
+    `folder` is the report, or the table's file. Text columns are "" where a field is empty, numbers NaN, integers and
+    flags <NA>. Raises UsageError, a ValueError, for a name that is no table, and a missing or foreign file.
+    """
+    if name not in SCHEMAS:
+        raise UsageError(f"unknown table {name!r}: there are {', '.join(SCHEMAS)}")
+    file = Path(folder)
+    file = file / f"{name}.csv" if file.is_dir() else file
     columns = SCHEMAS[name]
     try:
         text = pd.read_csv(file, dtype=str, keep_default_na=False, encoding="utf-8")
@@ -41,6 +56,8 @@ def read_table(file: Path, name: str) -> pd.DataFrame:
     if missing := [c.name for c in columns if c.name not in text]:
         raise UsageError(f"{file}: not a {name}.csv of this audit: it has no column {', '.join(missing)}")
     try:
+        for name_ in _NAMES & set(text):
+            text[name_] = text[name_].str.removeprefix("'")
         return pd.DataFrame({c.name: _from_text(text[c.name], c.dtype) for c in columns})
     except (ValueError, KeyError) as error:
         raise UsageError(f"{file}: not a {name}.csv of this audit: {error}") from None
@@ -58,13 +75,8 @@ def _from_text(series: pd.Series, dtype: str) -> pd.Series:
 
 
 def read_errors(path: str | Path) -> pd.DataFrame:
-    """errors.csv as a DataFrame, every column with its dtype and every number as it was.
-
-    `path` is the file, or the report folder that holds it. `reference` and `exact_kl` are text of 50 digits; an
-    empty field of a column of numbers is NaN. Raises UsageError, a ValueError, for a missing or foreign file.
-    """
-    file = Path(path)
-    return read_table(file / "errors.csv" if file.is_dir() else file, "errors")
+    """errors.csv of a report folder, or such a file, as `read_table` gives it; its references are text of 50 digits."""
+    return read_table(path, "errors")
 
 
 def summarise(errors: pd.DataFrame) -> pd.DataFrame:

@@ -15,6 +15,9 @@ from pathlib import Path
 from audit import __version__
 
 NAME = "gold.csv"
+_PACKAGE = Path(__file__).parents[1]
+# The folder of the committed references: a wheel has it inside the package, a checkout beside it.
+COMMITTED_GOLD = _PACKAGE / "references" if (_PACKAGE / "references").is_dir() else _PACKAGE.parent / "references"
 DIGITS = 60
 
 

@@ -66,6 +66,12 @@ def as_rows(values: Any, name: str) -> tuple[Rows, bool]:
     return np.atleast_2d(array), array.ndim == 1
 
 
+def undefined(rows: Rows, kind: str) -> NDArray[np.bool_]:
+    """Which rows are no distribution, whatever rounding does: a NaN or +inf, or logits that rule out every class."""
+    wrong = ~(rows < np.inf).all(axis=1)
+    return np.asarray(wrong | (kind == "logits") & (rows == -np.inf).all(axis=1))
+
+
 def check_kind(rows: Rows, kind: str, name: str, first: int = 0) -> None:
     """Raises UsageError, naming row (counted from `first`) and column, for an entry that `kind` cannot have."""
     if not isinstance(kind, str) or kind not in TENSOR_KINDS:

@@ -88,7 +88,7 @@ def read_report(folder: Path) -> Report:
         raise UsageError(f"{folder / MARK}: not of a report of this audit: {error!r}") from None
     if version != SCHEMA_VERSION:
         raise UsageError(f"{folder}: its tables have schema version {version}, this audit reads {SCHEMA_VERSION}")
-    summary, findings = (read_table(folder / f"{name}.csv", name) for name in ("summary", "findings"))
+    summary, findings = (read_table(folder, name) for name in ("summary", "findings"))
     file = bench_file(folder)
     if not file.exists():
         return Report(summary, findings, environment, unmeasured=f"{folder} has no bench.json")
@@ -263,13 +263,17 @@ def _slower(pairs: pd.DataFrame) -> pd.DataFrame:
 
 
 def _findings(before: pd.DataFrame, after: pd.DataFrame, by_device: bool) -> Changes:
-    """New findings of cases that had none of their kind, acknowledged ones included; and those that are gone."""
+    """New findings of cases that had none of their kind, acknowledged ones included; and those that are gone.
+
+    What is lossy is so by how it sums, whatever the case: a path and dtype becomes it, or is it no more.
+    """
     key = ["path", "dtype", "symptom", *(["device"] * by_device), "case"]
-    old, new = (t.assign(case=t["cases"].str.split()).explode("case") for t in (before, after))
+    cases = (t["cases"].mask(t["status"] == "lossy", "*") for t in (before, after))
+    old, new = (t.assign(case=c.str.split()).explode("case") for t, c in zip((before, after), cases, strict=True))
     changes: Changes = []
     for rows, others, worse, what in ((new, old, True, "new finding"), (old, new, False, "finding gone")):
         known = set(others[key].itertuples(index=False, name=None))
-        for values in rows.loc[rows["status"] == "new", key].itertuples(index=False, name=None):
+        for values in rows.loc[rows["status"] != "acknowledged", key].itertuples(index=False, name=None):
             if values not in known:
                 path, dtype, *rest = map(str, values)
                 changes.append({"worse": worse, "what": what, "path": path, "dtype": dtype, "where": " ".join(rest)})

@@ -15,8 +15,8 @@ from torch import Tensor
 from audit.base.formats import FORMATS
 from audit.judge.findings import find
 from audit.looks.errors import within_bound
+from audit.machine.plan import plan
 from audit.pipeline.loop import Audit, execute
-from audit.pipeline.plan import plan
 from tests.battery.defects import DEFECTS
 from tests.battery.sound import SOUND, log_softmax, masked
 
@@ -52,7 +52,7 @@ def drops_a_block_now_and_then(input: Tensor, target: Tensor) -> Tensor:
 @pytest.fixture(scope="module")
 def audit() -> Audit:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("audit.pipeline.loop.Shrinker.reproduce", lambda *_: None)
+        patch.setattr("audit.explain.reproducer.Shrinker.reproduce", lambda *_: None)
         return execute(plan("standard", paths=[*SOUND, *DEFECTS, drops_a_block_now_and_then], devices="cpu"))
 
 

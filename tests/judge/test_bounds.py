@@ -96,7 +96,7 @@ TORCHS = [
     and p.name != "categorical"
 ]
 # Of those, the ones that share torch's CPU log_softmax of halves, which rounds its sum of exponentials to the half.
-HALF_SUM = ("log_softmax", "kl_div_loss", "row_alone", "one_thread", "strided", "distillation", "generalised",
+HALF_SUM = ("log_softmax", "kl_div_loss", "distillation", "generalised",
             "cross_entropy_minus_entropy", "soft_cross_entropy")  # fmt: skip
 
 

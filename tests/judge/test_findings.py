@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,9 +19,10 @@ from torch.nn import functional as F
 import audit
 from audit.explain.reproducer import Shrinker
 from audit.judge.findings import COMMITTED, Acknowledgement, find, read_acknowledgements, stanza
+from audit.machine.plan import plan
 from audit.paths import own_path
 from audit.pipeline.loop import Audit, execute
-from audit.pipeline.plan import plan
+from audit.publish.tables import read_table
 
 CASES = ["identical_n1000", "random_*", "near_*", "zeros_in_target", "one_hot"]
 
@@ -133,6 +135,32 @@ def test_the_process_fails_with_one_and_prints_the_stanza(tmp_path: Path) -> Non
     assert "[twice-float32-beyond_bound]" in answer.stdout
 
 
+LOSING = """
+def losing(x, y):
+    return (1 + 2**-12) * (y.softmax(-1) * (y.log_softmax(-1) - x.log_softmax(-1))).sum(-1)
+"""
+
+
+@pytest.mark.parametrize(("strict", "status"), [([], 0), (["--strict"], 1)])
+def test_what_is_lossy_fails_only_where_that_is_asked(tmp_path: Path, strict: list[str], status: int) -> None:
+    (tmp_path / "mine.py").write_text(LOSING)
+    command = [sys.executable, "-m", "audit", "run", "--case", "scattered_n32000", "--device", "cpu", *strict]
+    command += ["--dtype", "float32", "--path-file", f"{tmp_path}/mine.py:losing", "--out", f"{tmp_path}/report"]
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert answer.returncode == status, answer.stderr
+    words = re.search(r"sound, but ([\d,]+) roundoffs off where ([\d,]+) are attainable", answer.stdout)
+    assert words is not None
+    errors = audit.read_errors(tmp_path / "report").query("path == 'losing'")
+    (finding,) = read_table(tmp_path / "report", "findings").to_dict("records")
+    assert (finding["status"], finding["symptom"], finding["results"]) == ("lossy", "lossy", errors["lossy"].sum())
+    worst = errors.loc[(errors["abs_error"] / errors["attainable"]).idxmax()]
+    assert worst["within_bound"] and worst["attainable"] < worst["abs_error"] <= worst["bound"]
+    assert float(words[1].replace(",", "")) == round(worst["scaled_error"])
+    unit = worst["abs_error"] / worst["scaled_error"]
+    assert float(words[2].replace(",", "")) == round(worst["attainable"] / unit)
+    assert all(words[0] in (tmp_path / "report" / page).read_text() for page in ("report.md", "report.html"))
+
+
 def raises(input: Tensor, target: Tensor) -> Tensor:
     raise NotImplementedError("no such kernel")
 
@@ -188,7 +216,19 @@ def test_what_no_path_computes_is_the_devices_limit_and_no_finding() -> None:
     errors = errors.assign(result_class=errors["result_class"].mask(lacking, "not_computed"))
     found, _ = find(errors, [], own=["raises"])
     assert found["dtype"].tolist() == ["float32"]
-    assert find(errors, [])[0].empty, "nor is what a path of the audit's own cannot do on a device"
+
+
+def test_a_path_of_the_audits_own_that_gave_no_number_anywhere_is_a_finding() -> None:
+    errors = execute(plan("quick", ["random_*"], ["log_softmax", "log_target"], ["float32"], "cpu")).tables["errors"]
+    one = errors["path"] == "log_target"
+
+    def lacking(rows: pd.Series) -> pd.DataFrame:
+        changed = errors.assign(result_class=errors["result_class"].mask(rows, "not_computed"))
+        return find(changed, [])[0][["path", "symptom"]].drop_duplicates()
+
+    assert lacking(one).values.tolist() == [["log_target", "not_computed"]]
+    assert lacking(one & (errors["case"] != "random_scale1")).empty, "it gave some numbers"
+    assert lacking(one | ~one).empty, "a device that computes nothing fails the run itself"
 
 
 def mean_dropping_the_last(input: Tensor, target: Tensor) -> Tensor:
@@ -203,7 +243,7 @@ def test_every_kind_of_script_shows_its_finding_with_torch_and_mpmath_alone(tmp_
         return F.kl_div(log_softmax(input, -1), torch.softmax(target, -1), reduction="none").sum(-1) * factor
 
     paths = [
-        *("difference", "kl_div_loss", "softmax_log", "row_alone", "thread_era", "era_difference"),
+        *("difference", "kl_div_loss", "softmax_log", "log_softmax", "thread_era", "era_difference"),
         *("kl_div_from_logits", "scipy_entropy", "upcast", "distillation"),
     ]
     cases = ["impossible_matched", "largest", "gap_104", "one_hot", "offset_limit"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import numpy as np
 import pandas as pd
@@ -12,7 +12,9 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from audit.base.formats import FORMATS
-from audit.cases import build, registered
+from audit.cases import Problem, build, registered
+from audit.judge.limits import begin_limits
+from audit.looks import Trial
 from audit.looks.invariance import measure_invariance
 from audit.paths import Path
 from audit.paths import registered as registered_paths
@@ -47,9 +49,14 @@ def two_threads():
     torch.set_num_threads(before)
 
 
+def measured(problem: Problem, paths: list[Path], compiled: Collection[str] = ()) -> pd.DataFrame:
+    trial = Trial(problem, paths, begin_limits(problem, paths), {}, None)
+    return measure_invariance([trial], paths, "cpu", compiled)
+
+
 def shares(function: Callable[[Tensor, Tensor], Tensor], dtype: str = "float32") -> pd.Series:
     problem = build(CASES["random_scale10"], dtype)
-    return measure_invariance([problem], [Path("tried", function, "")], "cpu").set_index("check")["changed_share"]
+    return measured(problem, [Path("tried", function, "")]).set_index("check")["changed_share"]
 
 
 def test_every_check_that_means_something_here_has_its_defect() -> None:
@@ -88,7 +95,7 @@ def test_a_check_that_raises_loses_the_rows() -> None:
         return steady(x, y)
 
     problem = build(CASES["random_scale10"], "float32")
-    table = measure_invariance([problem], [Path("tried", picky, "")], "cpu").set_index("check")
+    table = measured(problem, [Path("tried", picky, "")]).set_index("check")
     assert table.loc["row alone", "non_finite"] == len(problem.input)
     assert np.isnan(table.loc["row alone", "largest_ulp"])
     assert table.loc["run to run", "non_finite"] == 0
@@ -99,7 +106,7 @@ def test_ulp_are_those_of_the_result_and_a_multiple_of_the_bound_is_that() -> No
         ones = torch.ones(len(x), dtype=torch.float32)
         return torch.nextafter(ones, 2 * ones) if len(x) == 1 else ones
 
-    table = measure_invariance([build(CASES["random_scale10"], "bfloat16")], [Path("tried", nudged, "")], "cpu")
+    table = measured(build(CASES["random_scale10"], "bfloat16"), [Path("tried", nudged, "")])
     assert table.set_index("check").loc["row alone", "largest_ulp"] == 1
 
 
@@ -108,7 +115,7 @@ def test_a_check_that_compiles_is_done_where_it_is_asked_for() -> None:
         pytest.skip(NO_COMPILER)
     problem = build(CASES["random_scale1"], "float32")
     both = [PATHS["log_softmax"], PATHS["log_target"]]
-    table = measure_invariance([problem], both, "cpu", compiled=["log_softmax"])
+    table = measured(problem, both, compiled=["log_softmax"])
     assert set(table.loc[table["check"] == "compiled", "path"]) == {"log_softmax"}
     assert (table["non_finite"][table["check"] == "compiled"] == 0).all()
 

@@ -1,11 +1,9 @@
-from pathlib import Path
-
 import pytest
 import torch
 
 from audit.base.usage import UsageError
 from audit.machine import devices
-from audit.machine.devices import Device, found, select, visible_nvidia
+from audit.machine.devices import Device, found, select
 
 CPU, ABSENT = Device("cpu", "a processor"), Device("cuda", absent="this torch is built without CUDA")
 GPU, SECOND = Device("cuda", "a GPU"), Device("cuda:1", "a GPU")
@@ -18,6 +16,7 @@ def machine(monkeypatch: pytest.MonkeyPatch):
     def make(*present: Device, evidence: str = "") -> None:
         monkeypatch.setattr(devices, "found", lambda: list(present))
         monkeypatch.setattr(devices, "visible_nvidia", lambda: evidence)
+        monkeypatch.setattr(devices, "_fault", lambda device: "")
 
     return make
 
@@ -38,6 +37,14 @@ def test_of_several_equal_gpus_one_is_audited_unless_more_are_named(machine) -> 
     assert select("cuda*") == [GPU, SECOND]
 
 
+def test_a_card_is_named_by_its_number_or_as_it_calls_itself_and_each_model_is_audited(machine) -> None:
+    slices = [Device("cuda", "NVIDIA A100 MIG 1g.5gb"), Device("cuda:1", "NVIDIA H100")]
+    machine(CPU, *slices)
+    assert select(None) == [CPU, *slices]
+    assert select("cuda:0") == select("*MIG 1g.5gb") == slices[:1]
+    assert select("NVIDIA H100") == slices[1:]
+
+
 def test_an_absent_device_is_refused_with_its_reason(machine) -> None:
     machine(CPU, ABSENT)
     with pytest.raises(UsageError, match="'cuda' is absent: this torch is built without CUDA; there are cpu"):
@@ -53,23 +60,3 @@ def test_a_visible_nvidia_device_that_torch_cannot_use_fails_the_run(machine) ->
     assert select(["cpu"]) == [CPU]
     machine(CPU, GPU, evidence="/dev/nvidia0")
     assert select(None) == [CPU, GPU]
-
-
-def nvidia_smi(folder: Path, answer: str, status: int) -> None:
-    command = folder / "nvidia-smi"
-    command.write_text(f"#!/bin/sh\necho '{answer}'\nexit {status}\n")
-    command.chmod(0o755)
-
-
-@pytest.mark.parametrize(("answer", "status", "seen"), [("GPU 0: A", 0, True), ("", 0, False), ("no driver", 9, False)])
-def test_nvidia_smi_is_evidence_only_where_it_lists_a_device(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str, status: int, seen: bool
-) -> None:
-    if Path("/dev/nvidia0").exists():
-        pytest.skip("this machine has a device of its own")
-    nvidia_smi(tmp_path, answer, status)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert bool(visible_nvidia()) == seen
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert not visible_nvidia()

@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 import audit
 from audit import paths
 from audit.cli import app
+from audit.machine.plan import plan
 from audit.pipeline.loop import execute
-from audit.pipeline.plan import plan
 from audit.publish.tables import read_table
 
 

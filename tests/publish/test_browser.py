@@ -13,8 +13,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from audit.machine.plan import plan
 from audit.pipeline.loop import execute
-from audit.pipeline.plan import plan
 from audit.publish.report import write_report
 
 webdriver = pytest.importorskip("selenium.webdriver")

@@ -14,12 +14,12 @@ import pytest
 from audit.cases import build, registered
 from audit.judge import references
 from audit.judge.references import reference_keys, sealed
+from audit.machine.plan import plan
 from audit.pipeline.certify import verify
-from audit.pipeline.loop import COMMITTED_GOLD, execute
-from audit.pipeline.plan import plan
+from audit.pipeline.loop import execute
 from audit.reference import enclosure, gold
 from audit.reference.exact import Certified, row_references
-from audit.reference.gold import Record, read_gold, read_records, write_records
+from audit.reference.gold import COMMITTED_GOLD, Record, read_gold, read_records, write_records
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from audit.machine.plan import plan
 from audit.pipeline.loop import execute
-from audit.pipeline.plan import plan
 from audit.publish.bench import figure, pareto, read_bench
 from audit.publish.report import write_report
 from audit.publish.schema import check

@@ -18,8 +18,8 @@ from typer.testing import CliRunner
 
 import audit
 from audit.cli import app
+from audit.machine.plan import plan
 from audit.pipeline.loop import execute
-from audit.pipeline.plan import plan
 from audit.publish.changes import render
 from audit.publish.report import write_report
 from audit.publish.schema import typed
@@ -238,6 +238,16 @@ def test_a_new_finding_fails_though_others_of_its_kind_are_acknowledged(base: Re
     assert worse(compare(base, replace(base, findings=finding("new", "one_hot")))) == set()
     changes = compare(base, replace(base, findings=finding("new", "one_hot flat")))
     assert worse(changes) == {"new finding"} and changes["where"].iloc[0] == "beyond_bound flat"
+
+
+def test_a_path_that_becomes_lossy_is_a_regression_whatever_the_case(base: Report) -> None:
+    def lossy(cases: str) -> Report:
+        return replace(base, findings=finding("lossy", cases).assign(symptom="lossy"))
+
+    changes = compare(base, lossy("zipf flat"))
+    assert worse(changes) == {"new finding"} and changes["where"].iloc[0] == "lossy *"
+    assert worse(compare(lossy("zipf"), lossy("flat"))) == set()
+    assert "finding gone" in set(compare(lossy("zipf"), base)["what"])
 
 
 def test_one_device_is_compared_with_another_by_its_numbers(base: Report, tmp_path: Path) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path as FilePath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from audit.base.formats import FORMATS
 from audit.base.usage import UsageError, choose
-from audit.cases import PROFILES, Case
+from audit.cases import PROFILES, Case, Problem, build
 from audit.cases import registered as registered_cases
 from audit.cases.files import Pair
 from audit.machine import devices as devices_module
@@ -23,20 +23,24 @@ if TYPE_CHECKING:
     Own = Callable[[Tensor, Tensor], Tensor]
     Names = Iterable[str] | str | None
 
+RUNS = ("whole", "part", "kernel", "file")
 COMPARISON, GIVEN = "log_softmax", "kl_div"  # beside a path of the user's own, for logits and for other kinds
 MAIN = ("softmax_log", "log_softmax", "log_target", "kl_div_from_logits")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What one run covers. Where there are paths of the user's `own`, they alone are judged."""
+    """What one run covers: all of a profile or a part of it, a kernel or a file of the user's own (`kind`, of RUNS).
+
+    Where there are paths of the user's `own`, they alone are judged.
+    """
 
     profile: str
     cases: list[Case]
     paths: list[Path]
     dtypes: list[str]
     devices: list[Device]
-    whole: bool = False
+    kind: str
     own: frozenset[str] = frozenset()
     file: Pair | None = None
 
@@ -47,6 +51,13 @@ class Plan:
                 paths = [p for p in self.paths if p.takes(case.name, dtype, *case.kinds)]
                 if paths and dtype in case.dtypes:
                     yield case, dtype, paths
+
+    def problem(self, case: str, dtype: str, rows: slice) -> Problem:
+        """Some rows of one of its cases in one dtype."""
+        if self.file is not None:
+            return build(self.file.case(rows), dtype)
+        whole = build(next(c for c in self.cases if c.name == case), dtype)
+        return replace(whole, input=whole.input[rows], target=whole.target[rows])
 
 
 def plan(
@@ -62,8 +73,9 @@ def plan(
     # A case that is asked for by name is run whatever its profile.
     known = registered_cases(profile if cases is None else "full")
     names = choose(cases, [c.name for c in known], "case")
+    kind = "whole" if cases is None and paths is None and dtypes is None else "part"
     chosen = _plan(profile, [c for c in known if c.name in names], paths, dtypes, devices)
-    return replace(chosen, whole=cases is None and paths is None and dtypes is None)
+    return chosen if chosen.own else replace(chosen, kind=kind)
 
 
 def plan_file(
@@ -73,15 +85,17 @@ def plan_file(
     paths: Iterable[str | Own] | None = None,
     dtypes: Names = None,
     devices: Names = None,
+    **options: Any,
 ) -> Plan:
-    """A plan for a file's `input` and `target`: by default the main paths, per row, in the file's dtype.
+    """A plan for a file's `input` and `target`: by default the main paths, per row, in the file's wider dtype.
 
     Kinds other than logits are taken as they are, never normalised. A callable that declares no kinds is given what
-    the file holds. Raises UsageError for a file that cannot be read as two tensors of shape (rows, classes), for
-    kinds that no path asked for takes, and as `plan` does.
+    the file holds. `options` are those of Pair.open. Raises UsageError as that does, for kinds that no path asked for
+    takes, and as `plan` does.
     """
-    pair = Pair.open(file, input_kind, target_kind)
-    return _plan("file", [pair.case(slice(0, 1))], paths or (*MAIN, GIVEN), dtypes or pair.input.dtype, devices, pair)
+    pair = Pair.open(file, input_kind, target_kind, **options)
+    first = pair.case(slice(0, 1))
+    return _plan("file", [first], paths or (*MAIN, GIVEN), dtypes or pair.dtype, devices, pair)
 
 
 def _plan(
@@ -118,4 +132,5 @@ def _plan(
             f"none of {', '.join(dict.fromkeys(p.name for p in asked))} takes any such {what} in {', '.join(formats)}"
         )
     found = devices_module.select(None if devices is None else [devices] if isinstance(devices, str) else list(devices))
-    return Plan(profile, cases, taking, formats, found, False, frozenset(p.name for p in own), file)
+    kind = "file" if file is not None else "kernel" if own else "part"
+    return Plan(profile, cases, taking, formats, found, kind, frozenset(p.name for p in own), file)

@@ -1,0 +1,74 @@
+"""What tells of an NVIDIA device where torch may not see it: the driver's files, the PCI bus, nvidia-smi."""
+
+from __future__ import annotations
+
+import os
+import re
+from contextlib import suppress
+from pathlib import Path
+from shutil import which
+from signal import SIGKILL
+from subprocess import DEVNULL, PIPE, Popen, TimeoutExpired
+
+PCI = Path("/sys/bus/pci/devices")
+MODULE = Path("/sys/module/nvidia/version")
+VENDOR, DISPLAY = "0x10de", "0x03"  # of the PCI ID registry: NVIDIA, and the class of what displays or computes
+SECONDS = 10.0
+
+
+def visible_nvidia() -> str:
+    """What shows that this machine has an NVIDIA device; empty where nothing does or it was hidden on purpose.
+
+    A device whose driver is not there, or does not answer, is one nevertheless.
+    """
+    if os.environ.get("CUDA_VISIBLE_DEVICES", "unset") in ("", "-1"):
+        return ""
+    for folder, pattern in (("/proc/driver/nvidia/gpus", "*"), ("/dev", "nvidia[0-9]*")):
+        for entry in sorted(Path(folder).glob(pattern)):
+            return str(entry)
+    for card in sorted(PCI.glob("*")):
+        if _line(card / "vendor") == VENDOR and _line(card / "class").startswith(DISPLAY):
+            return f"PCI device {card.name}, without NVIDIA's driver"
+    try:
+        listed = _nvidia_smi("-L")
+    except TimeoutExpired:
+        return f"nvidia-smi does not answer within {SECONDS:.0f} s"
+    return f"nvidia-smi lists {listed}" if listed else ""
+
+
+def driver() -> str | None:
+    """The version of NVIDIA's driver; None where there is none, or none that answers."""
+    answer = _line(MODULE)
+    with suppress(TimeoutExpired):
+        answer = answer or _nvidia_smi("--query-gpu=driver_version", "--format=csv,noheader")
+    return answer if re.fullmatch(r"[\d.]+", answer) else None
+
+
+def _line(file: Path) -> str:
+    try:
+        return file.read_text().strip()
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
+def _nvidia_smi(*arguments: str) -> str:
+    """The first line nvidia-smi answers, as printable text; empty where it fails, has nothing to say or is not there.
+
+    Raises TimeoutExpired where it hangs. It is not waited for then: what waits for a driver may not die of a signal.
+    """
+    if (command := which("nvidia-smi")) is None:
+        return ""
+    try:
+        process = Popen(
+            [command, *arguments], stdin=DEVNULL, stdout=PIPE, stderr=DEVNULL, errors="replace", start_new_session=True
+        )
+    except OSError:
+        return ""
+    try:
+        answer, _ = process.communicate(timeout=SECONDS)
+    except TimeoutExpired:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, SIGKILL)
+        raise
+    line = answer.strip().partition("\n")[0] if process.returncode == 0 else ""
+    return "".join(c if c.isprintable() else "\ufffd" for c in line)
