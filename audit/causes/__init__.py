@@ -91,7 +91,8 @@ class Cause:
     """A defect and its `variants`, each the function that may be it.
 
     `paths`: those of the audit's own that have it by construction, so that it need not be shown there again.
-    `emulated`: its terms have the roundings of the path's stored tensors, in halves to the bit.
+    `emulated`: its terms have the roundings of the path's stored tensors, in halves to the bit. `chance`: how likely
+    any other defect gives its result, at the least, where that is one of few.
     """
 
     name: str
@@ -99,6 +100,7 @@ class Cause:
     variants: tuple[Variant, ...]
     paths: tuple[str, ...] = ()
     emulated: bool = False
+    chance: float = 0.0
 
 
 _REGISTRY: dict[str, Cause] = {}

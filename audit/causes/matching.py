@@ -3,21 +3,23 @@
 A result matches a cause that predicts v, where the divergence is e, if it is within t of v: what roundings may do of
 which the cause does not speak. How likely is that by chance? An error whose density falls off on both sides of 0 has a
 density of at most 1 / |v - e| at v - e, so c = 2 t / (|v - e| - t). Of a result that is not finite there are no digits,
-only that it is not: c = 1/2. Results whose predictions are one multiple of e say the same thing, and count once.
+only that it is not: c = 1/2.
 
-A cause is shown for a path by the product, over its results, of 0.1 + 0.9 / c for each that matches and of 0.1 for each
-that should and does not. By chance its expectation is at most 1 (it is an e-value: Vovk and Wang, Annals of Statistics
-49, 2021), so that by Markov's inequality it exceeds a million times the number of causes with a probability below one
-in a million for all of them together. Where a path has a cause by construction nothing need be shown: a result
-within t of what the defect gives has no other error above t.
+A cause is shown for a path where it is borne out by at least half of the results that it should explain, and by the
+product over them of 0.001 + 0.999 / c for each that matches and of 0.001 for each that does not. By chance the
+expectation is at most 1: it is an e-value, as is the mean of several (Vovk and Wang, Annals of Statistics 49, 2021),
+which is taken over results whose predictions are one multiple of e, as they say the same thing. By Markov's inequality
+it exceeds a million times the number of causes with a probability below one in a million, for all of them together.
+Where a path has a cause by construction nothing need be shown: a result within t of what the defect gives has no other
+error above t.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -32,7 +34,8 @@ from audit.causes import Rows, Variant, registered
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 CHANCE = 1e-6
-STAKE = 0.9  # of each row's evidence, on a match
+STAKE = 0.999  # of each row's evidence, on a match
+SHARE = 0.5  # of the results that a cause should explain, what it must
 SAMPLE = 2**16  # numbers of a problem on which causes are tried that are not shown yet
 
 
@@ -43,23 +46,28 @@ class Hypothesis(NamedTuple):
     variant: Variant
     paths: tuple[str, ...]
     emulated: bool
+    chance: float
 
 
 @dataclass(frozen=True, eq=False)
 class Results:
     """What a path gave for some rows, or for all in one, beside the exact values; `failing`: which are to be named.
 
-    `dtype` is the results' own.
+    `dtype` is the results' own, `made` gives the rows they are of.
     """
 
     path: str
     device: str
     reduction: str
-    rows: Rows
+    made: Callable[[], Rows]
     computed: Floats
     exact: Floats
     failing: Bools
     dtype: str
+
+    @cached_property
+    def rows(self) -> Rows:
+        return self.made()
 
     def sample(self) -> Results:
         """So few rows that many causes can be tried, those first that are to be named; a reduced result as it is."""
@@ -67,9 +75,10 @@ class Results:
         if self.reduction != "none" or len(self.computed) <= most:
             return self
         some = np.argsort(~self.failing, kind="stable")[:most]
-        rows = Rows.of(self.rows.input[some], self.rows.target[some], self.rows.kinds, self.rows.rounding)
+        whole = self.rows
+        made = partial(Rows.of, whole.input[some], whole.target[some], whole.kinds, whole.rounding)
         return replace(
-            self, rows=rows, computed=self.computed[some], exact=self.exact[some], failing=self.failing[some]
+            self, made=made, computed=self.computed[some], exact=self.exact[some], failing=self.failing[some]
         )
 
     @cached_property
@@ -101,7 +110,12 @@ class Results:
             close = np.abs(self.computed - values) <= within
             chance = np.where(np.isfinite(gap), 2 * within / (gap - within), 0.5)
         alike = (values == self.computed) | (np.isnan(values) & np.isnan(self.computed))
-        return values, off, off & np.where(np.isfinite(values), close, alike), np.clip(chance, 2.0**-50, 1.0)
+        return (
+            values,
+            off,
+            off & np.where(np.isfinite(values), close, alike),
+            np.clip(chance, [[max(h.chance, 2.0**-50)] for h in hypotheses], 1.0),
+        )
 
 
 def _total(terms: Tensor | tuple[Tensor, ...], reduction: str) -> Floats:
@@ -118,21 +132,25 @@ def _total(terms: Tensor | tuple[Tensor, ...], reduction: str) -> Floats:
 
 @cache
 def _hypotheses() -> list[Hypothesis]:
-    return [Hypothesis(c.name, variant, c.paths, c.emulated) for c in registered() for variant in c.variants]
+    return [Hypothesis(c.name, variant, c.paths, c.emulated, c.chance) for c in registered() for variant in c.variants]
 
 
 def name_causes(results: Sequence[Results]) -> list[list[str]]:
     """The cause of each result of each, "" where none is shown and where none need be named."""
     names = [np.full(len(r.computed), "", dtype=object) for r in results]
     for path, device in dict.fromkeys((r.path, r.device) for r in results if r.failing.any()):
-        own = [i for i, r in enumerate(results) if (r.path, r.device) == (path, device) and r.failing.any()]
-        for i in own:
+        own = [i for i, r in enumerate(results) if (r.path, r.device) == (path, device)]
+        wrong = [i for i in own if results[i].failing.any()]
+        for i in wrong:
             _name(results[i], names[i], [h for h in _hypotheses() if path in h.paths], (True, False))
-        if all((names[i] != "")[results[i].failing].all() for i in own):
+        if all((names[i] != "")[results[i].failing].all() for i in wrong):
             continue
-        for place, finite in _shown([results[i].sample() for i in own]):
-            for i in own:
-                _name(results[i], names[i], [_hypotheses()[place]], (finite,))
+        likely = _shown([results[i].sample() for i in wrong], _hypotheses())
+        tried = list(dict.fromkeys(hypothesis for hypothesis, _ in likely))
+        # What is shown where results are wrong must also be borne out where they are right.
+        for hypothesis, finite in _shown([results[i].sample() for i in own], tried) if tried else ():
+            for i in wrong:
+                _name(results[i], names[i], [hypothesis], (finite,))
     return [list(n) for n in names]
 
 
@@ -147,27 +165,24 @@ def _name(
             names[wanted & matched[0]] = hypothesis.name
 
 
-def _shown(samples: Sequence[Results]) -> list[tuple[int, bool]]:
+def _shown(samples: Sequence[Results], hypotheses: Sequence[Hypothesis]) -> list[tuple[Hypothesis, bool]]:
     """The hypotheses that are shown, those with the most evidence first, for finite results and for others apart."""
     parts = []
     for results in samples:
-        values, off, matched, chance = results.matches(_hypotheses())
+        values, off, matched, chance = results.matches(hypotheses)
         place, row = np.nonzero(off | results.failing)
-        matched, chance = matched[place, row], chance[place, row]
         with np.errstate(invalid="ignore", divide="ignore"):
             factor = values[place, row] / results.exact[row] - 1
             factor = np.sign(factor) * np.round(2**10 * np.log2(np.abs(factor)))
-        columns = {
-            "place": place,
-            "finite": np.isfinite(results.computed[row]),
-            # Rounded to ten bits; what did not match, or is not finite, stands for itself.
-            "factor": np.where(matched, factor, np.nan),
-            "evidence": np.log(1 - STAKE + np.where(matched, STAKE / chance, 0.0)),
-        }
-        parts.append(pd.DataFrame(columns))
+        evidence = 1 - STAKE + np.where(matched, STAKE / chance, 0.0)[place, row]
+        finite = np.where(results.failing, np.isfinite(results.computed), np.isfinite(values))[place, row]
+        columns = {"place": place, "finite": finite, "factor": factor, "evidence": evidence}
+        parts.append(pd.DataFrame(columns | {"matched": matched[place, row]}))
     rows = pd.concat(parts, ignore_index=True)
     alone = ~np.isfinite(rows["factor"])
     rows.loc[alone, "factor"] = -1e9 - rows.index[alone]
-    evidence = rows.groupby(["place", "finite", "factor"])["evidence"].max().groupby(["place", "finite"]).sum()
-    shown = evidence[evidence > math.log(len(_hypotheses()) / CHANCE)]
-    return list(shown.sort_values(ascending=False, kind="stable").index)
+    by_factor = rows.groupby(["place", "finite", "factor"])["evidence"].mean()
+    evidence = np.log(by_factor).groupby(["place", "finite"]).sum().sort_values(ascending=False, kind="stable")
+    share = rows.groupby(["place", "finite"])["matched"].mean()
+    shown = evidence.index[(evidence > math.log(len(_hypotheses()) / CHANCE)) & (share[evidence.index] >= SHARE)]
+    return [(hypotheses[place], finite) for place, finite in shown]

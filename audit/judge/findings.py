@@ -17,8 +17,8 @@ from audit.base.text import plain
 from audit.base.usage import UsageError
 
 NEW, LOSSY = "new", "lossy"
-SCOPE = ("path", "case", "dtype", "device", "symptom")
-GROUP = ["path", "dtype", "device", "symptom", "acknowledged_by"]
+SCOPE = ("path", "case", "dtype", "device", "symptom", "cause")
+GROUP = ["path", "dtype", "device", "symptom", "cause", "acknowledged_by"]
 _KEY = ["path", "case", "dtype", "device"]
 _WHERE = ["path", "dtype", "device"]
 # The chance that as many drifts of a sound implementation have one sign by accident: below 2^(1 - 60).
@@ -74,8 +74,10 @@ def read_acknowledgements(*files: Path) -> list[Acknowledgement]:
 
 
 def stanza(finding: pd.Series) -> str:
-    """The text that would acknowledge a finding."""
+    """The text that would acknowledge a finding: on any input where its cause is known, else in its cases."""
     fields = {"path": "path", "case": "cases", "dtype": "dtype", "device": "device", "symptom": "symptom"}
+    if finding["cause"]:
+        fields = {"path": "path", "dtype": "dtype", "device": "device", "cause": "cause"}
     lines = [f"{name} = {finding[column]}" for name, column in fields.items()]
     return "\n".join([f"[{finding['path']}-{finding['dtype']}-{finding['symptom']}]", *lines, "reason = …"])
 
@@ -153,14 +155,15 @@ def find(
     wrong = pd.MultiIndex.from_frame(pd.concat([errors[~errors["symptom"].isin(["", LOSSY])], uncomputed])[_KEY])
     slopes = slopes[~pd.MultiIndex.from_frame(slopes[_KEY]).isin(wrong)]
     rows = pd.concat([errors, slopes, _one_signed(errors), uncomputed], ignore_index=True)
-    rows = rows[rows["symptom"] != ""].assign(acknowledged_by="")
+    rows = rows[rows["symptom"] != ""].assign(acknowledged_by="").fillna({"cause": ""})
     stale = []
-    scope = [field for field in SCOPE if field != "symptom"]
+    scope = [field for field in SCOPE if field not in ("symptom", "cause")]
     ran = {True: slopes[scope].drop_duplicates(), False: errors.loc[gated, scope].drop_duplicates()}
     for known in acknowledgements:
         covered = known.covers(rows)
         rows.loc[covered & (rows["acknowledged_by"] == ""), "acknowledged_by"] = known.name
-        if known.covers(ran[known.of_gradients]).any() and not covered.any():
+        # That no input of a run shows a cause says nothing of it.
+        if "cause" not in known.scope and known.covers(ran[known.of_gradients]).any() and not covered.any():
             stale.append(known.name)
     reasons = {a.name: a.reason for a in acknowledgements}
     with np.errstate(divide="ignore", invalid="ignore"):
