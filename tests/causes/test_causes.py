@@ -67,7 +67,9 @@ def errors() -> pd.DataFrame:
     kernels = [getattr(defects, name) for name in (*NAMES, *NAMELESS)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("audit.explain.reproducer.Shrinker.reproduce", lambda *_: None)
-        return execute(plan("standard", CASES, [*kernels, *sound.SOUND], ["bfloat16", "float32"], "cpu")).tables["errors"]
+        return execute(plan("standard", CASES, [*kernels, *sound.SOUND], ["bfloat16", "float32"], "cpu")).tables[
+            "errors"
+        ]
 
 
 @pytest.mark.parametrize("kernel", NAMES)
