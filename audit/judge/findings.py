@@ -19,7 +19,7 @@ from audit.base.usage import UsageError
 
 NEW, SHARED, LOSSY, ACKNOWLEDGED = "new", "shared", "lossy", "acknowledged"
 SCOPE = ("path", "case", "dtype", "device", "symptom", "cause")
-GROUP = ["path", "dtype", "device", "symptom", "cause", "shared", "acknowledged_by"]
+GROUP = ["path", "dtype", "device", "symptom", "shared", "acknowledged_by"]
 _KEY = ["path", "case", "dtype", "device"]
 _WHERE = ["path", "dtype", "device"]
 _DTYPES = ("dtype", "result_dtype")
@@ -78,18 +78,12 @@ def read_acknowledgements(*files: Path) -> list[Acknowledgement]:
 
 
 def stanzas(findings: pd.DataFrame) -> str:
-    """The text that would acknowledge these findings, a stanza for each path, symptom and cause.
-
-    On any input where a cause is known, else in the findings' cases.
-    """
+    """The text that would acknowledge these findings: a stanza for each path and symptom."""
     columns = {"path": "path", "case": "cases", "dtype": "dtype", "device": "device", "symptom": "symptom"}
     texts = []
-    for (path, symptom, cause), group in findings.groupby(["path", "symptom", "cause"], sort=False):
-        fields = {n: c for n, c in columns.items() if n != "case"} | {"cause": "cause"} if cause else columns
-        scope = {n: " ".join(dict.fromkeys(" ".join(group[column]).split())) for n, column in fields.items()}
-        texts.append(
-            "\n".join([f"[{path}-{cause or symptom}]", *(f"{n} = {v}" for n, v in scope.items()), "reason = …"])
-        )
+    for (path, symptom), group in findings.groupby(["path", "symptom"], sort=False):
+        scope = {n: " ".join(dict.fromkeys(" ".join(group[column]).split())) for n, column in columns.items()}
+        texts.append("\n".join([f"[{path}-{symptom}]", *(f"{n} = {v}" for n, v in scope.items()), "reason = …"]))
     return "\n".join(texts)
 
 
@@ -243,6 +237,7 @@ def find(
             | {
                 "status": _status(example),
                 "reason": reasons.get(str(key[-1]), ""),
+                "cause": " ".join(name for name in dict.fromkeys(group["cause"]) if name),
                 "results": len(group),
                 "cases": " ".join(dict.fromkeys(group["case"])),
                 "reductions": " ".join(dict.fromkeys(group["reduction"])),
@@ -271,6 +266,6 @@ def _status(row: pd.Series) -> str:
 
 
 _FIELDS = [
-    "status", "reason", "results", "cases", "reductions", "worst_ratio", "case", "row", "reduction", "reference",
+    "status", "reason", "cause", "results", "cases", "reductions", "worst_ratio", "case", "row", "reduction", "reference",
     "computed", "bound", "scaled_error", "note", "fails_at", "passes_at",
 ]  # fmt: skip

@@ -120,19 +120,20 @@ def _causes(table: pd.DataFrame, results: Sequence[Measured]) -> NDArray[np.obje
     exact = table["reference"].map(float).to_numpy(np.float64)
     names = np.full(len(table), "", dtype=object)
     made: dict[tuple[int, Rounding], Later[causes.Rows]] = {}
-    judged: list[tuple[slice, Results]] = []
+    judged: list[tuple[NDArray[np.int64], Results]] = []
     start = 0
     for measured in results:
-        problem, path, result = measured.trial.problem, measured.path, measured.result
-        part = slice(start, start := start + len(result.computed))
+        path, result = measured.path, measured.result
+        everywhere = np.arange(start, start := start + len(result.computed))
         if path.kind == "kl" and not result.note:
-            kinds = problem.case.kinds[::-1]
-            rows = later(causes.Rows.of, problem.input, problem.target, kinds, path.rounding)
+            kept, problem = measured.trial.numbers or (slice(None), measured.trial.problem)
+            places, computed = everywhere[kept], result.computed[kept]
+            rows = later(causes.Rows.of, problem.input, problem.target, problem.case.kinds[::-1], path.rounding)
             rows = made.setdefault((id(problem), path.rounding), rows)
             where = path.name, measured.device, path.reduction
-            judged.append((part, Results(*where, rows, result.computed, exact[part], wrong[part], result.dtype)))
-    for (part, _), found in zip(judged, name_causes([r for _, r in judged]), strict=True):
-        names[part] = found
+            judged.append((places, Results(*where, rows, computed, exact[places], wrong[places], result.dtype)))
+    for (places, _), found in zip(judged, name_causes([r for _, r in judged]), strict=True):
+        names[places] = found
     return names
 
 

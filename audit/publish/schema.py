@@ -121,7 +121,7 @@ SCHEMAS: dict[str, list[Column]] = {
             "is negative), or the result_class; for a gradient input_gradient_ or target_gradient_, followed by "
             "beyond_bound or not_finite; changes, for what should change nothing",
         ),
-        Column("cause", TEXT, "the known defect that gives these results (`list causes`)", empty=_UNNAMED),
+        Column("cause", TEXT, "the known defects that give some of these results, or all", empty=_UNNAMED),
         Column("acknowledged_by", TEXT, "name of the acknowledgement", empty="the finding is not acknowledged"),
         Column("reason", TEXT, "its reason", empty="the finding is not acknowledged"),
         Column("results", INTEGER, "results it stands for"),
