@@ -266,6 +266,6 @@ def _status(row: pd.Series) -> str:
 
 
 _FIELDS = [
-    "status", "reason", "cause", "results", "cases", "reductions", "worst_ratio", "case", "row", "reduction", "reference",
-    "computed", "bound", "scaled_error", "note", "fails_at", "passes_at",
+    "status", "reason", "cause", "results", "cases", "reductions", "worst_ratio", "case", "row", "reduction",
+    "reference", "computed", "bound", "scaled_error", "note", "fails_at", "passes_at",
 ]  # fmt: skip
