@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Executor
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -32,10 +32,9 @@ from audit.publish.tables import SUMMARISED, summarise
 from audit.reference.exact import Certified
 from audit.reference.values import Rows, undefined
 
-# Numbers and rows of a chunk, a few copies of which the paths make; results, and numbers that wait for the engine, of
-# which a table is made.
+# Numbers and rows of a chunk, a few copies of which the paths make; results and numbers of which a table is made.
 NUMBERS, ROWS = 2**21, 2**12
-RESULTS, WAITING = 2**13, 2**22
+RESULTS, WAITING = 2**13, 2**24
 # Rows that the engine judges whatever the screen says, as a check on it: some of a large file, a small one's all.
 SAMPLE, SMALL = 1 / 1000, (64, 2**20)  # of rows; rows, and numbers
 AHEAD = 64  # parts that are asked of an executor before the first is there
@@ -45,24 +44,12 @@ KEY = ["path", "dtype", "device"]
 UNDEFINED = "holds a NaN, +inf, or -inf throughout: KL is NaN"
 
 
-@dataclass(frozen=True)
-class Chunk:
-    """What the paths gave on some rows, what that is compared with begun; the rows' numbers in the file."""
-
-    results: list[Measured]
-    rows: NDArray[np.int64]
-    count: int  # rows of the file
-    stop: int  # the row it reaches to
-    waiting: int  # numbers the engine has to look at
-    reverse: Rows  # KL(input || target) of each row, in binary64
-    same_top: NDArray[np.bool_]
-
-
 def begin(run: Run) -> Later[pd.DataFrame]:
     def judged() -> pd.DataFrame:
         """With all rows in the spool: summary and statistics of them all, and the rows that errors.csv shows."""
-        for part, reached in _here(run) if run.executor is None else _elsewhere(run, run.executor):
-            run.spool.put(part, reached)
+        for part, reached in _parts(run):
+            if len(part):
+                run.spool.put(part, reached)
         run.tables["summary"] = summarise(together(run.spool.parts(SUMMARISED)))
         run.tables["statistics"] = typed(statistics(together(run.spool.parts(COLUMNS))), "statistics")
         return _shown(run.spool, int(run.tables["summary"]["n"].sum()))
@@ -73,47 +60,37 @@ def begin(run: Run) -> Later[pd.DataFrame]:
 LOOK = Look("errors", ("file",), begin)
 
 
-def _here(run: Run) -> Iterator[tuple[pd.DataFrame, int]]:
-    """Parts of the table, and the row each reaches to."""
-    chunks: list[Chunk] = []
-    for some in _chunks(run, run.spool.reached):
-        chunks += some
-        asked = sum(c.waiting for c in chunks)
-        if asked > WAITING or sum(len(c.results) * len(c.rows) for c in chunks) > RESULTS:
-            yield _table(chunks), chunks[-1].stop
-            chunks = []
-    if chunks:
-        yield _table(chunks), chunks[-1].stop
-
-
-def _elsewhere(run: Run, executor: Executor) -> Iterator[tuple[pd.DataFrame, int]]:
-    """The same from the executor's workers. Rows that kill theirs are named, and have no results."""
-    assert run.plan.file is not None
-    step, count = _step(run.plan), len(run.plan.file.mask)
-    step *= max(1, RESULTS // (step * len(run.plan.paths) * len(run.plan.dtypes) * len(run.devices)))
-    starts = range(run.spool.reached, count, step)
+def _parts(run: Run) -> Iterator[tuple[pd.DataFrame, int]]:
+    """The rows from where the spool ends on, a span at a time, and the row each part reaches to."""
+    plan, count, span = run.plan, len(run.plan.given.mask), _span(run.plan)
+    starts = range(run.spool.reached, count, span)
+    if run.executor is None:
+        stopped: dict[tuple[str, str], str] = {}
+        for start in starts:
+            yield _judged(run, start, start + span, stopped), min(start + span, count)
+        return
+    # Rows that kill their worker are named, and have no results.
     threads = torch.get_num_threads()
-    begun = deque(executor.submit(judge_rows, run.plan, i, i + step, threads) for i in starts[:AHEAD])
+    begin = partial(run.executor.submit, judge_rows, plan, threads, span)
+    begun = deque(map(begin, starts[:AHEAD]))
     for place, start in enumerate(starts):
         run.advance(f"row {start}")
         try:
             part = begun.popleft().result()
         except Exception as error:  # whatever a scheduler raises for a worker that died
-            note = f"rows {start} to {min(start + step, count) - 1}: {describe(error)}"
+            note = f"rows {start} to {min(start + span, count) - 1}: {describe(error)}"
             REMARKS.add(note)
-            part = judge_rows(run.plan, start, start + step, threads, note)
-        begun.extend(executor.submit(judge_rows, run.plan, i, i + step, threads) for i in starts[place + AHEAD :][:1])
-        if len(part):
-            yield part, min(start + step, count)
+            part = judge_rows(plan, threads, span, start, note)
+        begun.extend(map(begin, starts[place + AHEAD :][:1]))
+        yield part, min(start + span, count)
 
 
-def judge_rows(plan: Plan, start: int, stop: int, threads: int, failed: str = "") -> pd.DataFrame:
-    """Some rows of the table, which depend on nothing else; the paths are not run where they `failed`."""
+def judge_rows(plan: Plan, threads: int, span: int, start: int, failed: str = "") -> pd.DataFrame:
+    """A span of rows, which depends on nothing else; the paths are not run where they `failed`."""
     torch.set_num_threads(threads)  # which decides in which order a wide row is added
     run = Run(plan, Engine())
     stopped = {(path.name, device): failed for path in plan.paths for device in run.devices if failed}
-    chunks = [chunk for some in _chunks(run, start, stop, stopped) for chunk in some]
-    return _table(chunks) if chunks else pd.DataFrame()
+    return _judged(run, start, start + span, stopped)
 
 
 def _shown(spool: Spool, results: int) -> pd.DataFrame:
@@ -133,49 +110,44 @@ def _shown(spool: Spool, results: int) -> pd.DataFrame:
     return together(chosen)
 
 
-def _table(chunks: Sequence[Chunk]) -> pd.DataFrame:
-    """Rows of errors.csv, with what statistics.csv wants besides."""
-    table = error_table([result for chunk in chunks for result in chunk.results])
-    rows, reverse, same = (
-        np.concatenate([getattr(chunk, name) for chunk in chunks for _ in chunk.results])
-        for name in ("rows", "reverse", "same_top")
-    )
-    lost = table["reference"].eq("nan") & table["note"].eq("")
-    columns = table.assign(row=rows, note=table["note"].mask(lost, UNDEFINED), rows=chunks[0].count)
-    extra = {"exact": table["exact_kl"].map(float), "reverse": reverse, "same_top": same}
-    return typed(columns, "errors").assign(**extra)
+def _span(plan: Plan) -> int:
+    """Rows of which a table is made at a time: some chunks, whose numbers may all have to wait for the engine."""
+    step, results = _step(plan), len(plan.paths) * len(plan.dtypes) * len(plan.devices)
+    return step * max(1, min(RESULTS // (step * results), WAITING // (step * plan.given.input.classes)))
 
 
 def _step(plan: Plan) -> int:
-    assert plan.file is not None
-    return max(1, min(ROWS, NUMBERS // plan.file.input.classes))
+    """Rows of a chunk."""
+    return max(1, min(ROWS, NUMBERS // plan.given.input.classes))
 
 
-def _chunks(
-    run: Run, first: int, last: int | None = None, stopped: dict[tuple[str, str], str] | None = None
-) -> Iterator[list[Chunk]]:
-    """The rows from `first` on, a few at a time, in every dtype."""
-    file = run.plan.file
-    assert file is not None
+def _judged(run: Run, first: int, last: int, stopped: dict[tuple[str, str], str]) -> pd.DataFrame:
+    """Rows of errors.csv, with what statistics.csv wants besides."""
+    file = run.plan.given
     count, step = len(file.mask), _step(run.plan)
     sampled = np.random.default_rng(0).random(count) < SAMPLE
     sampled[file.mask.argmax()] = True
     sampled |= count <= SMALL[0] and count * file.input.classes <= SMALL[1]
-    stopped = {} if stopped is None else stopped
-    for start in range(first, min(count, last or count), step):
-        rows = file.kept(start, start + step)
+    results: list[Measured] = []
+    extra: list[pd.DataFrame] = []
+    for start in range(first, min(count, last), step):
+        rows = file.kept(start, min(start + step, last))
         if not len(rows):
             continue
         run.advance(f"row {start}")
-        chunks = []
         for case, dtype, paths in replace(run.plan, cases=[file.case(slice(start, start + step))]).problems():
             trial = Trial(build(case, dtype), paths, later(_nothing), {}, None)
-            results = list(run_paths(trial, run.devices, stopped))
-            compared, enclosed, asked = _compared(run, trial, results, sampled[rows])
+            made, enclosed = _compared(run, trial, list(run_paths(trial, run.devices, stopped)), sampled[rows])
             same_top = (trial.problem.input.argmax(-1) == trial.problem.target.argmax(-1)).numpy()
-            reverse = _reverse(trial.problem, enclosed)
-            chunks.append(Chunk(compared, rows, count, min(start + step, count), asked, reverse, same_top))
-        yield chunks
+            of_rows = pd.DataFrame({"row": rows, "reverse": _reverse(trial.problem, enclosed), "same_top": same_top})
+            results, extra = results + made, extra + [of_rows] * len(made)
+    if not results:
+        return pd.DataFrame()
+    table, added = error_table(results), together(extra)
+    lost = table["reference"].eq("nan") & table["note"].eq("")
+    columns = table.assign(row=added["row"], rows=count, note=table["note"].mask(lost, UNDEFINED))
+    more = {"exact": table["exact_kl"].map(float), "reverse": added["reverse"], "same_top": added["same_top"]}
+    return typed(columns, "errors").assign(**more)
 
 
 def _nothing() -> Limits:
@@ -184,10 +156,10 @@ def _nothing() -> Limits:
 
 def _compared(
     run: Run, trial: Trial, results: Sequence[Measured], sampled: NDArray[np.bool_]
-) -> tuple[list[Measured], Enclosure, int]:
+) -> tuple[list[Measured], Enclosure]:
     """The results with what they are compared with: by the screen in rows where all are certain, else by the engine.
 
-    And the screen's enclosure, and how many numbers the engine has to look at.
+    And the screen's enclosure.
     """
     problem, paths = trial.problem, trial.paths
     enclosed = _enclosed(problem, run.devices[0]) if _screens(problem, paths) else Enclosure.none(len(sampled))
@@ -204,10 +176,11 @@ def _compared(
     merged = replace(
         trial,
         problem=problem.slim(),
+        numbers=(asked, part),
         limits=later(_limits, enclosed, paths, problem.dtype, asked, limits),
         references={q: later(_references, enclosed, texts, asked, exact.get(q)) for q in quantities},
     )
-    return [replace(one, trial=merged) for one in results], enclosed, problem.input.shape[1] * len(asked)
+    return [replace(one, trial=merged) for one in results], enclosed
 
 
 @OVERFLOWS
