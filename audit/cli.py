@@ -103,8 +103,10 @@ def run(
     mask_name: Annotated[str, typer.Option(help="Of the tensor that is true for rows to judge.")] = "mask",
     classes: Annotated[int | None, typer.Option(help="Of --logits: the first N classes of both sides.")] = None,
     unpacked_limit: Annotated[int, typer.Option(help="MB that a small file may unpack to.")] = 256,
-    input_kind: Annotated[str, typer.Option(help="Of --logits: logits, log_probs or probs.")] = "logits",
-    target_kind: Annotated[str, typer.Option(help="Of --logits: logits, log_probs or probs.")] = "logits",
+    input_kind: Annotated[
+        str, typer.Option(help="Of --logits: logits, log_probs, probs or token_log_probs.")
+    ] = "logits",
+    target_kind: Annotated[str, typer.Option(help="Of --logits: the same.")] = "logits",
     acknowledgements: Annotated[
         list[Path] | None, typer.Option(help="Findings that are understood, beside the committed ones.")
     ] = None,
