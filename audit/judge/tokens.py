@@ -7,7 +7,7 @@ by at most eps (4 roundoffs of the format computed in, and u once more where tha
 
 k3 = exp(r) - 1 - r in either order of its two subtractions is off by b = e + d, then by u of the first difference,
 which is at most max(|exp(r) - 1|, |exp(r) - r|) + b, and by u of the second. A clamp to exact limits enlarges no error.
-Each rounding may underflow besides, by half the smallest subnormal number.
+Each rounding may underflow besides, by half the smallest subnormal number, of which binary64 holds only the whole.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def token_bound(quantity: str, input: Rows, target: Rows, dtype: str) -> NDArray
     single = FORMATS["float32"]
     held = FORMATS[dtype]
     format = single if quantity == "token_k3_openrlhf" else held
-    u, tiny = format.unit_roundoff, format.smallest_subnormal / 2
+    u, tiny = format.unit_roundoff, format.smallest_subnormal
     compute = max(format.precision, single.precision)
     eps = 4 * 2.0**-compute + (u if format.precision < compute else 0)
     r = x - y

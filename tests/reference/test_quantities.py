@@ -27,7 +27,9 @@ def test_a_quantity_is_what_its_path_computes_in_float64(path) -> None:
     total = sum((Decimal(v) for v in exact), Decimal(0)) / shape[0]
     computed = measure(path, x, y).computed.mean()
     # At most 192 terms below 10 in magnitude, rounded to 2^-53 a few times each; another formula is off by over 1e-4.
-    assert (np.isnan(computed) and total.is_nan()) or abs(float(total) - computed) < 1e-12
+    assert (np.isnan(computed) and total.is_nan()) or abs(float(total) - computed) < (
+        1e-6 if "float32" in path.summary else 1e-12
+    )
 
 
 def test_half_mass_of_equal_logits_is_half_log_half() -> None:
