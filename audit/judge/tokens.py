@@ -6,7 +6,8 @@ by at most eps (4 roundoffs of the format computed in, and u once more where tha
     e = exp(r) ((exp(d) - 1) (1 + eps) + eps).
 
 k3 = exp(r) - 1 - r in either order of its two subtractions is off by b = e + d, then by u of the first difference,
-which is at most max(|exp(r) - 1|, |exp(r) - r|) + b, and by u of the second. A clamp to exact limits enlarges no error.
+which is at most max(|exp(r) - 1|, |exp(r) - r|) + b, and by u of the second. What a clamp makes of a value and its
+bound is the larger distance from the clamped value to the clamped ends.
 Each rounding may underflow besides, by half the smallest subnormal number, of which binary64 holds only the whole.
 """
 
@@ -48,9 +49,18 @@ def token_bound(quantity: str, input: Rows, target: Rows, dtype: str) -> NDArray
     elif quantity == "token_ratio":
         bound = e
     elif quantity == "token_ratio_clipped":
-        bound = np.minimum(e, 0.4) + 1.2 * u  # the limits are rounded
+        bound = _clamped(ratio, e, 0.8, 1.2) + 1.2 * u  # the limits are rounded
     else:
         bound = e + d
         bound = bound + u * (np.maximum(np.abs(ratio - 1), np.abs(ratio - r)) + bound)
-        bound = bound + u * (np.expm1(r) - r + bound) + 2 * tiny
+        k3 = np.expm1(r) - r
+        bound = bound + u * (k3 + bound) + 2 * tiny
+        if quantity != "token_k3":
+            bound = _clamped(k3, bound, -10, 10)
     return np.where(np.isfinite(x) & np.isfinite(y) & ~np.isnan(bound), bound * _SLACK, np.inf)
+
+
+def _clamped(value: NDArray[np.float64], bound: NDArray[np.float64], low: float, high: float) -> NDArray[np.float64]:
+    bound = bound + 2.0**-50 * np.abs(value)  # the value is binary64's
+    middle, least, most = (np.clip(v, low, high) for v in (value, value - bound, value + bound))
+    return np.maximum(most - middle, middle - least)
