@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -71,8 +70,8 @@ def _parts(run: Run) -> Iterator[tuple[pd.DataFrame, int]]:
         return
     # Rows that kill their worker are named, and have no results.
     threads = torch.get_num_threads()
-    begin = partial(run.executor.submit, judge_rows, plan, threads, span)
-    begun = deque(map(begin, starts[:AHEAD]))
+    submit = run.executor.submit
+    begun = deque(submit(judge_rows, plan, threads, span, start) for start in starts[:AHEAD])
     for place, start in enumerate(starts):
         run.advance(f"row {start}")
         try:
@@ -81,7 +80,7 @@ def _parts(run: Run) -> Iterator[tuple[pd.DataFrame, int]]:
             note = f"rows {start} to {min(start + span, count) - 1}: {describe(error)}"
             REMARKS.add(note)
             part = judge_rows(plan, threads, span, start, note)
-        begun.extend(map(begin, starts[place + AHEAD :][:1]))
+        begun.extend(submit(judge_rows, plan, threads, span, after) for after in starts[place + AHEAD :][:1])
         yield part, min(start + span, count)
 
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -147,3 +148,38 @@ def test_a_run_that_is_killed_at_any_moment_goes_on_to_the_same_files(tmp_path: 
         one, other = (tmp_path / out / "report" / f"{name}.csv" for out in ("whole", "cut"))
         assert one.read_bytes() == other.read_bytes(), name
     assert os.listdir(tmp_path / "cut") == ["report"]
+
+
+def test_another_executor_gives_the_same_rows_and_names_those_that_kill_its_worker(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "NUMBERS", 20 * 30)
+    monkeypatch.setattr(stream, "RESULTS", 200)
+    here = tables(file)
+    with ThreadPoolExecutor(1) as executor:
+        there = tables(file, executor=executor)
+        assert all(here[name].equals(there[name]) for name in ("errors", "summary", "statistics"))
+        judge = stream.judge_rows
+
+        def killed(plan: object, threads: int, span: int, start: int, failed: str = "") -> pd.DataFrame:
+            if start == 90 and not failed:
+                raise RuntimeError("KilledWorker")
+            return judge(plan, threads, span, start, failed)
+
+        monkeypatch.setattr(stream, "judge_rows", killed)
+        errors = tables(file, executor=executor)["errors"]
+    lost = errors["row"].between(90, 119)
+    assert errors[lost]["note"].eq("not run: rows 90 to 119: RuntimeError: KilledWorker").all()
+    assert errors[~lost].reset_index(drop=True).equals(here["errors"][~lost].reset_index(drop=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_a_dask_cluster_gives_the_same_rows(workers: int, file: Path) -> None:
+    pytest.importorskip("distributed")
+    from audit.base.scheduler import dask_executor
+
+    here = tables(file)
+    with dask_executor("local", workers) as executor:
+        there = tables(file, executor=executor)
+    assert all(here[name].equals(there[name]) for name in ("errors", "summary", "statistics"))
