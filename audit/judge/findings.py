@@ -120,7 +120,8 @@ def _as_errors(gradients: pd.DataFrame) -> pd.DataFrame:
     how = gradients["backward"].where(gradients["backward"] == "", ", " + gradients["backward"])
     off = gradients["worst_relative"].map(", off by {:.2g} of the largest".format)
     off = off.where(gradients["worst_relative"].notna(), "")
-    given = [f": computed {c:.6g}, exact {r:.6g}" for c, r in zip(gradients["computed"], gradients["reference"])]
+    numbers = zip(gradients["computed"], gradients["reference"], strict=True)
+    given = [f": computed {computed:.6g}, exact {exact:.6g}" for computed, exact in numbers]
     note = "class " + gradients["class"].astype(str) + given + off + how
     note = note.where(gradients["symptom"] != "", "")
     return gradients.assign(abs_error=error, reference=gradients["reference"].map(repr), note=note)

@@ -155,7 +155,10 @@ LOSS_SCALE = {"float16": 2.0**8}
 
 
 class Truth:
-    """Rows of logits or, as target, "probs" (on the CPU), and of some of them the exact gradients and their bounds, each computed once."""
+    """Rows of logits (on the CPU), the target's perhaps "probs", and of some the exact gradients and their bounds.
+
+    Each is computed once.
+    """
 
     def __init__(
         self,
