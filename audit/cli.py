@@ -18,6 +18,7 @@ from typing import Annotated, Any
 import typer
 import typer.core
 
+from audit.base.kinds import TOKENS
 from audit.base.supervision import Ended, finished, supervise
 from audit.base.text import describe, plain
 from audit.base.usage import UsageError
@@ -103,8 +104,10 @@ def run(
     mask_name: Annotated[str, typer.Option(help="Of the tensor that is true for rows to judge.")] = "mask",
     classes: Annotated[int | None, typer.Option(help="Of --logits: the first N classes of both sides.")] = None,
     unpacked_limit: Annotated[int, typer.Option(help="MB that a small file may unpack to.")] = 256,
-    input_kind: Annotated[str, typer.Option(help="Of --logits: logits, log_probs or probs.")] = "logits",
-    target_kind: Annotated[str, typer.Option(help="Of --logits: logits, log_probs or probs.")] = "logits",
+    input_kind: Annotated[
+        str, typer.Option(help="Of --logits: logits, log_probs, probs or token_log_probs.")
+    ] = "logits",
+    target_kind: Annotated[str, typer.Option(help="Of --logits: the same.")] = "logits",
     acknowledgements: Annotated[
         list[Path] | None, typer.Option(help="Findings that are understood, beside the committed ones.")
     ] = None,
@@ -310,16 +313,25 @@ def diagnose(
     log_target: Annotated[bool, typer.Option("--log-target", help="As the loss had it.")] = False,
     dim: Annotated[int, typer.Option(help="Where the classes are.")] = -1,
     mask_name: Annotated[str, typer.Option(help="A boolean a row, true for those that count; optional.")] = "mask",
+    kind: Annotated[
+        str, typer.Option(help="distributions, or token_log_probs: a number a sampled token.")
+    ] = "distributions",
 ) -> None:
     """Say what a negative, NaN or odd value of KLDivLoss means."""
     from rich.console import Console
 
     from audit.cases.files import NAMES, read_pair
     from audit.explain.diagnosis import diagnose
+    from audit.explain.tokens import diagnose_tokens
 
+    if kind not in ("distributions", TOKENS):
+        raise UsageError(f"--kind {kind}: expected distributions or {TOKENS}")
     with Console(stderr=True).status(f"diagnosing {file}"):
         input, target, mask = read_pair(file, (*NAMES[:2], mask_name))
-        found = diagnose(input, target, reduction=reduction, log_target=log_target, dim=dim, mask=mask)
+        if kind == TOKENS:
+            found: object = diagnose_tokens(input, target, mask)
+        else:
+            found = diagnose(input, target, reduction=reduction, log_target=log_target, dim=dim, mask=mask)
     typer.echo(str(found))
 
 
