@@ -32,9 +32,7 @@ def write_report(
 ) -> None:
     """Replaces `out`, which a failure on the way leaves as it was, and adds the run to the history beside it.
 
-    `all_rows` are parts of errors.csv to be written as Parquet, where not all its rows are in it.
-
-    `plots` are of the tables, if they were begun before.
+    `plots` are of the tables, if they were begun before; `all_rows` parts of errors.csv, to be written as Parquet.
     Raises UsageError where `out` holds something other than a report.
     """
     with report_folder(out) as folder:
