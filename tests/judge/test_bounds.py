@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from audit.base.formats import FORMATS
-from audit.judge.bounds import Exact, bound, kl_bound
+from audit.judge.bounds import Exact, bound, bounds, kl_bound
 from audit.judge.errors import error_columns
 from audit.judge.references import reduced
 from audit.looks.errors import within_bound
@@ -59,6 +59,7 @@ def trial(paths: list[Path], sizes: list[int], seed: int) -> pd.DataFrame:
             rows["distillation"] = [str(16 * Decimal(text)) for text in tempered]
         for path in (p for p in paths if dtype in p.dtypes):
             computed = path.function(x, y)
+            limit, in_pairs = bounds([path.promise], exact, dtype)[path.promise]
             references = rows[path.quantity]
             if path.reduction != "none":
                 references = [reduced(references, path.reduction, x.shape[1])]
@@ -74,14 +75,16 @@ def trial(paths: list[Path], sizes: list[int], seed: int) -> pd.DataFrame:
                         "result_class": "finite",
                         "reference": references,
                         "scale": 1.0,
-                        "bound": bound(path.promise, exact, dtype),
+                        "bound": limit,
+                        "attainable": in_pairs,
                         "rest": np.nan,
                     }
                 )
             )
     table = pd.concat(parts, ignore_index=True)
     table = pd.concat([table.drop(columns="result_class"), error_columns(table)], axis=1)
-    return table.assign(kept=within_bound(table).astype(bool))
+    kept, lossless = (within_bound(table.assign(bound=table[name])).astype(bool) for name in ("bound", "attainable"))
+    return table.assign(kept=kept, lossy=kept & ~lossless)
 
 
 # Categorical rounds an unshifted log-sum-exp: a limit of that path, which is acknowledged.
@@ -93,6 +96,7 @@ TORCHS = [
     and p.kind in ("kl", "identity")
     and not p.compiles
     and not p.absent
+    and p.runs_on("cpu")
     and p.name != "categorical"
 ]
 # Of those, the ones that share torch's CPU log_softmax of halves, which rounds its sum of exponentials to the half.
