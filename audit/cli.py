@@ -37,13 +37,8 @@ class _Commands(typer.core.TyperGroup):
             raise typer.Exit(2) from None
         except OSError as error:
             raise typer.Exit(_unwritten(error)) from None
-        except KeyboardInterrupt as error:
-            from audit.publish.folder import in_place
-
-            new = in_place()
-            state = f"the new report is in place: {new}" if new else "the report in place, if any, is left as it was"
-            _complain(f"interrupted; {state}")
-            raise typer.Exit(128 + (error.number if isinstance(error, Ended) else SIGINT)) from None
+        except KeyboardInterrupt:
+            raise Ended(SIGINT) from None
 
 
 # Without effect, so refused, where a file of the user's own is judged; and where none is.
@@ -160,7 +155,7 @@ def run(
         with terminal.progress(console, sum(1 for _ in plan.problems()) + len(pipeline.LOOKS)) as advance:
             folder = references or COMMITTED_GOLD
             audit = pipeline.execute(plan, processes, advance, acknowledgements or (), folder)
-        audit.environment["command"] = shlex.join(["python", "-m", "audit", *sys.argv[1:]])
+        audit.environment["command"] = plain(shlex.join(["python", "-m", "audit", *sys.argv[1:]]))
         write_report(audit.tables, audit.environment, out, audit.plots)
     total = perf_counter() - start
     terminal.show(audit.tables, audit.environment, out, console)
@@ -179,15 +174,14 @@ def run(
         terminal.say(console, f"acknowledgement [{name}]: no finding of its scope occurs any more")
     failures = audit.failures(strict)
     if len(failures):
-        from audit.judge.findings import stanza
+        from audit.judge.findings import stanzas
 
         terminal.say(
             console,
             "To acknowledge a finding, put its stanza with a reason into a file and give it to --acknowledgements, or "
             "into audit/acknowledgements.ini:",
         )
-        for _, finding in failures.iterrows():
-            terminal.say(console, stanza(finding))
+        terminal.say(console, stanzas(failures))
     if len(failures) or audit.failed_devices:
         raise typer.Exit(1)
 
@@ -300,13 +294,18 @@ def diagnose(
     reduction: Annotated[str, typer.Option(help="none, sum, mean or batchmean.")] = "mean",
     log_target: Annotated[bool, typer.Option("--log-target", help="As the loss had it.")] = False,
     dim: Annotated[int, typer.Option(help="Where the classes are.")] = -1,
+    mask_name: Annotated[str, typer.Option(help="A boolean a row, true for those that count; optional.")] = "mask",
 ) -> None:
     """Say what a negative, NaN or odd value of KLDivLoss means."""
-    from audit.cases.files import read_pair
+    from rich.console import Console
+
+    from audit.cases.files import NAMES, read_pair
     from audit.explain.diagnosis import diagnose
 
-    input, target, _ = read_pair(file)
-    typer.echo(str(diagnose(input, target, reduction=reduction, log_target=log_target, dim=dim)))
+    with Console(stderr=True).status(f"diagnosing {file}"):
+        input, target, mask = read_pair(file, (*NAMES[:2], mask_name))
+        found = diagnose(input, target, reduction=reduction, log_target=log_target, dim=dim, mask=mask)
+    typer.echo(str(found))
 
 
 def _function(text: str) -> Callable[..., Any]:
@@ -342,11 +341,19 @@ def main() -> None:
         setattr(sys, name, stream)  # one that was closed before is None
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    if sys.argv[1:2] == ["run"]:
-        supervise()
     status = 2
     try:
+        if sys.argv[1:2] == ["run"]:
+            supervise()
         status = app(standalone_mode=False) or 0
+        finished()
+    except Ended as end:
+        from audit.publish.folder import in_place
+
+        new = in_place()
+        state = f"the new report is in place: {new}" if new else "the report in place, if any, is left as it was"
+        _complain(f"interrupted; {state}")
+        status = 128 + end.number
     except SystemExit:  # which click makes of a broken pipe
         status = 128 + SIGPIPE
     except Exception as error:

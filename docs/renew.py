@@ -1,7 +1,8 @@
 """The figures that README and docs quote of a standard audit: `python docs/renew.py reports/latest` renews them.
 
-docs/numbers.csv has a row a figure: the table it is from, the rows (a query of pandas), the column, the statistic over
-it, how it is written, and what that came to. A page quotes it before a comment with its name: 31 %<!-- near-4 -->.
+docs/numbers.csv has a row a figure: the table it is from, the rows (a query of pandas), the column, the statistics over
+it one after another, how it is written, and what that came to. A page quotes it before a comment with its name:
+31 %<!-- negative-4 -->.
 """
 
 from __future__ import annotations
@@ -34,8 +35,9 @@ def written(row: dict[str, str], table: pd.DataFrame) -> str:
     column = table.query(row["rows"])[row["column"]] if row["rows"] else table[row["column"]]
     if column.empty:
         raise ValueError(f"{row['name']}: {row['table']}.csv has no rows of {row['rows']}")
-    value = column.iloc[0] if row["statistic"] == "first" else getattr(column, row["statistic"])()
-    text = format(float(value), row["form"]).replace("%", " %")
+    for step in row["statistic"].split("."):
+        column = column.iloc[0] if step == "first" else getattr(column, step)()
+    text = format(float(column), row["form"]).replace("%", " %")
     return re.sub(r"^-", "−", re.sub(r"e([+-])0", r"e\1", text))
 
 

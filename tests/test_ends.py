@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -103,3 +104,81 @@ def test_twenty_kills_at_random_moments_leave_a_whole_report_and_no_process(tmp_
     last = begun(tmp_path, *QUICK, "--case", "random_*")
     last.communicate(timeout=120)
     assert last.returncode == 0 and not (tmp_path / "reports" / ".partial").exists()
+
+
+def status_and_words(cwd: Path, *arguments: str, shell: str = "", **given: str) -> tuple[int, str]:
+    """Of a command in a shell, where its output goes as `shell` says."""
+    command = f'"{sys.executable}" -m audit {" ".join(arguments)} {shell}'
+    environment = os.environ | {"PYTHONPATH": str(ROOT)} | given
+    answer = subprocess.run(["bash", "-c", command], cwd=cwd, env=environment, capture_output=True, timeout=300)
+    return answer.returncode, answer.stderr.decode()
+
+
+FULL = "kl-audit: [Errno 28] No space left on device\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is full")
+@pytest.mark.parametrize(
+    ("arguments", "shell", "status", "words"),
+    [
+        (("list", "paths"), ">/dev/full", 2, FULL),
+        (("run", "--help"), ">/dev/full", 2, FULL),
+        (("list", "colours"), "2>/dev/full", 2, ""),
+        (("list", "paths"), ">&-", 0, ""),
+        (("list", "colours"), "2>&-", 2, ""),
+        (("list", "paths"), "| true; exit ${PIPESTATUS[0]}", 141, ""),
+        (("run", "--help"), "| true; exit ${PIPESTATUS[0]}", 141, ""),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else str(value),
+)
+def test_output_that_cannot_be_written_has_its_status(
+    tmp_path: Path, arguments: tuple[str, ...], shell: str, status: int, words: str
+) -> None:
+    assert status_and_words(tmp_path, *arguments, shell=shell) == (status, words)
+
+
+NARROW = (*QUICK, "--case", "two_classes", "--dtype", "float32", "--path", "log_softmax", "--workers", "1")
+
+
+def test_a_file_size_limit_is_one_line_and_leaves_the_report_as_it_was(tmp_path: Path) -> None:
+    out = tmp_path / "reports" / "latest"
+    assert status_and_words(tmp_path, *NARROW) == (0, "")
+    before = {file.name: file.read_bytes() for file in out.iterdir()}
+    command = f'ulimit -f 1; "{sys.executable}" -m audit {" ".join(NARROW)}'
+    answer = subprocess.run(
+        ["bash", "-c", command], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True
+    )
+    assert answer.returncode == 2
+    assert answer.stderr.decode() == "kl-audit: reports/latest: cannot be written: File too large\n"
+    assert {file.name: file.read_bytes() for file in out.iterdir()} == before
+    assert [file.name for file in (tmp_path / "reports").iterdir()] == ["latest"]
+
+
+def test_odd_encodings_change_nothing_but_what_they_cannot_show(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("def f(x, y):\n    raise ValueError('é 漢 \\udc80')\n", encoding="utf-8")
+    ascii_ = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii"}
+    given = (*NARROW[:-4], "--workers", "1", "--path-file", "mine.py:f", "--acknowledgements", "é.ini")
+    (tmp_path / "é.ini").write_text("[é]\npath = nothing\nreason = 漢\n", encoding="utf-8")
+    assert status_and_words(tmp_path, *given, **ascii_) == (1, "")
+    written = (tmp_path / "reports" / "latest" / "environment.json").read_text(encoding="utf-8")
+    assert "mine.py:f" in written and json.loads(written)["schema_version"] >= 1
+    assert "ValueError: é 漢 \\udc80" in (tmp_path / "reports" / "latest" / "errors.csv").read_text(encoding="utf-8")
+
+
+def test_an_interrupt_after_the_report_is_in_place_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from audit import cli
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "supervise", lambda: None)
+    monkeypatch.setattr("audit.publish.terminal.show", interrupted)
+    monkeypatch.setattr(sys, "argv", ["kl-audit", *NARROW])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    latest = tmp_path / "reports" / "latest"
+    assert end.value.code == 130 and (latest / "report.html").exists()
+    assert capsys.readouterr().err == f"kl-audit: interrupted; the new report is in place: {latest}\n"

@@ -49,7 +49,7 @@ def test_a_figures_rows_are_of_a_table_and_name_what_there_is(row: dict[str, str
     if row["rows"]:
         empty.query(row["rows"])
     known = {c.name for c in cases.registered("standard")} | {p.name for p in paths.registered()} | set(FORMATS)
-    known |= set(EXECUTIONS) | {"none", "sum", "mean", "batchmean", "input", "target"}
+    known |= set(EXECUTIONS) | {"none", "sum", "mean", "batchmean", "input", "target", "logits"}
     assert set(re.findall(r"'([^']*)'", row["rows"])) <= known
 
 

@@ -16,8 +16,8 @@ _page = mmap.mmap(-1, _SIZE)  # anonymous and shared: outlives whoever wrote int
 _case = ""
 
 
-class Ended(KeyboardInterrupt):
-    """Asked to end by the signal `number`, as by Ctrl-C."""
+class Ended(BaseException):
+    """Asked to end by the signal `number`, as by Ctrl-C; no KeyboardInterrupt, which others answer in their way."""
 
     def __init__(self, number: int) -> None:
         super().__init__()
@@ -36,8 +36,11 @@ def calling(path: str, dtype: str, device: str) -> None:
 
 
 def finished() -> None:
-    """From here on whatever status this process ends with is meant."""
+    """From here on whatever status this process ends with is meant, and no signal changes it."""
     _page[:] = b"\1" * _SIZE
+    for number in ENDING:
+        if signal.getsignal(number) is _end:
+            signal.signal(number, signal.SIG_IGN)
 
 
 def supervise() -> None:
@@ -85,4 +88,4 @@ def _wait(child: int) -> NoReturn:
         what = _page[:].rstrip(b"\0").decode(errors="replace") or "nothing yet"
         print(f"kl-audit: the run ended {how}, and without a report, while this was running: {what}", file=sys.stderr)
         status = 2
-    os._exit(status)
+    os._exit(status if status >= 0 else 128 - status)

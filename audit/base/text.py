@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 
 def plain(text: str) -> str:
     """On one line, with what a terminal would obey, and what no encoding has, written out."""
@@ -17,6 +19,10 @@ def describe(error: BaseException) -> str:
     return plain(f"{type(error).__name__}: {text.partition(chr(10))[0][:500]}".rstrip(": "))
 
 
-def counted(number: int, noun: str) -> str:
-    """1 result, 2 results, 1,000 results."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+# What CommonMark, GitHub's tables and its links would take for markup; an underscore within a word is none.
+_MARKUP = re.compile(r"[\\`*{}\[\]<>&|~$]|(?<![^\W_])_|_(?![^\W_])|:(?=//)|(?<=www)\.")
+
+
+def markdown(text: str) -> str:
+    """As it is shown by itself: no character of it is markup."""
+    return _MARKUP.sub(r"\\\g<0>", plain(text))

@@ -6,7 +6,7 @@ import os
 import signal
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
 from contextlib import suppress
 from functools import partial
 from multiprocessing import active_children, get_context, parent_process
@@ -67,7 +67,10 @@ class Workers:
         here = later(function, *args)
         if self._pool is None:
             return here
-        future = self._pool.submit(function, *args)
+        try:
+            future = self._pool.submit(function, *args)
+        except BrokenExecutor:
+            return here
         while self._begun and self._begun[0][0].done():
             self._begun.popleft()
         self._begun.append((future, here))
@@ -79,7 +82,10 @@ class Workers:
             if other.cancel():
                 with suppress(Exception):  # which is raised again where the result is asked for
                     work()
-        return here() if future.cancelled() else future.result()
+        try:
+            return here() if future.cancelled() else future.result()
+        except BrokenExecutor:  # a worker was killed, as for want of memory
+            return here()
 
 
 def _give_way() -> None:

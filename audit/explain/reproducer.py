@@ -92,9 +92,9 @@ def with_examples(findings: pd.DataFrame, plan: Plan) -> pd.DataFrame:
         path = next(p for p in here if (p.name, p.reduction, p.target_kind) == key)
         # The script that reproduces a finding normalises logits; what is too slow is too slow to be tried again, and
         # what makes a sum lossy is its length, of which nothing is left after shrinking.
-        unfit = "log_probs" in problem.case.kinds or path.input_kind != "logits" or finding["symptom"] == LOSSY
+        given = "log_probs" in problem.case.kinds or path.input_kind != "logits"
         device, symptom = str(finding["device"]), str(finding["symptom"])
-        if unfit or TOO_SLOW in str(finding["note"]) or lost(device):
+        if given or symptom in (LOSSY, "changes") or TOO_SLOW in str(finding["note"]) or lost(device):
             found.append({})
             continue
         tries = (
@@ -144,7 +144,7 @@ def _shows(path: Path, input: Tensor, target: Tensor, device: str, symptom: str)
         row.max() == (0 if kind == "probs" else -np.inf)
         for row, kind in zip(numbers, ("logits", path.target_kind), strict=True)
     ]
-    sought = "finite" if symptom == "beyond_bound" else symptom
+    sought = "finite" if symptom in ("beyond_bound", "narrow_result") else symptom
     if given != sought or any(lost):  # no distribution is left
         return False
     if given in ("not_a_number", "minus_infinity"):

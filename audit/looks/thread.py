@@ -109,14 +109,14 @@ QUOTES: list[Quote] = [
     *(
         Quote(
             f"CNN loss, epoch {epoch + 1}",
-            str(loss),
+            loss,
             "softmax output taken for log-probabilities: the loss is -mean(p_label)/10, always in [-0.1, 0]; "
-            f"the quote means p_label {-10 * loss:.2f}",
+            f"the quote means p_label {-10 * float(loss):.2f}",
             partial(softmax_output_loss, epoch),
-            value=loss,
+            value=float(loss),
             holds=lambda draws: (draws >= -0.1) & (draws <= 0),
         )
-        for epoch, loss in enumerate((-0.019, -0.033, -0.036, -0.038, -0.040))
+        for epoch, loss in enumerate(("-0.019", "-0.033", "-0.036", "-0.038", "-0.040"))
     ),
     *_exactly_zero(
         "KLDivLoss, equal logits",

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from audit.base.formats import FORMATS
 from audit.base.kinds import KINDS
+from audit.base.text import plain
 from audit.base.usage import UsageError
 from audit.paths.rounding import Promise, Rounding
 from audit.reference.values import REDUCTIONS as REDUCTIONS
@@ -70,6 +71,8 @@ class Path:
             object.__setattr__(self, "quantity", "zero")
         for lists in ("dtypes", "cases"):  # a path is hashable
             object.__setattr__(self, lists, tuple(getattr(self, lists)))
+        for text in ("name", "summary"):
+            object.__setattr__(self, text, plain(getattr(self, text)))
 
     @property
     def promise(self) -> Promise:
@@ -113,7 +116,7 @@ def path(name: str, *, summary: str = "", **declared: Any) -> Callable[[Register
     promised = Path(name, _unwritten, summary, **declared)
 
     def register(function: Registered) -> Registered:
-        text = summary or (function.__doc__ or name).strip().splitlines()[0].removesuffix(".")
+        text = summary or (function.__doc__ or name).strip().partition("\n")[0].removesuffix(".")
         made = replace(promised, function=function, summary=text)
         key = (name, made.reduction, made.input_kind, made.target_kind, made.where)
         if key in _REGISTRY:
@@ -142,5 +145,5 @@ def own_path(function: Function) -> Path:
             return known
     if name in {known.name for known in registered()}:
         raise UsageError(f"path {name!r} is one of the audit's own: give your function another name")
-    summary = (getattr(function, "__doc__", None) or "given by the user").strip().splitlines()[0]
-    return Path(name, function, summary)
+    summary = (getattr(function, "__doc__", None) or "").strip().partition("\n")[0]
+    return Path(name, function, summary or "given by the user")

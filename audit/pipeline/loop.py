@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from audit.base.text import plain
 from audit.base.workers import Later, Workers
 from audit.explain.reproducer import with_examples
 from audit.judge.findings import COMMITTED, LOSSY, NEW, find, read_acknowledgements
@@ -19,7 +20,7 @@ from audit.looks import Run, attribution, elements, errors, gradients, invarianc
 from audit.machine.devices import REMARKS, found
 from audit.machine.environment import describe_environment
 from audit.machine.measure import COMPILING, TORCH
-from audit.machine.plan import Plan, plan
+from audit.machine.plan import COMPARISON, REDUCED, Plan, plan
 from audit.publish.devices import failed_devices
 from audit.publish.figures import Plot, draw
 from audit.publish.folder import check_replaceable
@@ -87,7 +88,9 @@ def execute(
 
     plots = draw(run.tables, workers.submit)
     advance("findings")
-    findings, stale = find(run.tables["errors"], acknowledged, run.tables.get("gradients"), plan.own)
+    invariance = run.tables.get("invariance")
+    gradients = run.tables.get("gradients")
+    findings, stale = find(run.tables["errors"], acknowledged, gradients, plan.own, invariance, plan.asked)
     run.tables["findings"] = typed(with_examples(findings, plan), "findings")
     run.tables["summary"] = summarise(run.tables["errors"])
     seconds = {"torch": TORCH.seconds - spent[0], "compiling": COMPILING.seconds - spent[1]}
@@ -100,6 +103,7 @@ def execute(
         cases=len(plan.cases),
         paths={p.name: p.summary for p in plan.paths},
         dtypes=plan.dtypes,
+        kernels={p.name: COMPARISON if p.reduction == "none" else REDUCED for p in plan.paths if p.name in plan.own},
         workers=workers.count,
         seconds={name: round(value, 3) for name, value in seconds.items()},
         remarks=sorted(REMARKS),
@@ -138,6 +142,6 @@ def run(
             given = {"profile": profile, "cases": cases, "paths": paths, "dtypes": dtypes, "devices": devices}
             words = ", ".join(f"{name}={value!r}" for name, value in given.items() if value is not None)
             call = re.sub(r"<function (\S+) at \w+>", r"\1", words)
-            audit.environment["command"] = f"audit.run({call}, out={str(out)!r})"
+            audit.environment["command"] = plain(f"audit.run({call}, out={str(out)!r})")
             write_report(audit.tables, audit.environment, FilePath(out), audit.plots)
     return audit.tables["errors"]

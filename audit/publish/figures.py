@@ -39,6 +39,7 @@ STYLE: dict[Any, Any] = {
     "font.size": 9,
     "grid.alpha": 0.25,
     "legend.frameon": False,
+    "text.parse_math": False,  # a name is no formula
 }
 
 

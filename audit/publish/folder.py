@@ -62,6 +62,8 @@ def in_place() -> Path | None:
 @contextmanager
 def _beside(out: Path) -> Iterator[tuple[Path, Path]]:
     """A new folder in `.partial/`, locked for as long as this process lives, and where `out` really is."""
+    if "\0" in str(out):
+        raise UsageError(f"{str(out)!r}: no name holds a NUL")
     try:
         real = Path(os.path.realpath(out))
         _refuse_foreign(real)
@@ -79,8 +81,8 @@ def _beside(out: Path) -> Iterator[tuple[Path, Path]]:
                 partial.parent.rmdir()
     except UsageError:
         raise
-    except (OSError, ValueError) as error:  # ValueError: a name that holds a NUL
-        raise UsageError(f"{out}: cannot be written: {getattr(error, 'strerror', None) or error}") from None
+    except OSError as error:
+        raise UsageError(f"{out}: cannot be written: {error.strerror}") from None
 
 
 def _refuse_foreign(out: Path) -> None:

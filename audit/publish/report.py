@@ -9,15 +9,17 @@ from pathlib import Path
 
 import pandas as pd
 
+from audit.base.text import markdown as escape
 from audit.base.usage import UsageError
 from audit.base.workers import Later
-from audit.publish.answer import MEDIANS, Tables, answer, counted, example, grid
+from audit.publish.answer import MEDIANS, Tables, counted, example, grid
 from audit.publish.bench import NAME, read_bench
 from audit.publish.figures import Plot, draw
 from audit.publish.folder import report_folder
 from audit.publish.page import page
 from audit.publish.schema import described
 from audit.publish.tables import write_csv
+from audit.publish.verdict import answered
 
 
 def write_report(
@@ -35,7 +37,9 @@ def write_report(
             write_csv(table, folder / f"{name}.csv", name)
         write_csv(described([*tables, "columns"]), folder / "columns.csv", "columns")
         (folder / "report.md").write_text(markdown(tables, environment), encoding="utf-8")
-        (folder / "environment.json").write_text(json.dumps(environment, indent=2, ensure_ascii=False) + "\n")
+        (folder / "environment.json").write_text(
+            json.dumps(environment, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
         drawn = (plots or draw(tables))()
         with suppress(UsageError):  # an audit does not fail for what an interrupted benchmark left
             drawn |= draw({"bench": read_bench(out.parent / NAME)})()
@@ -46,18 +50,19 @@ def write_report(
 
 def markdown(tables: Tables, environment: Mapping[str, object]) -> str:
     """report.md: the answer for a pull request or an issue, a row a way, and what reproduces it."""
-    told = answer(tables, environment)
-    lines = [f"# {told.verdict}", "", told.ran, ""]
-    lines += [f"- **{question}** {said}" for question, said in told.questions]
+    told = answered(tables, environment)
+    lines = [f"# {told.verdict}", "", escape(told.ran), ""]
+    lines += [f"- **{question}** {escape(said)}" for question, said in told.questions]
     findings = tables["findings"]
     for f in findings[findings["status"] == "new"].to_dict("records"):
         lines += [
             "",
-            f"**New**: {f['path']} {f['dtype']} {f['device']}, {f['symptom']}, {counted(f['results'], 'result')}",
+            f"**New**: {escape(f['path'])} {f['dtype']} {f['device']}, {f['symptom']}, "
+            f"{counted(f['results'], 'result')}",
         ]
-        lines += [f"of {f['cases']}; {example(f)}. findings.csv has a script that shows it."]
+        lines += [f"of {escape(f['cases'])}; {escape(example(f))}. findings.csv has a script that shows it."]
     columns, rows = grid(tables["errors"])
     lines += ["", MEDIANS, "", "| way | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
-    lines += ["| " + " | ".join(row) + " |" for row in rows]
-    lines += ["", *(f"- Known limit: {name}: {reason}" for name, reason in told.limits)]
-    return "\n".join([*lines, "", *told.thread, "", f"`{environment.get('command', '')}`", ""])
+    lines += ["| " + " | ".join(map(escape, row)) + " |" for row in rows]
+    lines += ["", *(f"- Known limit: {escape(name)}: {escape(reason)}" for name, reason in told.limits)]
+    return "\n".join([*lines, "", *told.thread, "", escape(str(environment.get("command", ""))), ""])

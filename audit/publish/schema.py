@@ -47,9 +47,14 @@ SCHEMAS: dict[str, list[Column]] = {
         Column(
             "input_digest", TEXT, "SHA-256 of dtype, shape, input bytes and target bytes: of the row, or of the case"
         ),
-        Column("reference", TEXT, "exact value of what the path means to compute, 50 significant digits", "nats"),
+        Column(
+            "reference",
+            TEXT,
+            "exact value of what the path means to compute, 50 digits; screened, the certain ones",
+            "nats",
+        ),
         Column("exact_kl", TEXT, "KL of the same input and target, 50 significant digits", "nats"),
-        Column("reference_source", TEXT, "gold, computed, or exact where it is decided by proof"),
+        Column("reference_source", TEXT, "gold, computed, screened, or exact where it is decided by proof"),
         Column("computed", FLOAT, "what the path returned", "nats", _UNCOMPUTED),
         Column("result_dtype", TEXT, "format of the result", empty=_UNCOMPUTED),
         Column("result_class", TEXT, "finite, not_a_number, plus_infinity, minus_infinity or not_computed"),
@@ -100,13 +105,19 @@ SCHEMAS: dict[str, list[Column]] = {
         Column("computed_digest", TEXT, "SHA-256 of the results as little-endian binary64, in key order"),
     ],
     "findings": [
-        Column("status", TEXT, "new, lossy (sound, but less accurate than attainable), or acknowledged"),
+        Column(
+            "status",
+            TEXT,
+            "new, lossy (sound, but less accurate than attainable), shared (of a kernel of the user's own: torch's "
+            "path has it on the same rows), or acknowledged",
+        ),
         *_WHERE,
         Column(
             "symptom",
             TEXT,
-            "beyond_bound, lossy, one_signed (no drift is negative), or the result_class; for a gradient "
-            "input_gradient_ or target_gradient_, followed by beyond_bound or not_finite",
+            "beyond_bound, narrow_result (it is, and of a coarser dtype than the logits), lossy, one_signed (no drift "
+            "is negative), or the result_class; for a gradient input_gradient_ or target_gradient_, followed by "
+            "beyond_bound or not_finite; changes, for what should change nothing",
         ),
         Column("acknowledged_by", TEXT, "name of the acknowledgement", empty="the finding is not acknowledged"),
         Column("reason", TEXT, "its reason", empty="the finding is not acknowledged"),
@@ -123,7 +134,9 @@ SCHEMAS: dict[str, list[Column]] = {
         Column("computed", FLOAT, "what the path returned", "nats"),
         Column("bound", FLOAT, "largest error of a sound implementation", "nats"),
         Column("scaled_error", FLOAT, "its scaled_error", "u", "it has none, or is a gradient"),
-        Column("note", TEXT, "why nothing was computed", empty="something was computed"),
+        Column("note", TEXT, "why nothing was computed, or what a change or a backward was", empty="there is none"),
+        Column("fails_at", TEXT, "numbers of classes at which some result has the symptom", empty="it is a change"),
+        Column("passes_at", TEXT, "numbers of classes at which none has", empty="there are none"),
         Column("classes", INTEGER, "classes of the smallest input found that shows it", empty="it was not shrunk"),
         Column("input", TEXT, "that input, hexadecimal floats", empty="it was not shrunk, or has over 64 runs"),
         Column("target", TEXT, "its target, hexadecimal floats", empty="it was not shrunk, or has over 64 runs"),
@@ -172,6 +185,7 @@ SCHEMAS: dict[str, list[Column]] = {
         _DTYPE,
         _DEVICE,
         Column("side", TEXT, "with respect to the logits of input or target; of a mean, times what it divides by"),
+        Column("backward", TEXT, "how it was asked for", empty="as it is, of all rows weighted unequally"),
         Column("classes", INTEGER, "classes of the case"),
         Column("elements", INTEGER, "elements compared"),
         Column("worst_in_u", FLOAT, "largest |computed - exact|", "u", "no element is finite"),
@@ -202,6 +216,8 @@ SCHEMAS: dict[str, list[Column]] = {
         Column("largest_ulp", FLOAT, "largest change", "ulp of the result", "no result is finite"),
         Column("largest_of_bound", FLOAT, "largest change / bound", "", "no result is finite"),
         Column("non_finite", INTEGER, "rows that were finite and are not any more"),
+        Column("case", TEXT, "where the largest change is"),
+        Column("row", INTEGER, "its row"),
     ],
     "bench": [
         *_WHERE,

@@ -16,7 +16,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from audit.base.kinds import GATED
-from audit.publish.answer import answer, counted, example, grid
+from audit.base.text import plain
+from audit.publish.answer import counted, example, grid
+from audit.publish.verdict import answered
 
 
 def console() -> Console:
@@ -28,7 +30,7 @@ def console() -> Console:
 @contextmanager
 def progress(console: Console, total: int) -> Iterator[Callable[[str], None]]:
     """A bar of `total` steps; the callable names the step that begins. Shows nothing where there is no terminal."""
-    columns = (TextColumn("{task.description:32s}"), BarColumn(), MofNCompleteColumn())
+    columns = (TextColumn("{task.description:32s}", markup=False), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=total)
 
@@ -36,15 +38,16 @@ def progress(console: Console, total: int) -> Iterator[Callable[[str], None]]:
 
 
 def say(console: Console, text: str) -> None:
-    """Prints it as it is: brackets are no markup, and a long line is the terminal's to fold."""
-    console.print(text, soft_wrap=True, markup=False, highlight=False)
+    """Prints it as it is: brackets are no markup, no character is a command, a long line is the terminal's to fold."""
+    console.print("\n".join(map(plain, text.split("\n"))), soft_wrap=True, markup=False, highlight=False)
 
 
 def show(tables: Mapping[str, pd.DataFrame], environment: Mapping[str, Any], folder: Path, console: Console) -> None:
     """The matrix, the findings, then the answer, which is what stays on the screen; last where the files are."""
-    errors, told = tables["errors"], answer(tables, environment)
+    errors, told = tables["errors"], answered(tables, environment)
     show_matrix(errors, console)
-    show_findings(tables["findings"], console)
+    if not environment.get("kernels"):  # of those the verdict says it
+        show_findings(tables["findings"], console)
     uncomputed = errors[(errors["result_class"] == "not_computed") & errors["kind"].isin(GATED)]
     for note, count in uncomputed["note"].value_counts().items():
         say(console, f"not computed: {counted(count, 'result')}: {note}")
