@@ -1,9 +1,9 @@
-"""CUDA's shape of arithmetic, on CPU tensors: which partial sums there are, and how far off exp, log and division may be.
+"""CUDA's shape of arithmetic, on CPU tensors: what is summed with what, and how far off exp, log and division may be.
 
-Written from what is published of the structure: PyTorch's softmax and reduction kernels (a warp for a row of up to 1,024
-or 2,048 classes, a block beyond, sums in float32 for halves, four accumulators a thread), and the table of the CUDA C++
-Programming Guide, "Mathematical Functions": expf 2 ulp, logf 1, exp and log of doubles 1, __expf 2 + 1.173 |x|, an
-approximate division 2. No CUDA device computes anything here.
+Written from what is published of the structure of PyTorch's softmax and reduction kernels (a warp for a row of up to
+1,024 or 2,048 classes, a block beyond, sums in float32 for halves, four accumulators a thread), and from the table of
+the CUDA C++ Programming Guide, "Mathematical Functions": expf 2 ulp, logf 1, exp and log of doubles 1, __expf
+2 + 1.173 |x|, an approximate division 2. No CUDA device computes anything here.
 """
 
 from __future__ import annotations
