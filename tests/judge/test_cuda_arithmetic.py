@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -27,7 +28,7 @@ PATHS = [
     and p.input_kind == p.target_kind == "logits"
     and p.quantity in ("kl", "distillation")
     and p.runs_on("cuda")
-    and p.name not in ("categorical", "liger")
+    and p.name not in ("categorical", "liger", "thread_era")
 ]
 
 
@@ -39,9 +40,6 @@ def leading(x: np.ndarray) -> np.ndarray:
 LEADERS = {
     "leader first": lambda x, y: (x + leading(x), y + leading(y)),
     "leader last": lambda x, y: (x + leading(x)[::-1], y + leading(y)[::-1]),
-        x + 12 * (np.arange(x.shape[1])[::-1] == 0),
-        y + 12 * (np.arange(y.shape[1])[::-1] == 0),
-    ),  # noqa: E501
     "random": lambda x, y: (x, y),
 }
 
@@ -89,7 +87,7 @@ def test_every_path_keeps_its_bound_in_cudas_arithmetic(arithmetic: str) -> None
 def test_what_a_cpu_loses_where_the_leader_comes_first_is_kept_by_cudas_sums(monkeypatch: pytest.MonkeyPatch) -> None:
     """docs/bounds.md has the table that this prints."""
     monkeypatch.setattr(test_bounds, "FAMILIES", LEADERS)
-    chosen = [p for p in PATHS if p.reduction == "none" and not p.compiles and p.name not in ("autocast", "thread_era")]
+    chosen = [p for p in PATHS if p.reduction == "none" and not p.compiles and p.name != "autocast"]
     rows = {"cpu": test_bounds.trial(chosen, [32_000], 3)}
     rows |= {name: judged(name, [32_000], 3) for name in ("expf too large", "expf at random")}
     table = pd.concat(rows, names=["where"]).reset_index("where")
