@@ -51,8 +51,9 @@ def write_report(
 def markdown(tables: Tables, environment: Mapping[str, object]) -> str:
     """report.md: the answer for a pull request or an issue, a row a way, and what reproduces it."""
     told = answered(tables, environment)
-    lines = [f"# {told.verdict}", "", escape(told.ran), ""]
-    lines += [f"- **{question}** {escape(said)}" for question, said in told.questions]
+    lines = [f"# {escape(told.verdict)}", "", escape(told.ran), ""]
+    for question, said in told.questions:
+        lines.append(f"- **{escape(question)}** " + "\\\n  ".join(map(escape, said.split("\n"))))
     findings = tables["findings"]
     for f in findings[findings["status"] == "new"].to_dict("records"):
         lines += [
