@@ -32,14 +32,15 @@ PATHS = [
 ]
 
 
-def leading(x: np.ndarray) -> np.ndarray:
-    return 12.0 * (np.arange(x.shape[1]) == 0)
+def leading(x: np.ndarray, place: int) -> np.ndarray:
+    """One class leads so far that each of the others is less than a roundoff of the sum, which together are not."""
+    return 0.1 * x + 17.0 * (np.arange(x.shape[1]) == place)
 
 
 # Where a CPU's sums stagnate, and where they do not.
 LEADERS = {
-    "leader first": lambda x, y: (x + leading(x), y + leading(y)),
-    "leader last": lambda x, y: (x + leading(x)[::-1], y + leading(y)[::-1]),
+    "leader first": lambda x, y: (leading(x, 0), leading(y, 0)),
+    "leader last": lambda x, y: (leading(x, x.shape[1] - 1), leading(y, y.shape[1] - 1)),
     "random": lambda x, y: (x, y),
 }
 
