@@ -42,10 +42,9 @@ HAZARDS: dict[str, tuple[dict[str, object], int, str]] = {
 }
 
 
-# A whole run: the cases that the looks want, and paths of every kind.
-CASES = ("random_scale1", "peaked_gap20", "identical_n1000")
-WHOLE = ("log_softmax", "softmax_log", "log_target", "upcast", "first_dim", "categorical", "difference", "autocast",
-         "kl_div_from_logits")  # fmt: skip
+# A whole run, of cases that every look wants and of a few paths.
+CASES = ("random_scale1", "identical_n1000")
+WHOLE = ("log_softmax", "softmax_log", "autocast")
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +58,7 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, di
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     request = json.dumps({"scenarios": scenarios, "whole": [CASES, WHOLE]})
     command = [sys.executable, str(ROOT / "tests/machine/device.py"), request, str(folder)]
-    answer = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    answer = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=900)
     assert answer.returncode == 0, answer.stderr
     return folder, {played["name"]: played for played in json.loads((folder / "played.json").read_text())}
 
@@ -111,6 +110,8 @@ def test_a_whole_run_gives_an_accelerator_the_cpus_tables_row_by_row(played, nam
     table = audit.read_table(played[0] / "whole", name)
     if "path" in table:
         table = table[~table["path"].isin(OTHERWISE)]
+    if name == "thread":
+        table = table.drop(columns="observed")  # an exception names the class of a tensor
     if name == "invariance":  # which the two have not all in common
         assert not table.loc[table["check"] == "on the CPU", "changed_share"].any()
         table = table[~table["check"].isin(["on the CPU", "one thread", "compiled"])]
