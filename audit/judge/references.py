@@ -10,6 +10,7 @@ from functools import cache, cached_property, lru_cache, partial
 import numpy as np
 from numpy.typing import NDArray
 
+from audit.base.kinds import TOKENS
 from audit.base.workers import Later, Submit, later
 from audit.cases import Problem
 from audit.reference.cache import Cache
@@ -98,8 +99,10 @@ class Engine:
         `quantity` is "kl", "zero", or one of reference.quantities.
         """
         rows, classes = problem.input.shape
-        if quantity == "zero":
-            return lambda: References([Certified("0", "proof")] * rows, [False] * rows)
+        if quantity == "zero" or (quantity == "kl" and problem.case.input_kind == TOKENS):
+            # One token of a distribution does not tell its KL.
+            known = Certified("0" if quantity == "zero" else "nan", "proof")
+            return lambda: References([known] * rows, [False] * rows)
         keys = reference_keys(problem, quantity)
         if quantity == "kl":
             for row in np.flatnonzero(_undefined(problem)):

@@ -34,7 +34,22 @@ _KEY = [
 _CASE, _PATH, _REDUCTION, _DTYPE, _DEVICE, _KIND = _KEY
 _WHERE = [_PATH, _DTYPE, _DEVICE]
 _UNCOMPUTED = "nothing was computed"
+_UNNAMED = "none was recognised, or nothing is wrong"
 _RAISED = "an exception was observed"
+
+# Of a group of results.
+_FIGURES = [
+    Column("n", INTEGER, "results"),
+    Column("scaled_error_median", FLOAT, "median of scaled_error", "u", "no row has one"),
+    Column("scaled_error_p99", FLOAT, "99th percentile of scaled_error", "u", "no row has one"),
+    Column("scaled_error_max", FLOAT, "largest scaled_error", "u", "no row has one"),
+    Column("correct_bits_median", FLOAT, "median of correct_bits", "bits", "no row has one"),
+    Column("negative_share", FLOAT, "share of computed results that are negative", "", _UNCOMPUTED),
+    Column("false_zero_share", FLOAT, "share of computed results that are a false zero", "", _UNCOMPUTED),
+    Column("non_finite", INTEGER, "computed results that are not finite"),
+    Column("findings", INTEGER, "gated results beyond their bound"),
+    Column("computed_digest", TEXT, "SHA-256 of the results as little-endian binary64, in key order"),
+]
 
 SCHEMAS: dict[str, list[Column]] = {
     "errors": [
@@ -88,21 +103,23 @@ SCHEMAS: dict[str, list[Column]] = {
             "misuse and estimators",
         ),
         Column("lossy", BOOLEAN, "within bound, but not within attainable", empty="bound is empty"),
+        Column("cause", TEXT, "the known defect whose formula gives this result (`list causes`)", empty=_UNNAMED),
         Column("negative", BOOLEAN, "computed < 0", empty=_UNCOMPUTED),
         Column("false_zero", BOOLEAN, "computed = 0 though the reference rounds to another number", empty=_UNCOMPUTED),
     ],
-    "summary": [
-        *_KEY,
-        Column("n", INTEGER, "results"),
-        Column("scaled_error_median", FLOAT, "median of scaled_error", "u", "no row has one"),
-        Column("scaled_error_p99", FLOAT, "99th percentile of scaled_error", "u", "no row has one"),
-        Column("scaled_error_max", FLOAT, "largest scaled_error", "u", "no row has one"),
-        Column("correct_bits_median", FLOAT, "median of correct_bits", "bits", "no row has one"),
-        Column("negative_share", FLOAT, "share of computed results that are negative", "", _UNCOMPUTED),
-        Column("false_zero_share", FLOAT, "share of computed results that are a false zero", "", _UNCOMPUTED),
-        Column("non_finite", INTEGER, "computed results that are not finite"),
-        Column("findings", INTEGER, "gated results beyond their bound"),
-        Column("computed_digest", TEXT, "SHA-256 of the results as little-endian binary64, in key order"),
+    "summary": [*_KEY, *_FIGURES],
+    "history": [
+        Column("run", INTEGER, "its number, from 1"),
+        Column("created", TEXT, "when, in UTC"),
+        Column("audit", TEXT, "version of the audit"),
+        Column("torch", TEXT, "version of torch"),
+        Column("driver", TEXT, "version of NVIDIA's driver", empty="there is none"),
+        Column("cpu_capability", TEXT, "instructions of the CPU that torch uses"),
+        *_WHERE,
+        Column("model", TEXT, "model of the device"),
+        _KIND,
+        Column("input_digest", TEXT, "SHA-256 of the input_digest of its results: of equal ones alone numbers compare"),
+        *_FIGURES,
     ],
     "findings": [
         Column(
@@ -119,6 +136,7 @@ SCHEMAS: dict[str, list[Column]] = {
             "is negative), or the result_class; for a gradient input_gradient_ or target_gradient_, followed by "
             "beyond_bound or not_finite; changes, for what should change nothing",
         ),
+        Column("cause", TEXT, "the known defects that give some of these results, or all", empty=_UNNAMED),
         Column("acknowledged_by", TEXT, "name of the acknowledgement", empty="the finding is not acknowledged"),
         Column("reason", TEXT, "its reason", empty="the finding is not acknowledged"),
         Column("results", INTEGER, "results it stands for"),
