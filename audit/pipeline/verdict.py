@@ -30,7 +30,7 @@ AT_THE_LIMIT = ("largest", "offset_limit")
 
 @dataclass(frozen=True)
 class Verdict:
-    """What `check` found: whether there is no new finding nor a failed device, and the tables of a report, of the kernels alone.
+    """What `check` found: whether no finding is new and no device failed, and the tables, of the kernels alone.
 
     `causes` are the names of known defects that explain a finding. str() is what a person reads.
     """
