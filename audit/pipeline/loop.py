@@ -18,7 +18,7 @@ from audit.judge.findings import COMMITTED, LOSSY, NEW, find, read_acknowledgeme
 from audit.judge.references import Engine
 from audit.looks import Run, attribution, elements, errors, gradients, invariance, stream, thread
 from audit.machine.devices import REMARKS, found
-from audit.machine.environment import describe_environment
+from audit.machine.environment import describe_environment, source_digest
 from audit.machine.measure import COMPILING, TORCH
 from audit.machine.plan import COMPARISON, REDUCED, Plan, plan
 from audit.publish.devices import failed_devices
@@ -104,6 +104,7 @@ def execute(
         paths={p.name: p.summary for p in plan.paths},
         dtypes=plan.dtypes,
         kernels={p.name: COMPARISON if p.reduction == "none" else REDUCED for p in plan.paths if p.name in plan.own},
+        sources={p.name: source_digest(p.function) for p in plan.paths if p.name in plan.own},
         workers=workers.count,
         seconds={name: round(value, 3) for name, value in seconds.items()},
         remarks=sorted(REMARKS),

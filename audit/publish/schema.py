@@ -117,6 +117,7 @@ SCHEMAS: dict[str, list[Column]] = {
         Column("cpu_capability", TEXT, "instructions of the CPU that torch uses"),
         *_WHERE,
         Column("model", TEXT, "model of the device"),
+        Column("source", TEXT, "digest of the file of a kernel of one's own", empty="it is a path of the audit"),
         _KIND,
         Column("input_digest", TEXT, "SHA-256 of the input_digest of its results: of equal ones alone numbers compare"),
         *_FIGURES,
