@@ -18,7 +18,7 @@ SERIES = ["path", "dtype", "device", "input_digest"]
 VERSIONS = ["torch", "driver", "model", "cpu_capability", "audit", "source"]
 FIGURES = [*METRICS, "n", "computed_digest"]
 SHOWN = 10
-VANISHED: dict[Hashable, Any] = dict.fromkeys(COLUMNS) | {"worse": True, "what": "nothing is computed any more"}
+VANISHED: dict[Hashable, Any] = {**dict.fromkeys(COLUMNS), "worse": True, "what": "nothing is computed any more"}
 
 
 def stretches(history: pd.DataFrame, paths: list[str] | None = None) -> pd.DataFrame:
