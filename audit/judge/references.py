@@ -100,7 +100,7 @@ class Engine:
             return lambda: References([Certified("0", "proof")] * rows, [False] * rows)
         keys = reference_keys(problem, quantity)
         if quantity == "kl":
-            for row in np.flatnonzero(_undefined(problem)):
+            for row in np.flatnonzero(undefined_rows(problem)):
                 self._known[keys[row]] = partial(Certified, "nan", "proof")
             step = max(1, CLASSES_A_TASK // classes)
             work = partial(certified_rows, target_kind=problem.case.target_kind, input_kind=problem.case.input_kind)
@@ -132,7 +132,7 @@ class Engine:
         return cache(wait)
 
 
-def _undefined(problem: Problem) -> NDArray[np.bool_]:
+def undefined_rows(problem: Problem) -> NDArray[np.bool_]:
     """The rows whose KL is NaN, as one of their sides is no distribution."""
     (input, target), case = problem.numbers, problem.case
     return undefined(input, case.input_kind) | undefined(target, case.target_kind)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Context, Decimal
 from itertools import chain
 
@@ -60,12 +60,11 @@ def run_paths(trial: Trial, devices: Iterable[str], stopped: dict[tuple[str, str
     for device in devices:
         paths = [path for path in trial.paths if path.runs_on(device)]
         try:
-            originals = problem.input.to(device), problem.target.to(device)
+            x, y = (t.to(device).repeat(problem.case.repeats, 1) for t in (problem.input, problem.target))
         except (TypeError, RuntimeError) as error:
             yield from (Measured(trial, device, path, _without(trial, path, describe(error))) for path in paths)
             continue
-        # A copy even on the CPU: the problem's own tensors must survive a path that writes into its inputs.
-        x, y = (t.clone() for t in originals)
+        originals = x.clone(), y.clone()
         for path in paths:
             if where := stopped.get((path.name, device)):
                 yield Measured(trial, device, path, _without(trial, path, f"not run: {where}"))
@@ -75,6 +74,8 @@ def run_paths(trial: Trial, devices: Iterable[str], stopped: dict[tuple[str, str
                 x, y = (t.clone() for t in originals)
             if result.too_slow:
                 stopped[path.name, device] = f"{result.note or TOO_SLOW} on {problem.case.name} {problem.dtype}"
+            if problem.case.repeats > 1:
+                result = replace(result, computed=result.computed[problem.judged])
             yield Measured(trial, device, path, result)
 
 
