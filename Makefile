@@ -4,13 +4,17 @@ pick = python=$$(sh .ci/interpreter.sh $(1))
 audit = "$$python" -m audit run --profile "$(PROFILE)"
 bench = mkdir -p reports && "$$python" -m pytest tests/benchmarks --benchmark-json=reports/bench.json
 
-.PHONY: help audit test test-slow test-browser bench regress baseline references check
+.PHONY: help audit numbers test test-oldest test-slow test-browser bench regress baseline references check
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1: \2/p' Makefile
 audit: ## audit every device found into reports/latest/ (PROFILE=quick|standard|full)
 	@$(call pick,core) && $(audit)
+numbers: ## write the figures that README and docs quote anew, from reports/latest (a standard audit)
+	@$(call pick,core) && "$$python" docs/renew.py reports/latest
 test: ## the whole test suite, with ruff and mypy where they are installed
 	@$(call pick,test) && sh .ci/check.sh "$$python" && "$$python" -m pytest
+test-oldest: ## the test suite with the oldest supported packages beside the torch there is
+	@$(call pick,oldest) && "$$python" -m pytest
 test-slow: ## the tests that take minutes
 	@$(call pick,test) && "$$python" -m pytest -m slow
 test-browser: ## the report in Chromium, the tables in polars, DuckDB and R

@@ -6,33 +6,72 @@ import os
 import shlex
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.util import module_from_spec, spec_from_file_location
+from io import TextIOWrapper
 from pathlib import Path
+from signal import SIGINT, SIGPIPE
 from time import perf_counter
+from traceback import print_exc
 from typing import Annotated, Any
 
 import typer
 import typer.core
 
+from audit.base.supervision import Ended, finished, supervise
+from audit.base.text import describe, plain
 from audit.base.usage import UsageError
 
 
 class _Commands(typer.core.TyperGroup):
-    """Exit status: 0 every gate holds, 1 new findings, 2 wrong usage or unreadable input, 130 interrupted."""
+    """Exit status: 0 every gate holds, 1 new findings, 2 wrong usage, unreadable input or unwritable output.
+
+    130 after Ctrl-C, 143 after SIGTERM, 141 where nobody reads the output any more.
+    """
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except UsageError as error:
-            print(f"kl-audit: {' '.join(str(error).split())}", file=sys.stderr)
+            _complain(str(error))
             raise typer.Exit(2) from None
+        except OSError as error:
+            raise typer.Exit(_unwritten(error)) from None
         except KeyboardInterrupt:
-            from audit.publish.folder import in_place
+            raise Ended(SIGINT) from None
 
-            new = in_place()
-            state = f"the new report is in place: {new}" if new else "the report in place, if any, is left as it was"
-            print(f"kl-audit: interrupted; {state}", file=sys.stderr)
-            raise typer.Exit(130) from None
+
+# Without effect, so refused, where a file of the user's own is judged; and where none is.
+WITHOUT_FILE = ("profile", "case")
+WITH_FILE = (
+    "target_logits", "input_name", "target_name", "mask_name", "classes", "unpacked_limit", "input_kind", "target_kind",
+)  # fmt: skip
+
+
+def _refuse_idle(context: typer.Context) -> None:
+    """Raises UsageError for options that were given and mean nothing in this kind of run."""
+    with_file = context.params["logits"] is not None
+    for name in WITHOUT_FILE if with_file else WITH_FILE:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            option = f"--{name.replace('_', '-')}"
+            raise UsageError(f"{option} has no effect {'with' if with_file else 'without'} --logits: leave it out")
+
+
+def _complain(text: str) -> None:
+    if text:
+        with suppress(OSError):  # there may be no one to say it to
+            print(f"kl-audit: {plain(' '.join(text.split()))}", file=sys.stderr, flush=True)
+
+
+def _unwritten(error: OSError) -> int:
+    """The exit status where standard output, or whatever else, cannot be read or written."""
+    with suppress(OSError):  # what is in the buffer still would fail again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    if isinstance(error, BrokenPipeError):
+        return 128 + SIGPIPE
+    _complain(str(error))
+    return 2
 
 
 app = typer.Typer(
@@ -48,6 +87,7 @@ LATEST = Path("reports/latest")
 
 @app.command()
 def run(
+    context: typer.Context,
     profile: Annotated[str, typer.Option(help="quick, standard or full.")] = "standard",
     case: Annotated[list[str] | None, typer.Option(help="Case name or glob; repeatable.")] = None,
     path: Annotated[list[str] | None, typer.Option(help="Path name or glob; repeatable.")] = None,
@@ -74,6 +114,9 @@ def run(
     strict: Annotated[bool, typer.Option("--strict", help="What is lossy fails too.")] = False,
 ) -> None:
     """Measure every path on every device found and write the tables."""
+    _refuse_idle(context)
+    if references is not None and not references.is_dir():
+        raise UsageError(f"--references {references}: expected a folder with a gold table")
     from audit.publish import terminal
 
     # torch's threads wait for work by spinning for milliseconds, which beside a busy process takes a run four times as
@@ -103,7 +146,7 @@ def run(
     terminal.say(console, f"devices: {models}")
     for note in plan.file.notes if plan.file else ():
         terminal.say(console, f"{logits}: {note}")
-    from audit.machine.devices import found
+    from audit.machine.devices import REMARKS, found
 
     for absent in (d for d in found() if d.absent):
         terminal.say(console, f"absent: {absent.name} ({absent.absent})")
@@ -112,17 +155,17 @@ def run(
         with terminal.progress(console, sum(1 for _ in plan.problems()) + len(pipeline.LOOKS)) as advance:
             folder = references or COMMITTED_GOLD
             audit = pipeline.execute(plan, processes, advance, acknowledgements or (), folder)
-        audit.environment["command"] = shlex.join(["python", "-m", "audit", *sys.argv[1:]])
+        audit.environment["command"] = plain(shlex.join(["python", "-m", "audit", *sys.argv[1:]]))
         write_report(audit.tables, audit.environment, out, audit.plots)
     total = perf_counter() - start
-    terminal.show(audit.tables, out, console)
+    terminal.show(audit.tables, audit.environment, out, console)
     seconds = audit.seconds
-    ratio = (total - seconds["compiling"]) / max(seconds["torch"], 1e-9)
-    terminal.say(
-        console,
-        f"{total:.1f} s, {seconds['compiling']:.1f} of them compiling; the rest is {ratio:.1f} times what torch alone "
-        "took for the paths",
-    )
+    spent = f"{total:.1f} s, {seconds['compiling']:.1f} of them compiling"
+    if seconds["torch"] > 0.01:
+        ratio = (total - seconds["compiling"]) / seconds["torch"]
+        spent += f"; the rest is {ratio:.1f} times what torch alone took for the paths"
+    for line in (spent, *sorted(REMARKS), *(f"FAILED {line}" for line in audit.failed_devices)):
+        terminal.say(console, line)
     if not (folder / NAME).is_file():
         terminal.say(console, f"no gold references in {folder}: every reference was computed")
     for record in audit.damaged:
@@ -140,6 +183,7 @@ def run(
         )
         for _, finding in failures.iterrows():
             terminal.say(console, stanza(finding))
+    if len(failures) or audit.failed_devices:
         raise typer.Exit(1)
 
 
@@ -209,6 +253,8 @@ def references(
 
     folder = folder or COMMITTED_GOLD
     if what == "build":
+        if all_:
+            raise UsageError("references build: --all has no effect, leave it out")
         typer.echo(f"{certify.build(folder, os.cpu_count() or 1)} records in {folder}")
     elif what == "verify":
         problems, checked = certify.verify(folder, all_)
@@ -249,13 +295,18 @@ def diagnose(
     reduction: Annotated[str, typer.Option(help="none, sum, mean or batchmean.")] = "mean",
     log_target: Annotated[bool, typer.Option("--log-target", help="As the loss had it.")] = False,
     dim: Annotated[int, typer.Option(help="Where the classes are.")] = -1,
+    mask_name: Annotated[str, typer.Option(help="A boolean a row, true for those that count; optional.")] = "mask",
 ) -> None:
     """Say what a negative, NaN or odd value of KLDivLoss means."""
-    from audit.cases.files import read_pair
+    from rich.console import Console
+
+    from audit.cases.files import NAMES, read_pair
     from audit.explain.diagnosis import diagnose
 
-    input, target, _ = read_pair(file)
-    typer.echo(str(diagnose(input, target, reduction=reduction, log_target=log_target, dim=dim)))
+    with Console(stderr=True).status(f"diagnosing {file}"):
+        input, target, mask = read_pair(file, (*NAMES[:2], mask_name))
+        found = diagnose(input, target, reduction=reduction, log_target=log_target, dim=dim, mask=mask)
+    typer.echo(str(found))
 
 
 def _function(text: str) -> Callable[..., Any]:
@@ -270,8 +321,10 @@ def _function(text: str) -> Callable[..., Any]:
     sys.path.append(str(Path(file).resolve().parent))
     try:
         spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
-        raise UsageError(f"--path-file {text}: importing {file} raised {type(error).__name__}: {error}") from error
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        raise UsageError(f"--path-file {text}: importing {file} raised {describe(error)}") from error
     function = getattr(module, name, None)
     if not callable(function):
         functions = [
@@ -284,4 +337,36 @@ def _function(text: str) -> Callable[..., Any]:
 
 
 def main() -> None:
-    app()
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name) or open(os.devnull, "w")  # noqa: SIM115
+        setattr(sys, name, stream)  # one that was closed before is None
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    status = 2
+    try:
+        if sys.argv[1:2] == ["run"]:
+            supervise()
+        status = app(standalone_mode=False) or 0
+        finished()
+    except Ended as end:
+        from audit.publish.folder import in_place
+
+        new = in_place()
+        state = f"the new report is in place: {new}" if new else "the report in place, if any, is left as it was"
+        _complain(f"interrupted; {state}")
+        status = 128 + end.number
+    except SystemExit:  # which click makes of a broken pipe
+        status = 128 + SIGPIPE
+    except Exception as error:
+        if message := getattr(error, "format_message", None):  # click's own, of what was typed
+            _complain(message())
+        elif isinstance(error, OSError):
+            status = _unwritten(error)
+        else:
+            print_exc()  # a defect of the audit itself, and no finding
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        status = _unwritten(error)
+    finished()
+    sys.exit(status)

@@ -31,6 +31,7 @@ LANGUAGES = {"sh", "python", "r", "text", "", "ini", "yaml", "markdown"}
 # Commands that are not run here, each with what runs it instead.
 ELSEWHERE = {
     "make test": "is this very run",
+    "make test-oldest": "is this very run, with older packages",
     "make test-slow": "is this very run",
     "make test-browser": "a job of its own in .ci/run",
     "make check": "part of make test",
@@ -42,7 +43,8 @@ ELSEWHERE = {
     "git clone": "needs a network",
     "cd": "no program",
 }
-FILES = "audit references .ci tests docs Makefile pyproject.toml requirements.txt README.md CONTRIBUTING.md"
+FILES = "audit references .ci tests docs Makefile setup.py pyproject.toml requirements.txt requirements-oldest.txt"
+FILES += " README.md CONTRIBUTING.md"
 
 
 def blocks(page: Path) -> Iterator[tuple[str, str]]:

@@ -14,11 +14,13 @@ class UsageError(ValueError):
 def choose(patterns: Iterable[str] | str | None, names: Sequence[str], what: str) -> list[str]:
     """The names that match any pattern, in their own order; all of them for None.
 
-    Raises UsageError, naming the nearest or all there are, for a pattern that matches nothing.
+    Raises UsageError, naming the nearest or all there are, for a pattern that matches nothing, and for no pattern.
     """
     if patterns is None:
         return list(names)
     patterns = [patterns] if isinstance(patterns, str) else list(patterns)
+    if not patterns or not all(isinstance(pattern, str) for pattern in patterns):
+        raise UsageError(f"expected names or globs of {what}s, got {patterns!r}")
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
             close = get_close_matches(pattern, names, n=3)

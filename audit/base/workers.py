@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
 from contextlib import suppress
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context, parent_process
+from threading import Thread
 from types import TracebackType
 from typing import Any, Protocol, TypeVar
+
+from audit.base.usage import UsageError
 
 Result = TypeVar("Result")
 Later = Callable[[], Result]
@@ -38,7 +42,10 @@ class Workers:
     """`count` processes, this one among them: it takes its share where it would have to wait."""
 
     def __init__(self, count: int) -> None:
+        if count < 1:
+            raise UsageError(f"workers: expected 1 or more, this process among them, got {count}")
         self.count = count
+        self._others = active_children()
         spawn = get_context("spawn")
         self._pool = ProcessPoolExecutor(count - 1, spawn, initializer=_give_way) if count > 1 else None
         self._begun: deque[tuple[Future[Any], Later[Any]]] = deque()
@@ -51,13 +58,19 @@ class Workers:
     ) -> None:
         if self._pool is not None:
             self._pool.shutdown(wait=error is None, cancel_futures=True)
+            for process in active_children() if error else ():
+                if process not in self._others:  # its work is for nobody
+                    process.kill()
 
     def submit(self, function: Callable[..., Result], *args: object) -> Later[Result]:
         """See Submit; the function is one of a module that workers can import."""
         here = later(function, *args)
         if self._pool is None:
             return here
-        future = self._pool.submit(function, *args)
+        try:
+            future = self._pool.submit(function, *args)
+        except BrokenExecutor:
+            return here
         while self._begun and self._begun[0][0].done():
             self._begun.popleft()
         self._begun.append((future, here))
@@ -69,10 +82,21 @@ class Workers:
             if other.cancel():
                 with suppress(Exception):  # which is raised again where the result is asked for
                     work()
-        return here() if future.cancelled() else future.result()
+        try:
+            return here() if future.cancelled() else future.result()
+        except BrokenExecutor:  # a worker was killed, as for want of memory
+            return here()
 
 
 def _give_way() -> None:
-    """Lets the devices' work, in the process that began this one, go first."""
-    if hasattr(os, "nice"):
-        os.nice(15)
+    """Lets the devices' work, in the process that began this one, go first; ends with that process, and not before."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    Thread(target=_end_with_parent, daemon=True).start()
+    os.nice(15)
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

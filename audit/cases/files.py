@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from audit.base.formats import FORMATS, Format
+from audit.base.text import plain
 from audit.base.usage import UsageError
 from audit.cases import Case, Rows
 from audit.cases.tensors import READERS, UNPACKED, Source, open_tensors
@@ -191,7 +192,7 @@ def _files(given: Path) -> list[Path]:
 
 
 def _case_name(given: Path) -> str:
-    return re.sub(r"[*?\[\]]+", "", given.stem).strip("-_.") or given.absolute().parent.name
+    return plain(re.sub(r"[*?\[\]]+", "", given.stem).strip("-_.") or given.absolute().parent.name)
 
 
 def _listed(tensors: Mapping[str, Source]) -> str:

@@ -1,4 +1,4 @@
-"""What a value of KLDivLoss means: rounding, or a mistake in what it was given, told from the tensors alone."""
+"""What a value of KLDivLoss means: right, rounding, or a mistake in what it was given, told from the tensors alone."""
 
 from __future__ import annotations
 
@@ -9,119 +9,145 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from audit.base.formats import FORMATS, Format
+from audit.base.formats import FORMATS
 from audit.base.usage import UsageError
+from audit.explain.rows import FEW, Rows, divergence, divided_by, eps_in_log, formula, furthest, is_temperature, slope
+from audit.explain.rows import name as dtype_name
 from audit.paths import REDUCTIONS
 from audit.reference.exact import exact_kl
 
-RIGHT = 'F.kl_div(log_softmax(input_logits, {dim}), softmax(target_logits, {dim}), reduction="batchmean")'
-EXACTLY = 2**17  # three seconds of exact arithmetic
-REMEDY = "audit.kl_div_from_logits(input_logits, target_logits)"
+EXACTLY = 2**14  # numbers, a quarter of a second of exact arithmetic; a sum of more is that of binary64
+# Above so many roundoffs of what it is summed from, a divergence keeps three digits in torch's own formula.
+_CLEAR = 1000
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What the call gives and why. `verdict` is "rounding" for a sound call, a key of VERDICTS, or "cannot_tell".
+    """What the call gives and why. `verdict` is a key of VERDICTS.
 
-    `value` is what torch returns; `exact` the exact value of the same formula on the same numbers, None where it has
-    none, and for more than EXACTLY numbers. `evidence` is what in the tensors says so; `call` the corrected call, empty
-    where nothing is to be corrected.
+    `value` is what torch returns, NaN where it refuses; `exact` the exact value of the same formula on the same
+    numbers, None where it has none; `kl` the divergence of the rows that count, each normalised to a distribution, in
+    their mean, None where the tensors do not tell. `evidence` is what in the tensors says so; `call` an expression of
+    `input`, `target`, `mask` or of the logits that they come from, which gives the true mean over rows: empty where
+    nothing is to be corrected.
     """
 
     verdict: str
     value: float
     exact: float | None
+    kl: float | None
     meaning: str
     evidence: str
     call: str
 
     def __str__(self) -> str:
-        exact = "" if self.exact is None else f" (exactly {self.exact:.6g} for these numbers)"
-        lines = [f"{self.verdict}: the loss is {self.value:.6g}{exact}", self.meaning, f"evidence: {self.evidence}"]
+        exact = "" if self.exact is None else f"; torch's formula on these numbers, without rounding: {self.exact:.6g}"
+        kl = "" if self.kl is None else f"; the divergence of a row, in the mean: {self.kl:.6g}"
+        lines = [f"{self.verdict}: the loss is {self.value:.6g}{exact}{kl}", self.meaning, f"evidence: {self.evidence}"]
         return "\n".join(lines + ([f"instead: {self.call}"] if self.call else []))
 
 
-# verdict -> (meaning, corrected call)
-VERDICTS = {
-    "nan_in_data": ("NaN went in, so NaN comes out.", ""),
+# What a call is made of: the input's log-probabilities and the target's probabilities, as torch's kl_div takes them,
+# and the logits of both, as the remedy does. Log-probabilities are logits of themselves.
+LOGITS = ("F.log_softmax(input_logits, {dim})", "F.softmax(target_logits, {dim})", "input_logits", "target_logits")
+REMEDIED = (
+    "",
+    "",
+    "input_logits",
+    "target_logits",
+)  # where the divergence of the rows given does not show how near the two sides are
+PROBS = ("input", "target", "input", "target.double().log()")
+LOG_PROBS = ("input", "target.exp()", "input", "target")
+SWAPPED = ("target", "input", "target", "input.double().log()")
+NORMALISED = ("input", "target / target.sum({dim}, keepdim=True)", "input", "target.double().log()")
+NORMALISED_LOG = ("input", "target.softmax({dim})", "input", "target")
+
+# verdict -> (meaning, what the corrected call is made of)
+VERDICTS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "sound": ("The loss is right.", ()),
+    "identical": ("Both sides are the same distribution, up to rounding: what the loss shows is rounding.", ()),
+    "rounding": ("A sound call, whose digits are lost by rounding.", ()),
+    "mixed_dtypes": ("The two sides have different dtypes, and kl_div rounds the target's terms in the target's.", ()),
+    "padding": ("Rows that are padding are counted: KLDivLoss has no mask.", ()),
+    "nan_in_data": ("NaN went in, so NaN comes out.", ()),
     "impossible_class": (
-        "A class that both sides rule out gives 0 * (-inf), which is NaN in torch; its true contribution is 0.",
-        REMEDY,
+        "A class without target mass has an infinite log-probability: 0 * (-inf) is NaN in torch, and 0 in truth.",
+        (),
     ),
-    "infinite": ("The target has mass where the input has none, so the divergence is infinite.", ""),
-    "arguments_swapped": ("input and target are swapped: the log-probabilities come first.", "F.kl_div(target, input)"),
+    "infinite": ("The target has mass where the input has none, so the divergence is infinite.", ()),
+    "truncated": (
+        "Rows were cut to some of their classes (top-k): they are no distributions over all of them.",
+        REMEDIED,
+    ),
+    "eps_in_log": (
+        "An eps was added, or a minimum set, inside the logarithm: it bounds the log-probabilities below, and the rows "
+        "sum to more than 1.",
+        REMEDIED,
+    ),
+    "temperature": ("A temperature is where it does not belong, or on one side alone.", REMEDIED),
+    "class_indices": ("The target holds classes, not their probabilities: what is wanted is the cross entropy.", ()),
+    "raw_logits": ("Both sides look like raw logits; kl_div takes log-probabilities and probabilities.", LOGITS),
+    "arguments_swapped": ("input and target are swapped: the log-probabilities come first.", SWAPPED),
     "probs_as_input": (
         "The input holds probabilities; kl_div takes log-probabilities, and gives sum p (log p - q), often negative.",
-        RIGHT,
+        LOGITS,
     ),
-    "logits_as_input": ("The input holds raw logits; kl_div does not normalise them.", RIGHT),
-    "logits_as_target": ("The target holds raw logits; kl_div takes probabilities.", RIGHT),
-    "log_probs_without_log_target": (
-        "The target holds log-probabilities, and log_target is False.",
-        "F.kl_div(input, target, log_target=True)",
-    ),
-    "probs_with_log_target": (
-        "The target holds probabilities, and log_target is True.",
-        "F.kl_div(input, target, log_target=False)",
-    ),
-    "different_dims": ("The two sides are normalised along different dims.", RIGHT),
-    "wrong_dim": ("Both sides are normalised along another dim than the one named.", RIGHT),
+    "logits_as_input": ("The input holds raw logits; kl_div does not normalise them.", LOGITS),
+    "logits_as_target": ("The target holds raw logits; kl_div takes probabilities.", LOGITS),
+    "log_probs_without_log_target": ("The target holds log-probabilities, and log_target is False.", LOG_PROBS),
+    "probs_with_log_target": ("The target holds probabilities, and log_target is True.", PROBS),
+    "different_dims": ("The two sides are normalised along different dims.", LOGITS),
+    "wrong_dim": ("Both sides are normalised along another dim than the one named.", LOGITS),
     "unnormalised_target": (
         "The target does not sum to 1: a mass of c adds c log c to the divergence of the normalised target times c.",
-        "F.kl_div(input, target / target.sum({dim}, keepdim=True))",
+        NORMALISED,
     ),
     "unnormalised_input": (
-        "The input's exponentials do not sum to 1, though none exceeds 1: as after log(p + eps), log(p.clamp(eps)), a "
-        "sigmoid, a logarithm to another base, or with logits that are all negative.",
-        RIGHT,
+        "The input's exponentials do not sum to 1, though none exceeds 1: as after a sigmoid, or with logits that are "
+        "all negative.",
+        LOGITS,
     ),
-    "double_softmax": ("The input looks like log_softmax of probabilities: softmax was applied twice.", RIGHT),
-    "rounding": ("A sound call: what differs from the true divergence is rounding.", ""),
-    "cannot_tell": ("The tensors fit no mistake known here, and are not what kl_div expects.", ""),
+    "double_softmax": ("The input looks like log_softmax of probabilities: softmax was applied twice.", LOGITS),
+    "cannot_tell": ("The tensors fit no mistake known here, and are not what kl_div expects.", ()),
 }
+_RIGHT = ("sound", "identical", "rounding", "mixed_dtypes", "padding", "impossible_class")
 
 
 def diagnose(
-    input: Tensor, target: Tensor, *, reduction: str = "mean", log_target: bool = False, dim: int = -1
+    input: Tensor,
+    target: Tensor,
+    *,
+    reduction: str = "mean",
+    log_target: bool = False,
+    dim: int = -1,
+    mask: Tensor | None = None,
 ) -> Diagnosis:
     """Says what KLDivLoss(reduction, log_target)(input, target) means, the classes being along `dim`.
 
-    Both are tensors, or what torch.as_tensor takes, of one shape; for "none" the value is that of "sum". Raises
-    UsageError, a ValueError, for different or empty shapes and for other dtypes than the four floating ones.
+    Both are tensors, or what torch.as_tensor takes, of one shape (the target may be class indices, one a row); `mask`
+    is a boolean tensor of the rows' shape, true for those that count. For "none" the value is that of "sum". Raises
+    UsageError, a ValueError, for different or empty shapes, for a mask that fits no row or leaves none, and for other
+    dtypes than the four floating ones, and integers as target.
     """
-    x, y = (_numbers(side, name) for side, name in ((input, "input"), (target, "target")))
-    if x.shape != y.shape or not x.numel() or not x.dim():
+    x, y = _numbers(input, "input"), _numbers(target, "target")
+    if reduction not in REDUCTIONS:
+        raise UsageError(f"reduction {reduction!r} is not one of {', '.join(REDUCTIONS)}")
+    if x.dim() and not -x.dim() <= dim < x.dim():
+        raise UsageError(f"dim {dim} is none of a tensor of shape {tuple(x.shape)}")
+    indices = _indices(x, y, dim) if x.dim() else None
+    if not x.numel() or not x.dim() or (x.shape != y.shape and indices is None):
         raise UsageError(
             f"expected two tensors of one shape, not empty, with a dimension of classes; got {tuple(x.shape)} and "
             f"{tuple(y.shape)}"
         )
-    if reduction not in REDUCTIONS:
-        raise UsageError(f"reduction {reduction!r} is not one of {', '.join(REDUCTIONS)}")
-    if not -x.dim() <= dim < x.dim():
-        raise UsageError(f"dim {dim} is none of a tensor of shape {tuple(x.shape)}")
-    value = float(F.kl_div(x, y, reduction="sum", log_target=log_target).double())
-    divisor = {"none": 1, "sum": 1, "mean": x.numel(), "batchmean": len(x)}[reduction]
-    verdict, evidence = _verdict(x, y, log_target, dim)
-    exact = _exact(x, y, log_target)
-    exact = None if exact is None else exact / divisor
-    meaning, call = VERDICTS[verdict]
-    if verdict == "rounding" and value < 0:
-        difference = (y.double().exp() if log_target else y.double()).sum() - x.double().exp().sum()
-        meaning += (
-            " It is negative because the rounded probabilities and log-probabilities do not have the same mass: "
-            f"the difference is {float(difference):.3g}. {REMEDY} is never negative."
+    shape = x.movedim(dim, -1).shape[:-1]
+    keep = torch.ones(shape, dtype=torch.bool) if mask is None else torch.as_tensor(mask).cpu()
+    if keep.dtype != torch.bool or keep.shape != shape or not keep.any():
+        raise UsageError(
+            f"mask: expected booleans of shape {tuple(shape)}, some of them true; got {keep.dtype} {tuple(keep.shape)}"
         )
-    if verdict == "rounding" and reduction == "mean":
-        rows, n = x.numel() // x.shape[dim], x.shape[dim]
-        meaning += (
-            f' "mean" divides by all {x.numel()} elements; the divergence of a row is {n} times that: '
-            f'use reduction="batchmean" for the mean of {rows} rows.'
-        )
-    return Diagnosis(verdict, value / divisor, exact, meaning, evidence, call.format(dim=dim))
-
-
-def _name(tensor: Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
+    call = _Call(x, y, reduction, log_target, dim, keep, "" if mask is None else "mask")
+    return call.diagnosis() if indices is None else call.of_classes(indices)
 
 
 def _numbers(side: Tensor, name: str) -> Tensor:
@@ -129,106 +155,274 @@ def _numbers(side: Tensor, name: str) -> Tensor:
         tensor = torch.as_tensor(side).detach().cpu()
     except (TypeError, ValueError, RuntimeError) as error:
         raise UsageError(f"{name}: expected a tensor with numbers in it, got {type(side).__name__}: {error}") from None
-    if _name(tensor) not in FORMATS or tensor.layout != torch.strided:
+    whole = name == "target" and not tensor.is_floating_point() and not tensor.is_complex()
+    if not (dtype_name(tensor) in FORMATS or whole) or tensor.layout != torch.strided:
         raise UsageError(f"{name} is {tensor.dtype}, {tensor.layout}: expected a dense tensor of {', '.join(FORMATS)}")
     return tensor
 
 
-def _format(x: Tensor, y: Tensor) -> Format:
-    """The coarser of two tensors' formats; double that holds nothing but float32 numbers was computed in float32."""
-    held = [
-        t.float() if t.dtype == torch.float64 and torch.equal(t.float().double().nan_to_num(), t.nan_to_num()) else t
-        for t in (x, y)
-    ]
-    return min((FORMATS[_name(t)] for t in held), key=lambda f: f.precision)
-
-
-def _exact(x: Tensor, y: Tensor, log_target: bool) -> float | None:
-    """The exact sum of the formula's terms; None where a number is outside its domain, or there are too many."""
-    if x.numel() > EXACTLY:
+def _indices(x: Tensor, y: Tensor, dim: int) -> Tensor | None:
+    """The class of each row, negative for none, where the target holds classes: one a row, or integers one-hot."""
+    if y.shape == x.shape and y.is_floating_point():
         return None
-    kind = "log_probs" if log_target else "probs"
-    rows = [t.reshape(1, -1) for t in (x, y)]
-    try:
-        return float(exact_kl(*rows, input_kind="log_probs", target_kind=kind, reduction="sum", digits=17))
-    except UsageError:
-        return None
+    if y.shape == x.shape:
+        if not y.numel() or not ((y == 0) | (y == 1)).all() or not (y.sum(dim) == 1).all():
+            raise UsageError(f"target is {y.dtype}: expected probabilities, class indices or one-hot rows")
+        return y.long().argmax(dim)
+    y = y.squeeze(dim) if y.dim() == x.dim() else y
+    fits = y.shape == x.movedim(dim, -1).shape[:-1] and y.numel()
+    return y.long() if fits and bool((y == y.long()).all() and (y < x.shape[dim]).all()) else None
 
 
-@dataclass(frozen=True)
-class _Sums:
-    """What a tensor's rows add up to along a dim: as probabilities, and as log-probabilities."""
+class _Call:
+    """A call of kl_div, and what is found out about it: `remarks` beside the verdict, `evidence`, and the `dim` and the
+    rows (`keep`, which the expression `kept` gives) that the corrected call takes."""
 
-    probs: bool
-    log_probs: bool
-    total: float  # of the row furthest from 1
-    log_total: float
+    def __init__(
+        self, x: Tensor, y: Tensor, reduction: str, log_target: bool, dim: int, keep: Tensor, kept: str
+    ) -> None:
+        self.x, self.y, self.reduction, self.log_target, self.dim = x, y, reduction, log_target, dim
+        self.keep, self.kept = keep.flatten(), kept
+        self.divisor = {"none": 1, "sum": 1, "mean": x.numel(), "batchmean": len(x)}[reduction]
+        self.remarks: list[str] = []
+        self.evidence = ""
 
+    def diagnosis(self) -> Diagnosis:
+        each = F.kl_div(self.x, self.y, reduction="none", log_target=self.log_target)
+        value = float(each.mean() if self.reduction == "mean" else each.sum() / self.divisor)
+        self._leave_out_padding()
+        whole = Rows(self.x, self.dim), Rows(self.y, self.dim)
+        all_kept = bool(self.keep.all())
+        x, y = whole if all_kept else (Rows(side, self.dim, self.keep) for side in (self.x, self.y))
+        verdict = self._verdict(x, y)
+        kl, agree = self._kl(x, y, verdict)
+        exact, size = self._exact(*whole)
+        padded = not all_kept and (self.divisor > 1 or float(Rows(each, self.dim, ~self.keep).rows.sum()) != 0)
+        if verdict in _RIGHT and padded:
+            verdict = "padding"
+        elif verdict == "sound" and kl is not None and exact is not None:
+            verdict = self._sound(value, exact, size, kl, agree, x, y)
+        if verdict in _RIGHT and kl is not None and self.divisor != len(x.rows):
+            self.remarks.append(
+                f'"{self.reduction}" divides the sum of {len(self.keep)} rows by {self.divisor}; the mean over '
+                f'{len(x.rows)} rows, {kl:.6g}, is what reduction="rowmean" of audit.kl_div_from_logits gives.'
+            )
+        meaning, sides = VERDICTS[verdict]
+        if verdict in _RIGHT and verdict != "sound":
+            sides = LOG_PROBS if self.log_target else PROBS
+        if verdict == "unnormalised_target" and self.log_target:
+            sides = NORMALISED_LOG
+        text = "" if not sides or kl == math.inf else self._call(sides, kl)
+        return Diagnosis(verdict, value, exact, kl, " ".join([meaning, *self.remarks]), self.evidence, text)
 
-def _sums(tensor: Tensor, dim: int, format: Format) -> _Sums:
-    t, n, u = tensor.double(), tensor.shape[dim], format.unit_roundoff
-    weights = t.exp()
-    # What a sound softmax may be off: a few roundoffs, those of a sum of n terms in four lanes, and half an ulp of
-    # the smallest number for each; a logarithm errs by roundoffs of itself, its probability by as much relatively.
-    sums = (8 + n / 4) * FORMATS["float32" if format.precision < 24 else format.name].unit_roundoff + 8 * u
-    slack = sums + n * format.smallest_subnormal
-    log_slack = slack + 8 * u * torch.where(t > -torch.inf, weights * t.abs(), 0.0).sum(dim)
-    total, log_total = t.sum(dim), weights.sum(dim)
-    return _Sums(
-        bool((t >= 0).all() and ((total - 1).abs() <= slack).all()),
-        bool((t <= slack).all() and ((log_total - 1).abs() <= log_slack).all()),
-        *(float(s.flatten()[(s - 1).abs().argmax()]) for s in (total, log_total)),
-    )
+    def of_classes(self, indices: Tensor) -> Diagnosis:
+        """Where the target names a class a row, or is one-hot in integers."""
+        one_hot = self.y.shape == self.x.shape
+        try:
+            value = float(F.kl_div(self.x, self.y, reduction="sum", log_target=self.log_target)) / self.divisor
+        except RuntimeError:
+            value = math.nan
+        keep = (indices >= 0).flatten() & self.keep
+        x, classes = Rows(self.x, self.dim, keep), indices.flatten()[keep].unsqueeze(-1)
+        log_q = x.rows.double().log() if x.probs else x.rows.double().log_softmax(-1)
+        kl = float(-log_q.gather(-1, classes).mean())
+        evidence = "one 1 a row, of an integer dtype" if one_hot else f"whole numbers of shape {tuple(self.y.shape)}"
+        logits, given = f"input_logits.movedim({self.dim}, -1)", "target.long()"
+        if one_hot:
+            given = f"target.argmax({self.dim})"
+        if self.kept and self.x.dim() > 1:
+            logits, given = f"{logits}[mask]", f"{given}[mask]"
+        call = f"F.cross_entropy({logits}.flatten(0, -2), {given}.flatten())"
+        if self.x.dim() == 1:
+            call = f"F.cross_entropy(input_logits, {given})"
+        return Diagnosis("class_indices", value, None, kl, VERDICTS["class_indices"][0], evidence, call)
 
+    def _leave_out_padding(self) -> None:
+        left_out = int((~self.keep).sum())
+        if left_out:
+            self.remarks.append(f"The mask leaves out {left_out} of {len(self.keep)} rows.")
+        low, high = Rows(self.y, self.dim).rows.aminmax(dim=-1)
+        empty = (high == -math.inf) | ((low == 0) & (high == 0) & (self.y.shape[self.dim] > 1))
+        empty &= self.keep
+        if empty.any() and (self.keep & ~empty).any():
+            self.remarks.append(f"The target of {int(empty.sum())} of {len(self.keep)} rows is empty.")
+            self.keep = self.keep & ~empty
+            amax = f"target.amax({self.dim})"
+            found = f"({amax} > -torch.inf)" if bool((high == -math.inf).any()) else f"({amax} != 0)"
+            self.kept = f"{self.kept} & {found}" if self.kept else found
 
-def _verdict(x: Tensor, y: Tensor, log_target: bool, dim: int) -> tuple[str, str]:
-    if x.isnan().any() or y.isnan().any():
-        return "nan_in_data", f"{int(x.isnan().sum())} NaN in the input, {int(y.isnan().sum())} in the target"
-    others = [d for d in range(x.dim()) if d != dim % x.dim()]
-    format = _format(x, y)
-    inputs, targets = ({d: _sums(side, d, format) for d in [dim, *others]} for side in (x, y))
-    right = {d: target.log_probs if log_target else target.probs for d, target in targets.items()}
-    given, wanted = inputs[dim], targets[dim]
-    totals = f"rows of the input sum to {given.total:.6g}, their exponentials to {given.log_total:.6g}; " + (
-        f"rows of the target to {wanted.total:.6g}, their exponentials to {wanted.log_total:.6g}"
-    )
-    if given.probs and not given.log_probs:
-        swapped = wanted.log_probs and not wanted.probs and not log_target
-        return "arguments_swapped" if swapped else "probs_as_input", totals
-    if given.log_probs and right[dim]:
-        return _sound(x, y, log_target, dim, totals)
-    if given.log_probs:
-        # The target is not what log_target says, but may be what the other value would have it be.
-        if wanted.probs:
-            return "probs_with_log_target", totals
-        if wanted.log_probs:
-            return "log_probs_without_log_target", totals
-        if any(right[d] for d in others):
-            return "different_dims", totals
-        impossible = y > 0 if log_target else y < 0
-        return "logits_as_target" if bool(impossible.any()) else "unnormalised_target", totals
-    for d in others:
-        if inputs[d].log_probs:
-            return "wrong_dim" if right[d] else "different_dims", f"the input is normalised along dim {d}"
-    if x.shape[dim] == 1:
-        return "cannot_tell", totals
-    if bool((x <= 0).all()) and right[dim]:
-        return "unnormalised_input", totals
-    return "logits_as_input" if wanted.probs or wanted.log_probs else "cannot_tell", totals
+    def _verdict(self, x: Rows, y: Rows) -> str:
+        """The verdict, "sound" for every sound call."""
+        if x.nans or y.nans:
+            self.evidence = f"{x.nans} NaN in the input, {y.nans} in the target"
+            return "nan_in_data"
+        self.evidence = (
+            f"rows of the input sum to {furthest(x.total):.6g}, their exponentials to {furthest(x.mass):.6g}; "
+            f"rows of the target to {furthest(y.total):.6g}, their exponentials to {furthest(y.mass):.6g}"
+        )
+        if x.probs:
+            return "arguments_swapped" if y.log_probs and not self.log_target else "probs_as_input"
+        right = y.log_probs if self.log_target else y.probs
+        for side, name in ((x, "input"), (y, "target"))[: 1 + self.log_target]:
+            if eps := eps_in_log(side):
+                self.evidence = f"the {name} shows an eps of {eps:.3g}; {self.evidence}"
+                return "eps_in_log"
+        if x.log_probs:
+            return self._distributions(x, y) if right else self._target(y)
+        for d in (d for d in range(self.x.dim()) if d != self.dim % self.x.dim() and self.x.shape[d] > 1):
+            if Rows(self.x, d).log_probs:
+                return self._other_dim(d)
+        return self._input(x, y, right)
 
+    def _target(self, y: Rows) -> str:
+        """Where the input is right, and the target not."""
+        if y.probs or y.log_probs:
+            return "probs_with_log_target" if y.probs else "log_probs_without_log_target"
+        others = [Rows(self.y, d) for d in range(self.y.dim()) if self.y.shape[d] > 1]
+        if any(o.log_probs if self.log_target else o.probs for o in others):
+            return "different_dims"
+        low, high = y.range
+        if high > y.slack if self.log_target else low < 0:
+            return "logits_as_target"
+        sums = y.mass if self.log_target else y.total
+        alike = float(sums.max() - sums.min()) <= 8 * y.slack
+        gone = (y.rows == (-math.inf if self.log_target else 0)).any(-1)
+        if y.short(self.log_target) and (gone.all() or not alike):
+            return "truncated"
+        factor = 1 / float(sums.mean())
+        if alike and is_temperature(factor, 8 * y.slack):
+            self.remarks.append(f"As if divided by {factor:.4g}, a temperature outside the softmax.")
+        return "unnormalised_target"
 
-def _sound(x: Tensor, y: Tensor, log_target: bool, dim: int, totals: str) -> tuple[str, str]:
-    has_mass = y > -torch.inf if log_target else y > 0
-    if infinite := int((has_mass & (x == -torch.inf)).sum()):
-        return "infinite", f"{infinite} such classes"
-    if impossible := int((x == -torch.inf).sum()):
-        return "impossible_class", f"{impossible} classes have an input of -inf and no target"
-    # log_softmax of probabilities p is p plus a constant, so that p can be read off: nothing is negative, the sum is 1.
-    # So it is by chance in nearly flat rows; a spread of log-probabilities above 0.2 with p near 0 is rare there.
-    t, n = x.double(), x.shape[dim]
-    p = t - t.mean(dim, keepdim=True) + 1 / n
-    tolerance = 4 * FORMATS[_name(x)].unit_roundoff * (1 + math.log(n))
-    telling = (p.amin(dim) < 0.4 / n) & (p.amax(dim) - p.amin(dim) > 0.2)
-    if n > 2 and bool((p > -tolerance).all()) and float(telling.double().mean()) > 0.5:
-        return "double_softmax", "the input is a probability plus a constant, in every class"
-    return "rounding", totals
+    def _other_dim(self, d: int) -> str:
+        """Where the input is normalised along `d`, not along the dim that was named."""
+        self.evidence = f"the input is normalised along dim {d}"
+        other = Rows(self.y, d)
+        if not (other.log_probs if self.log_target else other.probs):
+            return "different_dims"
+        if d == 1 and self.dim == -1 and self.x.dim() > 2:
+            self.dim = 1
+            self.remarks.append(
+                "The classes are along dim 1: give dim=1, and this call of kl_div may be right as it is."
+            )
+        return "wrong_dim"
+
+    def _input(self, x: Rows, y: Rows, right: bool) -> str:
+        """Where the input is neither probabilities nor log-probabilities along any dim."""
+        if x.classes == 1:
+            return "cannot_tell"
+        if factor := divided_by(x):
+            self.evidence = f"the input's rows are log-probabilities divided by {factor:.4g}; {self.evidence}"
+            if min(abs(factor / math.log(base) - 1) for base in (2, 10)) > 0.01:
+                return "temperature"
+            self.remarks.append(f"Its logarithms are to base {math.exp(factor):.3g}.")
+            return "unnormalised_input"
+        if x.short(True) and (right or y.short(self.log_target)):
+            return "truncated"
+        if x.range[1] <= 0 and right:
+            return "unnormalised_input"
+        if y.probs or y.log_probs:
+            return "logits_as_input"
+        (low, high), (least, most) = x.range, y.range
+        return "cannot_tell" if min(low, least) >= 0 and max(high, most) <= 1 else "raw_logits"
+
+    def _distributions(self, x: Rows, y: Rows) -> str:
+        """Where both sides are distributions, as kl_div takes them."""
+        mass = y.rows > (-math.inf if self.log_target else 0)
+        gone = x.rows == -math.inf
+        if x.range[0] == -math.inf and (infinite := int((mass & gone).sum())):
+            self.evidence = f"{infinite} such classes"
+            kept = (~gone).sum(-1)
+            if (kept * 2 <= x.classes).all():
+                self.remarks.append(VERDICTS["infinite"][0])
+                self.evidence += f"; {int(kept.max())} classes of {x.classes} at most are left in a row of the input"
+                return "truncated"
+            return "infinite"
+        empty = gone | ~mass if self.log_target else gone
+        if min(x.range[0], y.range[0]) == -math.inf and empty.any():
+            self.evidence = f"{int(empty.sum())} classes have a -inf and no target"
+            return "impossible_class"
+        # log_softmax of probabilities p is p plus a constant, so that p can be read off: nothing is negative, the sum
+        # is 1. So it is by chance in nearly flat rows; a spread of log-probabilities above 0.2 with p near 0 is rare.
+        n = x.classes
+        p = x.rows[:FEW].double()
+        p = p - p.mean(-1, keepdim=True) + 1 / n
+        tolerance = 4 * x.format.unit_roundoff * (1 + math.log(n))
+        high = p.amax(-1)
+        telling = (p.amin(-1) < 0.4 / n) & ((high - p.amin(-1) > 0.2) | (high > 5 / n) & (tolerance < 0.2 / n))
+        likely = int(telling.sum()) * (n - 2) >= 8 and float(telling.double().mean()) > 0.5
+        if likely and bool(((p > -tolerance) & (p < 1 + tolerance)).all()):
+            self.evidence = "the input is a probability plus a constant, in every class"
+            return "double_softmax"
+        if factor := slope(x, y, self.log_target):
+            self.evidence = f"the input's log-probabilities are {factor:.4g} times the target's, up to a constant a row"
+            return "temperature"
+        return "sound"
+
+    def _kl(self, x: Rows, y: Rows, verdict: str) -> tuple[float | None, bool]:
+        """The divergence of the rows as distributions, None where they are not told; whether the sides agree."""
+        if verdict in ("nan_in_data", "different_dims", "double_softmax", "cannot_tell"):
+            return None, False
+        if verdict == "wrong_dim":
+            if self.dim != 1:
+                return None, False
+            x, y = (Rows(side, 1) for side in (self.x, self.y))
+        logs = (not x.probs, y.log_probs or not (y.range[0] >= 0) or (self.log_target and not y.probs))
+        pairs = (y, x) if verdict == "arguments_swapped" else (x, y)
+        each, agree = divergence(*pairs, logs=logs[::-1] if verdict == "arguments_swapped" else logs)
+        return float(each.mean()), agree
+
+    def _exact(self, x: Rows, y: Rows) -> tuple[float | None, float]:
+        """The formula on these numbers, and the size of its terms; None where a number is outside its domain."""
+        value, size = formula(x, y, self.log_target)
+        if abs(value) < 1e-3 * size and self.x.numel() <= EXACTLY:  # where binary64 keeps fewer than 12 digits
+            sides = [side.rows.reshape(1, -1) for side in (x, y)]
+            kind = "log_probs" if self.log_target else "probs"
+            value = float(exact_kl(*sides, input_kind="log_probs", target_kind=kind, reduction="sum", digits=17))
+        return (None if math.isnan(value) else value / self.divisor), size / self.divisor
+
+    def _sound(self, value: float, exact: float, size: float, kl: float, agree: bool, x: Rows, y: Rows) -> str:
+        """A sound call's verdict, by what its value has lost."""
+        dtypes = {dtype_name(self.x), dtype_name(self.y)}
+        wide = max((FORMATS[name] for name in dtypes), key=lambda f: f.precision)
+        certain = self.x.numel() <= EXACTLY or abs(exact) > 1e-13 * size
+        mixed = len(dtypes) > 1 and certain and abs(value - exact) > 16 * wide.unit_roundoff * size
+        if value < 0 and certain and exact < 0:
+            less = float((x.mass - (y.mass if self.log_target else y.total)).sum())
+            if less < 1e-12 * len(x.rows):  # what binary64 does not keep; log(P / Q) = P - Q is as good there
+                less = kl * len(x.rows) - exact * self.divisor
+            self.remarks.append(
+                f"It is negative because the numbers given are rounded: the target's mass is {less:.3g} less than the "
+                f"input's, and the formula on them is exactly {exact:.3g}."
+            )
+        elif value < 0 and certain:
+            self.remarks.append(
+                f"It is negative by torch's arithmetic alone, in {' and '.join(sorted(dtypes))}: the formula on these "
+                f"numbers is {exact:.3g}, not below 0."
+            )
+        if mixed:
+            x_wide, y_wide = (side.to(getattr(torch, wide.name)) for side in (self.x, self.y))
+            widened = F.kl_div(x_wide, y_wide, reduction="sum", log_target=self.log_target)
+            self.remarks.append(f"With both sides in {wide.name} it is {float(widened) / self.divisor:.6g}.")
+            return "mixed_dtypes"
+        if agree:
+            return "identical"
+        right = kl * len(x.rows) / self.divisor
+        u = max(side.format.unit_roundoff for side in (x, y))
+        return "sound" if abs(value - right) <= max(0.01, 64 * u) * right else "rounding"
+
+    def _call(self, sides: tuple[str, ...], kl: float | None) -> str:
+        """torch's own call where it is accurate; the remedy where it is not, or leaves no row out."""
+        dtypes = [dtype_name(side) for side in (self.x, self.y)]
+        fine = dtypes[0] == dtypes[1] in ("float32", "float64") and (kl is None or kl > 1e-3) and sides[0] != ""
+        infinite = bool(torch.isinf(self.x).any()) or (sides is LOG_PROBS and bool(torch.isinf(self.y).any()))
+        if fine and not infinite and not self.kept:
+            q, p = (side.format(dim=self.dim) for side in sides[:2])
+            if self.x.dim() == 2 and self.dim % 2 == 1:
+                return f'F.kl_div({q}, {p}, reduction="batchmean")'
+            return f'F.kl_div({q}, {p}, reduction="none").sum({self.dim}).mean()'
+        q, p = sides[2:]
+        options = ['reduction="rowmean"']
+        options += [f"mask={self.kept}"] if self.kept else []
+        options += [f"dim={self.dim}"] if self.dim != -1 else []
+        return f"audit.kl_div_from_logits({q}, {p}, {', '.join(options)})"

@@ -28,6 +28,7 @@ from audit.judge.errors import exact_error, result_class
 from audit.judge.findings import LOSSY
 from audit.judge.gradients import Truth
 from audit.judge.references import reduced
+from audit.machine.devices import lost
 from audit.machine.measure import TOO_SLOW, bits, measure
 from audit.machine.plan import Plan
 from audit.paths import Path
@@ -90,11 +91,11 @@ def with_examples(findings: pd.DataFrame, plan: Plan) -> pd.DataFrame:
         path = paths[str(finding["path"]), str(finding["reduction"]), problem.case.target_kind]
         # The script that reproduces a finding normalises logits; what is too slow is too slow to be tried again, and
         # what makes a sum lossy is its length, of which nothing is left after shrinking.
-        unfit = "log_probs" in problem.case.kinds or path.input_kind != "logits" or finding["symptom"] == LOSSY
-        if unfit or TOO_SLOW in str(finding["note"]):
+        given = "log_probs" in problem.case.kinds or path.input_kind != "logits"
+        device, symptom = str(finding["device"]), str(finding["symptom"])
+        if given or symptom in (LOSSY, "changes") or TOO_SLOW in str(finding["note"]) or lost(device):
             found.append({})
             continue
-        device, symptom = str(finding["device"]), str(finding["symptom"])
         tries = (
             shrinker.reproduce(path, problem.input[[row]], problem.target[[row]], device, symptom)
             for row in range(len(problem.input))
@@ -142,7 +143,7 @@ def _shows(path: Path, input: Tensor, target: Tensor, device: str, symptom: str)
         row.max() == (0 if kind == "probs" else -np.inf)
         for row, kind in zip(numbers, ("logits", path.target_kind), strict=True)
     ]
-    sought = "finite" if symptom == "beyond_bound" else symptom
+    sought = "finite" if symptom in ("beyond_bound", "narrow_result") else symptom
     if given != sought or any(lost):  # no distribution is left
         return False
     if given in ("not_a_number", "minus_infinity"):

@@ -168,9 +168,10 @@ class Kernel:
 
     @classmethod
     def of(cls, rounding: Rounding, dtype: str) -> Kernel:
-        storage = FORMATS[rounding.storage or dtype]
-        halves = storage.precision < FORMATS["float32"].precision
-        compute = FORMATS[rounding.compute or ("float32" if halves else storage.name)]
+        stored = dtype if rounding.storage in ("", "compute") else rounding.storage
+        halves = FORMATS[stored].precision < FORMATS["float32"].precision
+        compute = FORMATS[rounding.compute or ("float32" if halves else stored)]
+        storage = compute if rounding.storage == "compute" else FORMATS[stored]
         return cls(storage, compute, rounding.exp_slope, rounding.cascade, rounding.pairs)
 
     @property
@@ -183,6 +184,10 @@ class Kernel:
         """What an error of a logarithm of the sum becomes in log_softmax."""
         u = self.compute.unit_roundoff
         return (1 + self.storage.unit_roundoff) * (1 + u) * (1 + LOG * u)
+
+    def result(self, rounding: Rounding, dtype: str) -> Format:
+        """The format of what a path returns."""
+        return FORMATS[dtype if rounding.result == "logits" else rounding.result or self.storage.name]
 
 
 def gamma(steps: float, u: float) -> float:
@@ -446,12 +451,12 @@ def kl_bound(exact: Exact, rounding: Rounding, dtype: str, reduction: str = "non
     """The largest |computed - KL| of a sound implementation, in nats: one a row, or one in all for a reduction."""
     if rounding.temperature != 1:
         plain = replace(rounding, temperature=1.0)
-        lost = FORMATS[rounding.storage or dtype].smallest_subnormal  # a quotient may be subnormal
+        lost = Kernel.of(rounding, dtype).storage.smallest_subnormal  # a quotient may be subnormal
         logits = exact.tempered(rounding.temperature)
         moved = 4 * lost * (logits.p * (1 + np.abs(logits.L))).sum(axis=1)
         return np.asarray(rounding.temperature**2 * (kl_bound(logits, plain, dtype, reduction) + moved))
     kernel = Kernel.of(rounding, dtype)
-    result = FORMATS[rounding.result or kernel.storage.name]
+    result = kernel.result(rounding, dtype)
     rows, classes = exact.p.shape
     _add_moments(exact, [rounding], dtype)
     errors, size = _errors(exact, rounding, dtype)
@@ -473,7 +478,7 @@ def kl_bound(exact: Exact, rounding: Rounding, dtype: str, reduction: str = "non
 def difference_bound(exact: Exact, rounding: Rounding, dtype: str) -> NDArray[np.float64]:
     """The largest |sum of log(softmax(input)) - log_softmax(input)|, a row."""
     kernel = Kernel.of(rounding, dtype)
-    storage, compute, result = kernel.storage, kernel.compute, FORMATS[rounding.result or kernel.storage.name]
+    storage, compute, result = kernel.storage, kernel.compute, kernel.result(rounding, dtype)
     there = exact.q.log_p > -np.inf
     error = log_of_softmax_error(exact.q, kernel) + log_softmax_error(exact.q, kernel)
     each = np.where(there, error * (1 + storage.unit_roundoff), 0.0)

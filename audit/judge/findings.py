@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from configparser import ConfigParser
 from configparser import Error as ParserError
 from dataclasses import dataclass
@@ -12,16 +12,21 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from audit.base.formats import FORMATS
 from audit.base.kinds import GATED
+from audit.base.text import plain
 from audit.base.usage import UsageError
 
-NEW, LOSSY = "new", "lossy"
+NEW, SHARED, LOSSY, ACKNOWLEDGED = "new", "shared", "lossy", "acknowledged"
 SCOPE = ("path", "case", "dtype", "device", "symptom")
-GROUP = ["path", "dtype", "device", "symptom", "acknowledged_by"]
+GROUP = ["path", "dtype", "device", "symptom", "shared", "acknowledged_by"]
 _KEY = ["path", "case", "dtype", "device"]
 _WHERE = ["path", "dtype", "device"]
+_DTYPES = ("dtype", "result_dtype")
 # The chance that as many drifts of a sound implementation have one sign by accident: below 2^(1 - 60).
 ONE_SIGNED = 60
+# Two results that each keep their bound lie no further apart than two of them.
+APART = 2.0
 COMMITTED = Path(__file__).parents[1] / "acknowledgements.ini"
 
 
@@ -59,13 +64,15 @@ def read_acknowledgements(*files: Path) -> list[Acknowledgement]:
     stanzas = []
     for name in parser.sections():
         fields = dict(parser[name])
-        reason = " ".join(fields.pop("reason", "").split())
+        reason = plain(" ".join(fields.pop("reason", "").split()))
         if unknown := sorted(set(fields) - set(SCOPE)):
             raise UsageError(f"acknowledgement [{name}]: {', '.join(unknown)} is none of {', '.join(SCOPE)}, reason")
         if not reason or "path" not in fields:
             raise UsageError(f"acknowledgement [{name}]: expected a path and a reason")
         stanzas.append(
-            Acknowledgement(name, {k: tuple(v.replace(",", " ").split()) for k, v in fields.items()}, reason)
+            Acknowledgement(
+                plain(name), {k: tuple(v.replace(",", " ").split()) for k, v in fields.items()}, plain(reason)
+            )
         )
     return stanzas
 
@@ -78,11 +85,13 @@ def stanza(finding: pd.Series) -> str:
 
 
 def symptoms(errors: pd.DataFrame) -> pd.Series:
-    """What is wrong with each row of errors.csv: a result_class, "beyond_bound", "lossy", or "" where nothing is."""
+    """What is wrong with each row of errors.csv, or "": a result_class, "beyond_bound", "narrow_result", "lossy"."""
     gated = errors["kind"].isin(GATED)
     wrong = gated & ~errors["within_bound"].fillna(True).astype(bool)
     lossy = (gated & errors["lossy"].fillna(False).astype(bool)).map({True: LOSSY, False: ""})
-    return errors["result_class"].where(errors["result_class"] != "finite", "beyond_bound").where(wrong, lossy)
+    given, returned = (errors[name].map({f.name: f.precision for f in FORMATS.values()}) for name in _DTYPES)
+    beyond = (returned < given).map({True: "narrow_result", False: "beyond_bound"})
+    return errors["result_class"].where(errors["result_class"] != "finite", beyond).where(wrong, lossy)
 
 
 def _one_signed(errors: pd.DataFrame) -> pd.DataFrame:
@@ -105,23 +114,62 @@ def _one_signed(errors: pd.DataFrame) -> pd.DataFrame:
 def _as_errors(gradients: pd.DataFrame) -> pd.DataFrame:
     """Rows of gradients.csv with the columns that a finding is made of."""
     error = (gradients["computed"] - gradients["reference"]).abs()
-    return gradients.assign(abs_error=error, reference=gradients["reference"].map(repr), note="")
+    return gradients.assign(abs_error=error, reference=gradients["reference"].map(repr), note=gradients["backward"])
 
 
-def _uncomputed(errors: pd.DataFrame, own: Collection[str]) -> pd.DataFrame:
+def _uncomputed(errors: pd.DataFrame, own: Collection[str], asked: bool) -> pd.DataFrame:
     """What a path gave no number for anywhere on a device, unless it is a mistake, which may raise.
 
-    Of a kernel of the user's own, every number it did not give. What no path computes on a device that computes other
-    things is the device's limit and no finding.
+    Of a kernel of the user's own, every number it did not give; but for a dtype that it takes nowhere, though it takes
+    others, and that was not `asked` for. What no path computes is the device's limit and no finding; a device that was
+    lost, or computes nothing, fails the run by itself.
     """
-    missing = errors["result_class"] == "not_computed"
+    missing = (errors["result_class"] == "not_computed") & ~errors["note"].str.startswith("device lost")
 
     def all_missing(*columns: str) -> pd.Series:
         return missing.groupby([errors[column] for column in columns]).transform("all")
 
-    limit = all_missing("case", "dtype", "device") & ~all_missing("device")
+    limit = all_missing("case", "dtype", "device")
     judged = errors["path"].isin(own) if own else all_missing("path", "device") & (errors["kind"] != "misuse")
+    if own and not asked:
+        limit |= all_missing("path", "dtype", "device") & ~all_missing("path", "device")
     return errors[missing & judged & ~limit].assign(symptom="not_computed")
+
+
+def _changed(invariance: pd.DataFrame) -> pd.DataFrame:
+    """Checks under which a path gave what two sound results cannot both be."""
+    apart = invariance[(invariance["largest_of_bound"] > APART) | (invariance["non_finite"] > 0)]
+    change = apart["largest_of_bound"].map("{:.3g} times its bound away".format)
+    note = apart["check"] + ": the result is " + change.where(apart["non_finite"] == 0, "not finite")
+    named = apart.assign(symptom="changes", reduction="none", reference="nan", note=note)
+    return named.assign(classes=np.nan, computed=np.nan, abs_error=np.nan, bound=np.nan)
+
+
+def _shared(rows: pd.DataFrame, torchs: pd.DataFrame) -> pd.Series:
+    """Which rows torch's paths have too: the same symptom of the same case, row and dtype.
+
+    Of a gradient, of any row; of what should change nothing, by the same check.
+    """
+
+    def key(table: pd.DataFrame) -> pd.MultiIndex:
+        change, gradient = table["symptom"].eq("changes"), table["symptom"].str.contains("gradient")
+        row = table["row"].astype("Int64").fillna(-1).mask(gradient | change, -1)
+        case = table["case"].mask(change, table["note"].astype(str).str.split(":").str[0])
+        return pd.MultiIndex.from_frame(table[["dtype", "device", "reduction", "symptom"]].assign(row=row, case=case))
+
+    return pd.Series(key(rows).isin(key(torchs)), rows.index)
+
+
+def _together(tables: Iterable[pd.DataFrame]) -> pd.DataFrame:
+    """Their rows; columns that have nothing in a table are left to the others, as pandas would have it."""
+    given = list(tables)
+    columns = list(dict.fromkeys(name for table in given for name in table))
+    some = [table.dropna(axis=1, how="all") for table in given if len(table)]
+    return pd.concat(some, ignore_index=True).reindex(columns=columns) if some else given[0].iloc[:0]
+
+
+def _classes(rows: pd.DataFrame) -> str:
+    return " ".join(map(str, sorted(rows["classes"].dropna().astype(int).unique())))
 
 
 def find(
@@ -129,19 +177,25 @@ def find(
     acknowledgements: list[Acknowledgement],
     gradients: pd.DataFrame | None = None,
     own: Collection[str] = (),
+    invariance: pd.DataFrame | None = None,
+    asked: bool = False,
 ) -> tuple[pd.DataFrame, list[str]]:
     """The findings, a row a group, and the acknowledgements that no longer meet one though their scope ran.
 
-    `gradients` has the rows of gradients.csv. Where there are paths of the user's `own`, they alone are judged. The
-    rows have the columns of findings.csv but for the reproducer; their example is the result with the fewest classes,
-    the furthest beyond its bound of those; of what is lossy, the worst.
+    `gradients` has the rows of gradients.csv. Where there are paths of the user's `own`, they alone are judged, by
+    `invariance` too, and what torch's path beside them has on the same rows is shared; `asked`: their dtypes were asked
+    for. The rows have the columns of findings.csv but for the reproducer; their example is the result with the fewest
+    classes, the furthest beyond its bound of those; of what is lossy, the worst.
     """
     slopes = errors.iloc[:0].assign(symptom="") if gradients is None else _as_errors(gradients)
-    uncomputed = _uncomputed(errors, own)
-    if own:
-        errors, slopes = (table[table["path"].isin(own)] for table in (errors, slopes))
-    gated = errors["kind"].isin(GATED)
+    uncomputed = _uncomputed(errors, own, asked)
     errors = errors.assign(symptom=symptoms(errors))
+    changed = errors.iloc[:0] if invariance is None or not own else _changed(invariance)
+    torchs = _together([errors, slopes, changed])
+    torchs = torchs[~torchs["path"].isin(own) & (torchs["symptom"] != "")]
+    if own:
+        errors, slopes, changed = (table[table["path"].isin(own)] for table in (errors, slopes, changed))
+    gated = errors["kind"].isin(GATED)
     # One defect is not to be two findings: a gradient is judged where the value is right, and what is beyond its bound
     # in one place is no less wrong where it is near to it.
     beyond = pd.MultiIndex.from_frame(errors.loc[errors["symptom"] == "beyond_bound", _WHERE])
@@ -149,13 +203,16 @@ def find(
     errors["symptom"] = errors["symptom"].mask(inside, "")
     wrong = pd.MultiIndex.from_frame(pd.concat([errors[~errors["symptom"].isin(["", LOSSY])], uncomputed])[_KEY])
     slopes = slopes[~pd.MultiIndex.from_frame(slopes[_KEY]).isin(wrong)]
-    rows = pd.concat([errors, slopes, _one_signed(errors), uncomputed], ignore_index=True)
+    rows = _together([errors, slopes, _one_signed(errors), uncomputed, changed])
     rows = rows[rows["symptom"] != ""].assign(acknowledged_by="")
+    rows["shared"] = _shared(rows, torchs) if own else False
     stale = []
     scope = [field for field in SCOPE if field != "symptom"]
     ran = {True: slopes[scope].drop_duplicates(), False: errors.loc[gated, scope].drop_duplicates()}
+    # Whatever is known of torch's path is the reason of what is shared with it.
+    known_of = rows.assign(path=rows["path"].mask(rows["shared"], next(iter(torchs["path"]), "")))
     for known in acknowledgements:
-        covered = known.covers(rows)
+        covered = known.covers(known_of)
         rows.loc[covered & (rows["acknowledged_by"] == ""), "acknowledged_by"] = known.name
         if known.covers(ran[known.of_gradients]).any() and not covered.any():
             stale.append(known.name)
@@ -164,13 +221,17 @@ def find(
         limit = rows["bound"].where(rows["symptom"] != LOSSY, rows["attainable"])
         rows["ratio"] = rows["abs_error"] / limit
         rows["width"] = rows["classes"].where(rows["symptom"] != LOSSY, 0)
+    of_values = dict(iter(errors[gated].groupby(_WHERE, sort=False)))
+    of_slopes = dict(iter(slopes.groupby(_WHERE, sort=False)))
     findings = []
     for key, group in rows.groupby(GROUP, sort=False):
         example = group.sort_values(["width", "ratio"], ascending=[True, False], kind="stable").iloc[0]
+        ways = of_slopes if "gradient" in example["symptom"] else of_values
+        everywhere = ways.get(tuple(example[_WHERE]), errors.iloc[:0])
         findings.append(
             dict(zip(GROUP, key, strict=True))
             | {
-                "status": "acknowledged" if key[-1] else LOSSY if group["symptom"].iloc[0] == LOSSY else NEW,
+                "status": _status(example),
                 "reason": reasons.get(str(key[-1]), ""),
                 "results": len(group),
                 "cases": " ".join(dict.fromkeys(group["case"])),
@@ -183,15 +244,23 @@ def find(
                 "computed": example["computed"],
                 "bound": example["bound"],
                 "scaled_error": example["scaled_error"],
-                "note": example["note"],
+                "note": "; ".join(dict.fromkeys(group["note"])) if example["symptom"] == "changes" else example["note"],
+                "fails_at": _classes(group),
+                "passes_at": _classes(everywhere[~everywhere["classes"].isin(group["classes"])]),
             }
         )
     table = pd.DataFrame(findings, columns=[*GROUP, *(_FIELDS)])
-    order = [NEW, LOSSY, "acknowledged"]
+    order = [NEW, SHARED, LOSSY, ACKNOWLEDGED]
     return table.sort_values("status", key=lambda s: s.map(order.index), kind="stable", ignore_index=True), stale
+
+
+def _status(row: pd.Series) -> str:
+    if row["shared"]:
+        return SHARED
+    return ACKNOWLEDGED if row["acknowledged_by"] else LOSSY if row["symptom"] == LOSSY else NEW
 
 
 _FIELDS = [
     "status", "reason", "results", "cases", "reductions", "worst_ratio", "case", "row", "reduction", "reference",
-    "computed", "bound", "scaled_error", "note",
+    "computed", "bound", "scaled_error", "note", "fails_at", "passes_at",
 ]  # fmt: skip

@@ -27,6 +27,8 @@ from audit.judge.bounds import (
     steps,
 )
 from audit.judge.references import divisor
+from audit.machine.devices import here
+from audit.machine.guard import guarded
 from audit.machine.measure import TORCH
 from audit.paths import Path
 from audit.paths.rounding import Rounding
@@ -125,6 +127,28 @@ def gradient_bounds(exact: Exact, rounding: Rounding, dtype: str) -> tuple[Rows,
     return bounds[0], bounds[1]
 
 
+@dataclass(frozen=True)
+class Backward:
+    """How a gradient is asked for: with the teacher detached, of the sum, a second time, or of a scaled loss."""
+
+    detached: bool = False
+    summed: bool = False
+    times: int = 1
+    scaled: bool = False
+
+
+PLAIN = Backward()
+# What a training loop does; each must give the same gradient.
+BACKWARDS = {
+    "with the target detached": Backward(detached=True),
+    "of the sum, whose upstream is expanded": Backward(summed=True),
+    "asked for a second time": Backward(times=2),
+    "of a scaled loss": Backward(scaled=True),
+}
+# What losses are multiplied by so that halves' gradients do not underflow; float16 itself ends at 65,504.
+LOSS_SCALE = {"float16": 2.0**8}
+
+
 class Truth:
     """Rows of logits (on the CPU), and of some of them the exact gradients and their bounds, each computed once."""
 
@@ -143,7 +167,7 @@ class Truth:
             self._exact[degree] = later(exact_gradients, *(side / degree for side in self.numbers))
         return self._exact[degree]()
 
-    def gradients(self, path: Path, device: str) -> list[Gradient]:
+    def gradients(self, path: Path, device: str, backward: Backward = PLAIN) -> list[Gradient]:
         """What autograd gives of all rows, for each side that has a gradient; of a reduced path, times its divisor.
 
         Raises what the path raises.
@@ -152,9 +176,11 @@ class Truth:
         scale, degree = divisor(path.reduction, rows, classes), path.rounding.temperature
         # Rows weigh 1 and 1/2 in turn, exactly: a backward that makes nothing of its upstream gradient shows.
         weights = 0.5 ** (torch.arange(rows if path.reduction == "none" else 1) % 2)
+        weights = torch.ones_like(weights) if backward.summed else weights
+        weights = weights * (LOSS_SCALE.get(self.dtype, 2.0**17) if backward.scaled else 1)
         found = [
             None if grad is None else (grad / weights[:, None].numpy())[self.rows]
-            for grad in autograd(path, self.input, self.target, device, weights)
+            for grad in autograd(path, self.input, self.target, device, weights, backward)
         ]
         if found[0] is None and found[1] is not None:
             found[0] = np.zeros_like(found[1])  # a loss of the target alone moves no student
@@ -170,13 +196,23 @@ class Truth:
 
 
 def autograd(
-    path: Path, input: Tensor, target: Tensor, device: str, weights: Tensor | None = None
+    path: Path,
+    input: Tensor,
+    target: Tensor,
+    device: str,
+    weights: Tensor | None = None,
+    backward: Backward = PLAIN,
 ) -> list[Rows | None]:
     """The gradients of the sum of the path's values, each times its weight."""
     x, y = (t.to(device, copy=True).requires_grad_() for t in (input, target))
-    with TORCH, warnings.catch_warnings():
+    sides = (x,) if backward.detached else (x, y)
+    with TORCH, warnings.catch_warnings(), guarded(path.name, input.dtype, device):
         warnings.simplefilter("ignore")
-        value = path.function(x, y)
+        value = path.function(x, y.detach() if backward.detached else y)
         upstream = torch.ones_like(value) if weights is None else weights.to(value).reshape(value.shape)
-        found = torch.autograd.grad(value, (x, y), upstream, allow_unused=True)
-    return [None if grad is None else grad.double().cpu().numpy() for grad in found]
+        if backward.summed:
+            value, upstream = value.sum(), torch.ones_like(value.sum())
+        for again in reversed(range(backward.times)):
+            found = torch.autograd.grad(value, sides, upstream, retain_graph=again > 0, allow_unused=True)
+    grads = [None if grad is None else here(grad).double().numpy() for grad in found]
+    return [*grads, None][:2]

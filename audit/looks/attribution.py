@@ -10,6 +10,7 @@ import torch
 from audit.base.workers import Later, Submit, later
 from audit.cases import Problem
 from audit.looks import CLOSER, Look, Run, together
+from audit.machine.devices import here, lasting
 from audit.reference.drift import split_drift
 
 ROWS = 2
@@ -47,7 +48,7 @@ def measure_attribution(
 
     Taken are the first `rows` rows of each problem, for the staged log_softmax path.
     """
-    begun = [row for problem in problems for row in _rows(problem, device, rows, submit)]
+    begun = list(lasting(device, problems, lambda problem: _rows(problem, device, rows, submit), "attribution"))
     return lambda: pd.DataFrame([row | parts() for row, parts in begun])
 
 
@@ -62,7 +63,7 @@ def _rows(
     wide = terms.float() if terms.dtype in (torch.float16, torch.bfloat16) else terms
     totals = wide.sum(-1)
     results = totals.to(x.dtype)
-    here = [t.double().cpu().tolist() for t in (x, y, p, l, log_p, terms, totals, results)]
-    for row, (*stages, total, result) in enumerate(zip(*here, strict=True)):
+    numbers = [here(t).double().tolist() for t in (x, y, p, l, log_p, terms, totals, results)]
+    for row, (*stages, total, result) in enumerate(zip(*numbers, strict=True)):
         key = {"case": problem.case.name, "row": row, "path": "log_softmax", "dtype": problem.dtype, "device": device}
         yield key, submit(split_drift, stages, total, result)

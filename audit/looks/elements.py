@@ -13,6 +13,7 @@ from audit.base.formats import FORMATS, Format
 from audit.base.workers import Later, Submit, later
 from audit.cases import Problem
 from audit.looks import Look, Run, together
+from audit.machine.devices import here, lasting
 from audit.reference.softmax import Pair, exact_softmax
 from audit.reference.values import Rows
 
@@ -48,7 +49,7 @@ def measure_elements(problems: Sequence[Problem], device: str, submit: Submit = 
     Taken are the cases' first rows.
     """
     begun = [(problem, submit(exact_softmax, problem.input[:ROWS].double().numpy())) for problem in problems]
-    return lambda: pd.DataFrame([row for problem, exact in begun for row in _elements(problem, device, exact())])
+    return lambda: pd.DataFrame(lasting(device, begun, lambda b: _elements(b[0], device, b[1]()), "elements"))
 
 
 def _elements(problem: Problem, device: str, exact: tuple[Pair, Pair]) -> Iterator[dict[str, object]]:
@@ -57,7 +58,7 @@ def _elements(problem: Problem, device: str, exact: tuple[Pair, Pair]) -> Iterat
     format = FORMATS[problem.dtype]
     for name, operation in OPERATIONS.items():
         high, low = p if name == "softmax" else log_p
-        computed = operation(x.to(device)).double().cpu().numpy()
+        computed = here(operation(x.to(device))).double().numpy()
         with np.errstate(invalid="ignore"):
             error = ((computed - high) - low) / _ulp(high, format)
         finite = np.isfinite(error)

@@ -11,13 +11,16 @@ import numpy as np
 import pandas as pd
 
 from audit.base.formats import FORMATS
+from audit.base.supervision import on_case
+from audit.base.text import describe
 from audit.base.workers import Later
 from audit.cases import Rows
 from audit.judge.bounds import keeps
 from audit.judge.errors import error_columns
 from audit.judge.references import References, divisor, published, reduced
 from audit.looks import Look, Run, Trial
-from audit.machine.measure import TOO_SLOW, Result, describe, measure
+from audit.machine.devices import examine, lost
+from audit.machine.measure import TOO_SLOW, Result, measure
 from audit.paths import Path
 
 _EXACT = Context(prec=2_000)
@@ -57,21 +60,26 @@ def run_paths(trial: Trial, devices: Iterable[str], stopped: dict[tuple[str, str
     One that took too long is `stopped`, and not run again.
     """
     problem = trial.problem
+    on_case(problem.case.name)
     for device in devices:
-        paths = [path for path in trial.paths if path.runs_on(device)]
-        try:
-            x, y = (t.to(device).repeat(problem.case.repeats, 1) for t in (problem.input, problem.target))
-        except (TypeError, RuntimeError) as error:
-            yield from (Measured(trial, device, path, _without(trial, path, describe(error))) for path in paths)
-            continue
-        originals = x.clone(), y.clone()
-        for path in paths:
-            if where := stopped.get((path.name, device)):
-                yield Measured(trial, device, path, _without(trial, path, f"not run: {where}"))
+        carried = False
+        for path in (path for path in trial.paths if path.runs_on(device)):
+            where = stopped.get((path.name, device))
+            reason = lost(device) or (f"not run: {where}" if where else "")
+            if not (carried or reason):
+                try:
+                    # A copy even on the CPU: the problem's own tensors must survive a path that writes into its inputs.
+                    x, y = (t.to(device).repeat(problem.case.repeats, 1) for t in (problem.input, problem.target))
+                    originals = x.clone(), y.clone()
+                    carried = True
+                except Exception as error:
+                    examine(device)
+                    reason = lost(device) or describe(error)
+            if reason:
+                yield Measured(trial, device, path, _without(trial, path, reason))
                 continue
             result = measure(path, x, y, originals)
-            if result.note:
-                x, y = (t.clone() for t in originals)
+            carried = not result.note
             if result.too_slow:
                 stopped[path.name, device] = f"{result.note or TOO_SLOW} on {problem.case.name} {problem.dtype}"
             if problem.case.repeats > 1:

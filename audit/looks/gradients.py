@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import cache
 from itertools import product
 
@@ -11,10 +11,12 @@ import pandas as pd
 import torch
 
 from audit.base.formats import FORMATS
+from audit.base.supervision import on_case
 from audit.base.workers import Later
 from audit.cases import Problem
-from audit.judge.gradients import SIDES, Gradient, Truth, autograd
+from audit.judge.gradients import BACKWARDS, PLAIN, SIDES, Gradient, Truth, autograd
 from audit.looks import CLOSER, Look, Run, together
+from audit.machine.devices import examine, lost
 from audit.paths import Path
 
 # Every half up to 130 and around 745, where float32 and float64 run out of exponents, and a few between and beyond.
@@ -52,8 +54,9 @@ def begin(run: Run) -> Later[pd.DataFrame]:
     Then those of every path that computed all it was given, or of the user's own alone.
     """
     plan = run.plan
+    # Of a kernel of the user's own a row in the middle too.
     begun = [
-        (p, Truth(p.input, p.target, sorted({0, len(p.input) - 1}), run.submit))
+        (p, Truth(p.input, p.target, sorted({0, *[len(p.input) // 2] * bool(plan.own), len(p.input) - 1}), run.submit))
         for p in (trial.problem for trial in run.some(CLOSER))
     ]
 
@@ -61,11 +64,13 @@ def begin(run: Run) -> Later[pd.DataFrame]:
         errors = run.tables["errors"]
         failed = errors.loc[errors["result_class"] == "not_computed", ["path", "dtype", "device"]].drop_duplicates()
         lacking = set(failed.itertuples(index=False, name=None))
-        judged = [p for p in plan.paths if not p.compiles and (not plan.own or p.name in plan.own)]
+        # What torch's path shares is no fault of a kernel.
+        judged = [p for p in plan.paths if not p.compiles]
         parts = []
         for device, dtype in product(run.devices, plan.dtypes):
             able = [p for p in judged if p.runs_on(device) and (p.name, dtype, device) not in lacking]
-            parts.append(measure_gradients([(p, truth) for p, truth in begun if p.dtype == dtype], able, device))
+            there = [(p, truth) for p, truth in begun if p.dtype == dtype]
+            parts.append(measure_gradients(there, able, device, plan.own))
         return together(parts)
 
     return rows
@@ -74,10 +79,13 @@ def begin(run: Run) -> Later[pd.DataFrame]:
 LOOK = Look("gradients", ("whole", "kernel"), begin)
 
 
-def measure_gradients(begun: Sequence[tuple[Problem, Truth]], paths: Sequence[Path], device: str) -> pd.DataFrame:
+def measure_gradients(
+    begun: Sequence[tuple[Problem, Truth]], paths: Sequence[Path], device: str, own: Collection[str] = ()
+) -> pd.DataFrame:
     """The rows of gradients.csv: autograd's gradient of each path, on the rows that were begun, for each side.
 
-    A path that autograd cannot differentiate has none.
+    A path that autograd cannot differentiate has none. Those of the user's `own` are asked for in every way of
+    BACKWARDS; a row has the one that is furthest off, and names it.
     """
 
     @cache
@@ -87,16 +95,28 @@ def measure_gradients(begun: Sequence[tuple[Problem, Truth]], paths: Sequence[Pa
 
     rows = []
     for problem, truth in begun:
-        for path in (p for p in paths if takes_gradients(p, problem)):
+        on_case(problem.case.name)
+        for path in (p for p in paths if takes_gradients(p, problem) and not lost(device)):
             try:
-                for gradient in truth.gradients(path, device):
+                for way, gradient in _furthest(truth, path, device, path.name in own):
                     key = {"case": problem.case.name, "path": path.name, "reduction": path.reduction}
-                    key |= {"dtype": problem.dtype, "device": device, "side": gradient.side}
+                    key |= {"dtype": problem.dtype, "device": device, "side": gradient.side, "backward": way}
                     gap = gaps(path, problem.dtype).get(gradient.side, np.nan)
                     rows.append(key | _measured(gradient, problem.dtype, truth.rows) | {"breaks_at_gap": gap})
             except Exception:
-                continue
+                examine(device)
     return pd.DataFrame(rows)
+
+
+def _furthest(truth: Truth, path: Path, device: str, every: bool) -> Iterator[tuple[str, Gradient]]:
+    """Of each side the plain gradient, or the first that is wrong of those asked for otherwise."""
+    ways = {"": PLAIN} | (BACKWARDS if every else {})
+    found: dict[str, tuple[str, Gradient]] = {}
+    for way, backward in ways.items():
+        for gradient in truth.gradients(path, device, backward):
+            if gradient.side not in found or (gradient.symptom and not found[gradient.side][1].symptom):
+                found[gradient.side] = way, gradient
+    yield from found.values()
 
 
 def _measured(gradient: Gradient, dtype: str, rows: Sequence[int]) -> dict[str, object]:

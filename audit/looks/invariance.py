@@ -11,15 +11,18 @@ import pandas as pd
 from torch import Tensor
 
 from audit.base.formats import FORMATS
+from audit.base.supervision import on_case
 from audit.base.workers import Later
 from audit.cases import Rows
 from audit.looks import CLOSER, Look, Run, Trial, together
+from audit.machine.devices import lasting
 from audit.machine.measure import Result, measure
 from audit.machine.plan import COMPARISON, MAIN
 from audit.paths import Path
 from audit.paths.execution import EXECUTIONS, NO_COMPILER, Execution
 
 WIDE = "zipf_n128256"  # of more than 32,768 classes: torch shares those among threads
+SMALL = 2**16  # numbers, of which 128 rows are no burden
 # Paths that are compared with their compiled form, which takes a compilation each.
 COMPILED = {"quick": (), "standard": (COMPARISON,), "full": MAIN}
 
@@ -31,27 +34,37 @@ def begin(run: Run) -> Later[pd.DataFrame]:
     # Every check of a compiled path would be another compilation: its eager form is compared with it instead.
     paths = [p for p in kl if not p.compiles]
     trials = run.some((*CLOSER, WIDE))
-    return lambda: together(measure_invariance(trials, paths, d, COMPILED[plan.profile]) for d in run.devices)
+    compiled = () if plan.own else COMPILED[plan.profile]
+    return lambda: together(measure_invariance(trials, paths, d, compiled, plan.own) for d in run.devices)
 
 
-LOOK = Look("invariance", ("whole",), begin)
+LOOK = Look("invariance", ("whole", "kernel"), begin)
 
 
 def measure_invariance(
-    trials: Sequence[Trial], paths: Sequence[Path], device: str, compiled: Collection[str] = ()
+    trials: Sequence[Trial],
+    paths: Sequence[Path],
+    device: str,
+    compiled: Collection[str] = (),
+    own: Collection[str] = (),
 ) -> pd.DataFrame:
     """The rows of invariance.csv: path x dtype x check on one device, over the problems' rows.
 
-    `compiled` names the paths that are compared with their compiled form.
+    `compiled` names the paths that are compared with their compiled form, `own` those of the user's own.
     """
     found: dict[tuple[str, str, str], list[list[Rows]]] = {}
-    for trial in trials:
-        for path, name, changes in _checks(trial, paths, device, compiled):
-            found.setdefault((path, trial.problem.dtype, name), []).append(changes)
+    places: dict[tuple[str, str, str], list[tuple[str, int]]] = {}
+    checked = lasting(device, trials, lambda trial: _checks(trial, paths, device, compiled, own), "invariance")
+    for case, path, dtype, name, changes in checked:
+        key = path, dtype, name
+        found.setdefault(key, []).append(changes)
+        places.setdefault(key, []).extend((case, row) for row in range(len(changes[0])))
     rows = []
     for (path, dtype, check), parts in found.items():
         changed, ulp, of_bound, lost = (np.concatenate(column) for column in zip(*parts, strict=True))
         finite = bool(np.isfinite(ulp).any())
+        worst = int(np.argmax(np.where(lost, np.inf, np.nan_to_num(of_bound, nan=-1.0))))
+        case, row = places[path, dtype, check][worst]
         rows.append(
             {
                 "path": path,
@@ -63,26 +76,31 @@ def measure_invariance(
                 "largest_ulp": np.nanmax(ulp) if finite else np.nan,
                 "largest_of_bound": np.nanmax(of_bound) if finite else np.nan,
                 "non_finite": int(lost.sum()),
+                "case": case,
+                "row": row,
             }
         )
     return pd.DataFrame(rows)
 
 
 def _checks(
-    trial: Trial, paths: Sequence[Path], device: str, compiled: Collection[str]
-) -> Iterator[tuple[str, str, list[Rows]]]:
-    """Path, check and what changed in each row."""
+    trial: Trial, paths: Sequence[Path], device: str, compiled: Collection[str], own: Collection[str]
+) -> Iterator[tuple[str, str, str, str, list[Rows]]]:
+    """Case, path, dtype, check and what changed in each row."""
     problem, limits = trial.problem, trial.limits()
+    on_case(problem.case.name)
     x, y = problem.input.to(device), problem.target.to(device)
     for path in paths:
         if not (path.runs_on(device) and path.takes(problem.case.name, problem.dtype, *problem.case.kinds)):
             continue
         plain, limit = measure(path, x, y), limits.bounds[path.promise][0]
         for name, check in EXECUTIONS.items():
+            if check.own and (path.name not in own or x.numel() > SMALL):
+                continue
             if _applies(check, device) and (not check.costly or path.name in compiled):
                 before, after = _pair(path, check, plain, x, y)
                 if not before.note:
-                    yield path.name, name, _changes(before, after, limit)
+                    yield problem.case.name, path.name, problem.dtype, name, _changes(before, after, limit)
 
 
 def _applies(check: Execution, device: str) -> bool:

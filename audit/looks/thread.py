@@ -16,9 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from audit.base.text import describe
 from audit.cases.digits import recorded
 from audit.looks import Look, together
-from audit.machine.measure import TORCH, describe
+from audit.machine.devices import here, lost
+from audit.machine.measure import TORCH
 from audit.paths import functional, thread_era
 
 DRAWS = 2_000
@@ -36,7 +38,7 @@ def _logits(*shape: int) -> Tensor:
 
 
 def _numbers(values: Tensor) -> Draws:
-    return values.cpu().double().numpy()
+    return here(values).double().numpy()
 
 
 def equal_logits(path: Callable[[Tensor, Tensor], Tensor], divisor: int, device: str) -> Draws:
@@ -107,14 +109,14 @@ QUOTES: list[Quote] = [
     *(
         Quote(
             f"CNN loss, epoch {epoch + 1}",
-            str(loss),
+            loss,
             "softmax output taken for log-probabilities: the loss is -mean(p_label)/10, always in [-0.1, 0]; "
-            f"the quote means p_label {-10 * loss:.2f}",
+            f"the quote means p_label {-10 * float(loss):.2f}",
             partial(softmax_output_loss, epoch),
-            value=loss,
+            value=float(loss),
             holds=lambda draws: (draws >= -0.1) & (draws <= 0),
         )
-        for epoch, loss in enumerate((-0.019, -0.033, -0.036, -0.038, -0.040))
+        for epoch, loss in enumerate(("-0.019", "-0.033", "-0.036", "-0.038", "-0.040"))
     ),
     *_exactly_zero(
         "KLDivLoss, equal logits",
@@ -201,8 +203,8 @@ def _row(quote: Quote, device: str) -> dict[str, object]:
     row = {"device": device} | {name: getattr(quote, name) for name in told}
     try:
         with TORCH:
-            measured = quote.measure(device)
-    except (RuntimeError, TypeError) as error:
+            measured = lost(device) or quote.measure(device)
+    except (RuntimeError, TypeError, TimeoutError) as error:
         return row | {"draws": 0, "reproduced": "no", "why": "not computed", "observed": describe(error)}
     if isinstance(measured, str):
         same = quote.message in measured

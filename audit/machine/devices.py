@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from time import perf_counter, sleep
+from typing import TypeVar
 
 import torch
+from torch import Tensor
 
+from audit.base.text import describe
 from audit.base.usage import UsageError, choose
 from audit.machine.nvidia import visible_nvidia
+
+# Of one path on one problem, compiling apart. The slowest of ours take a second on the widest problem.
+LIMIT_SECONDS = 30.0
+# Why nothing more can be had of a device in this process: its context is lost, or a kernel on it does not end.
+LOST: dict[torch.device, str] = {}
+# What accelerators could not do though they are there, for a run to say.
+REMARKS: set[str] = set()
+Item = TypeVar("Item")
+Row = TypeVar("Row")
 
 
 @dataclass(frozen=True)
@@ -46,27 +60,99 @@ def found() -> list[Device]:
 
 
 def select(names: list[str] | str | None) -> list[Device]:
-    """The devices to audit: those named, or the CPU and the first accelerator.
+    """The devices to audit: those named ("cuda:1", or as their hardware calls itself), or one of each model.
 
-    Raises UsageError for a name that is not there, and where an NVIDIA device is visible that torch cannot use and
-    the CPU alone was not asked for: a GPU machine must not pass on its CPU.
+    Raises UsageError for a name that is not there, for a device that torch cannot compute on, and where an NVIDIA
+    device is visible that torch cannot use and the CPU alone was not asked for: a GPU machine must not pass on its CPU.
     """
     devices = found()
     usable = [d for d in devices if not d.absent]
-    if names is not None:
+    if names is None:
+        if len(usable) == 1 and (evidence := visible_nvidia()):
+            raise UsageError(
+                f"an NVIDIA device is visible ({evidence}) but torch {torch.__version__} cannot use it: install a "
+                "torch built for it, or ask for the CPU alone with --device cpu"
+            )
+        chosen = [d for i, d in enumerate(usable) if d.model not in {e.model for e in usable[:i]}]
+    else:
         for device in devices:
             if device.absent and device.name in ([names] if isinstance(names, str) else names):
                 raise UsageError(
                     f"device {device.name!r} is absent: {device.absent}; there are {', '.join(d.name for d in usable)}"
                 )
-        chosen = choose(names, [d.name for d in usable], "device")
-        return [d for d in usable if d.name in chosen]
-    if len(usable) == 1 and (evidence := visible_nvidia()):
-        raise UsageError(
-            f"an NVIDIA device is visible ({evidence}) but torch {torch.__version__} cannot use it: install a torch "
-            "built for it, or ask for the CPU alone with --device cpu"
-        )
-    return usable[:2]
+        called = {d: {d.name, str(_indexed(d.name)), d.model} for d in usable}
+        known = dict.fromkeys([*(d.name for d in usable), *(name for d in usable for name in called[d])])
+        wanted = set(choose(names, list(known), "device"))
+        chosen = [d for d in usable if called[d] & wanted]
+    for device in chosen:
+        if device.name != "cpu" and (fault := _fault(device.name)):
+            raise UsageError(
+                f"torch {torch.__version__} cannot compute on {device.name} ({device.model}): {fault}; install a torch "
+                "built for it, or ask for the CPU alone with --device cpu"
+            )
+    return chosen
+
+
+def _indexed(device: str | torch.device) -> torch.device:
+    """A device with its number: "cuda" is cuda:0."""
+    device = torch.device(device)
+    return device if device.type == "cpu" else torch.device(device.type, device.index or 0)
+
+
+def _fault(device: str | torch.device) -> str:
+    """Why a device does not add two numbers, empty where it does; one that is full may do so later."""
+    try:
+        here(torch.ones(2, device=device) + 1)
+    except torch.OutOfMemoryError:
+        return ""
+    except Exception as error:
+        return describe(error)
+    return ""
+
+
+def lost(device: str | torch.device) -> str:
+    """Why nothing more can be had of a device; empty while it answers."""
+    return LOST.get(_indexed(device), "")
+
+
+def examine(device: str | torch.device) -> None:
+    """After an error: whether the device is `lost`."""
+    device = _indexed(device)
+    if device.type != "cpu" and not lost(device) and (fault := _fault(device)):
+        LOST[device] = f"device lost: {fault}"
+
+
+def lasting(device: str, items: Iterable[Item], work: Callable[[Item], Iterable[Row]], what: str) -> Iterator[Row]:
+    """What `work` makes of the items, one after the other, as long as the device lasts.
+
+    An accelerator that fails at one, say for want of memory or of float64, leaves that out, which is remarked.
+    """
+    for item in items:
+        if lost(device):
+            return
+        try:
+            yield from work(item)
+        except Exception as error:
+            if device == "cpu":
+                raise
+            examine(device)
+            REMARKS.add(f"{what} on {device}: {lost(device) or describe(error)}")
+
+
+def here(tensor: Tensor) -> Tensor:
+    """The tensor on the CPU, once its device is done.
+
+    An event is polled, as a copy that waits for a kernel that hangs would hear no time limit. Raises TimeoutError
+    after LIMIT_SECONDS.
+    """
+    if tensor.device.type != "cpu":
+        event, start = torch.Event(tensor.device), perf_counter()
+        event.record()
+        while not event.query():
+            if (waited := perf_counter() - start) > LIMIT_SECONDS:
+                raise TimeoutError(f"a kernel has not ended after {LIMIT_SECONDS:g} s")
+            sleep(min(waited / 10, 1e-3))
+    return tensor.detach().cpu()
 
 
 def synchronize(device: str) -> None:

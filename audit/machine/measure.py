@@ -7,7 +7,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 from types import FrameType
 
@@ -17,10 +17,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from audit.base.formats import FORMATS
+from audit.base.text import describe
+from audit.machine import devices
+from audit.machine.devices import REMARKS, examine, here, lost
+from audit.machine.guard import Misbehaved, TooSlow, guarded
 from audit.paths import Path
 
-# Of one path on one problem, compiling apart. The slowest of ours take a second on the widest problem.
-LIMIT_SECONDS = 30.0
 TOO_SLOW = "too slow"
 
 
@@ -50,45 +52,59 @@ class Result:
     too_slow: bool = False
 
 
-class _TooSlow(BaseException):
-    """No Exception, so that a kernel that survives everything does not survive this."""
-
-
 def measure(path: Path, input: Tensor, target: Tensor, originals: tuple[Tensor, Tensor] | None = None) -> Result:
     """Runs the path on two tensors of shape (rows, classes), checks what it returns, and brings it back at once.
 
-    Whatever the path does wrong (raises, exits, returns another shape, dtype or device, changes its inputs, takes
-    longer than LIMIT_SECONDS) becomes the note of a result without numbers; the caller must renew inputs that were
-    changed. `originals` are equal tensors to tell a change by; without them copies are made. The time limit is kept
-    wherever Python has the word, in the main thread; a call that never returns from C is the user's to interrupt.
+    Whatever the path does wrong (raises, exits, returns another shape, dtype or device, changes its inputs or the
+    process's state, takes longer than LIMIT_SECONDS) becomes the note of a result without numbers; the caller must
+    renew inputs that were changed. `originals` are equal tensors to tell a change by; without them copies are made. The
+    time limit is kept wherever Python has the word, in the main thread; a call that never returns from C is the user's
+    to interrupt. Where a device has no room for all rows, they are computed in halves; one that is lost says so.
     """
     rows = len(input) if path.reduction == "none" else 1
-    originals = originals or (input.clone(), target.clone())
-    note, start = "", perf_counter()
+    note, start, full = lost(input.device), perf_counter(), False
+    if note:
+        return Result(np.full(rows, np.nan), note=note)
     try:
+        originals = originals or (input.clone(), target.clone())
         # Whoever wrote the call may need torch's advice on reductions; a table made of it does not.
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             if path.compiles:  # which takes as long as it takes
-                with COMPILING:
+                with COMPILING, guarded(path.name, input.dtype, str(input.device)):
                     path.function(input, target)
                 start = perf_counter()
-            with TORCH, _limited():
+            with TORCH, guarded(path.name, input.dtype, str(input.device)), _limited():
                 output = path.function(input, target)
                 note = _objection(path, output, input)
                 if not note:
                     # On an accelerator the numbers are there only once they are here.
-                    here = output.detach().cpu()
-    except _TooSlow:
-        note = f"{TOO_SLOW}: took more than {LIMIT_SECONDS:g} s"
+                    computed = here(output)
+        if not (_same(input, originals[0]) and _same(target, originals[1])):
+            note = "changed its inputs in place"
+    except TooSlow:
+        note = f"{TOO_SLOW}: took more than {devices.LIMIT_SECONDS:g} s"
     except (Exception, SystemExit) as error:
-        note = describe(error)
-    too_slow = perf_counter() - start > LIMIT_SECONDS
-    if not (_same(input, originals[0]) and _same(target, originals[1])):
-        note = "changed its inputs in place"
+        note = str(error) if isinstance(error, Misbehaved) else describe(error)
+        full = isinstance(error, torch.OutOfMemoryError)
+    too_slow = perf_counter() - start > devices.LIMIT_SECONDS
+    if full and len(input) > 1 and path.reduction == "none":
+        return _in_halves(path, input, target)
     if note:
-        return Result(np.full(rows, np.nan), note=note, too_slow=too_slow)
-    return Result(here.reshape(rows).double().numpy(), str(here.dtype).removeprefix("torch."))
+        examine(input.device)
+        return Result(np.full(rows, np.nan), note=lost(input.device) or note, too_slow=too_slow)
+    return Result(computed.reshape(rows).double().numpy(), str(computed.dtype).removeprefix("torch."))
+
+
+def _in_halves(path: Path, input: Tensor, target: Tensor) -> Result:
+    """The first half of the rows, then the second; no numbers where either has none."""
+    half = len(input) // 2
+    first = measure(path, input[:half], target[:half])
+    second = first if first.note else measure(path, input[half:], target[half:])
+    if second.note:
+        return replace(second, computed=np.full(len(input), np.nan), too_slow=first.too_slow or second.too_slow)
+    REMARKS.add(f"{path.name} on {input.device.type}: out of memory, computed in halves")
+    return replace(second, computed=np.concatenate((first.computed, second.computed)))
 
 
 def bits(tensor: Tensor) -> Tensor:
@@ -111,11 +127,11 @@ def _limited() -> Iterator[None]:
         return
 
     def stop(number: int, frame: FrameType | None) -> None:
-        raise _TooSlow
+        raise TooSlow
 
     handler = signal.signal(signal.SIGALRM, stop)
     # Again every second: Python swallows what is raised in a callback of its garbage collector.
-    others = signal.setitimer(signal.ITIMER_REAL, LIMIT_SECONDS, 1.0)
+    others = signal.setitimer(signal.ITIMER_REAL, devices.LIMIT_SECONDS, 1.0)
     try:
         yield
     finally:
@@ -135,9 +151,3 @@ def _objection(path: Path, output: object, input: Tensor) -> str:
     if output.device != input.device:
         return f"returned a tensor on {output.device}, expected {input.device}"
     return ""
-
-
-def describe(error: BaseException) -> str:
-    """An exception on one line, for a table."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else ''}".rstrip(": ")

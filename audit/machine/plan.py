@@ -22,9 +22,11 @@ if TYPE_CHECKING:
 
     Own = Callable[[Tensor, Tensor], Tensor]
     Names = Iterable[str] | str | None
+    Chosen = Iterable[str | Own | Path] | str | Own | Path | None
 
 RUNS = ("whole", "part", "kernel", "file")
-COMPARISON, GIVEN = "log_softmax", "kl_div"  # beside a path of the user's own, for logits and for other kinds
+# Beside a path of the user's own: for logits, for other kinds, and for what reduces.
+COMPARISON, GIVEN, REDUCED = "log_softmax", "kl_div", "kl_div_loss"
 MAIN = ("softmax_log", "log_softmax", "log_target", "kl_div_from_logits")
 
 
@@ -32,7 +34,7 @@ MAIN = ("softmax_log", "log_softmax", "log_target", "kl_div_from_logits")
 class Plan:
     """What one run covers: all of a profile or a part of it, a kernel or a file of the user's own (`kind`, of RUNS).
 
-    Where there are paths of the user's `own`, they alone are judged.
+    Where there are paths of the user's `own`, they alone are judged. `asked`: the dtypes were asked for.
     """
 
     profile: str
@@ -43,6 +45,7 @@ class Plan:
     kind: str
     own: frozenset[str] = frozenset()
     file: Pair | None = None
+    asked: bool = False
 
     def problems(self) -> Iterator[tuple[Case, str, list[Path]]]:
         """Each case in each dtype, with the paths that take it."""
@@ -64,7 +67,7 @@ class Plan:
 def plan(
     profile: str = "standard",
     cases: Names = None,
-    paths: Iterable[str | Own] | str | Own | None = None,
+    paths: Chosen = None,
     dtypes: Names = None,
     devices: Names = None,
 ) -> Plan:
@@ -102,19 +105,21 @@ def plan_file(
 def _plan(
     profile: str,
     cases: list[Case],
-    paths: Iterable[str | Own] | str | Own | None,
+    paths: Chosen,
     dtypes: Names,
     devices: Names,
     file: Pair | None = None,
 ) -> Plan:
-    given = None if paths is None else [paths] if isinstance(paths, str) or callable(paths) else list(paths)
+    given = None if paths is None else [paths] if isinstance(paths, (str, Path)) or callable(paths) else list(paths)
     known = registered_paths()
-    own = [own_path(p) for p in given or () if callable(p)]
+    own = [p if isinstance(p, Path) else own_path(p) for p in given or () if not isinstance(p, str)]
     if file is not None:
         own = [p if p in known else replace(p, input_kind=file.input_kind, target_kind=file.target_kind) for p in own]
     wanted: list[str] | None = None if given is None else [p for p in given if isinstance(p, str)]
     if own:
         wanted = [*(wanted or []), COMPARISON if file is None or file.input_kind == "logits" else GIVEN]
+        # A reduced kernel is compared with what reduces likewise.
+        wanted += [REDUCED] if any(p.reduction != "none" for p in own) else []
     standard = [p for p in known if not p.absent]
     for missing in (p for p in known if p.absent and p.name in (wanted or ())):
         raise UsageError(f"path {missing.name!r} cannot run here: {missing.absent}")
@@ -134,4 +139,5 @@ def _plan(
         )
     found = devices_module.select(None if devices is None else [devices] if isinstance(devices, str) else list(devices))
     kind = "file" if file is not None else "kernel" if own else "part"
-    return Plan(profile, cases, taking, formats, found, kind, frozenset(p.name for p in own), file)
+    names_of_own = frozenset(p.name for p in own)
+    return Plan(profile, cases, taking, formats, found, kind, names_of_own, file, dtypes is not None)

@@ -6,14 +6,15 @@ A function takes input and target, both of shape (rows, classes) on one device, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from importlib import import_module
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from audit.base.formats import FORMATS
 from audit.base.kinds import KINDS
+from audit.base.text import plain
 from audit.base.usage import UsageError
 from audit.paths.rounding import Promise, Rounding
 from audit.reference.values import REDUCTIONS as REDUCTIONS
@@ -26,6 +27,12 @@ if TYPE_CHECKING:
     Registered = TypeVar("Registered", bound=Function)
 
 UNDECLARED = Rounding()
+_WORDS: dict[str, Collection[str]] = {
+    "kind": KINDS,
+    "reduction": REDUCTIONS,
+    "input_kind": TENSOR_KINDS,
+    "target_kind": TENSOR_KINDS,
+}
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,20 @@ class Path:
     absent: str = ""
     input_kind: str = "logits"
     where: str = ""
+
+    def __post_init__(self) -> None:
+        for what, known in _WORDS.items():
+            if (word := getattr(self, what)) not in known:
+                raise UsageError(f"path {self.name!r}: {what} {word!r} is not one of {', '.join(known)}")
+        for dtype in self.dtypes:
+            if dtype not in FORMATS:
+                raise UsageError(f"path {self.name!r}: dtype {dtype!r} is not one of {', '.join(FORMATS)}")
+        if self.kind == "identity" and self.quantity == "kl":
+            object.__setattr__(self, "quantity", "zero")
+        for lists in ("dtypes", "cases"):  # a path is hashable
+            object.__setattr__(self, lists, tuple(getattr(self, lists)))
+        for text in ("name", "summary"):
+            object.__setattr__(self, text, plain(getattr(self, text)))
 
     @property
     def promise(self) -> Promise:
@@ -81,61 +102,29 @@ _MODULES = (
 )
 
 
-def path(
-    name: str,
-    *,
-    summary: str = "",
-    kind: str = "kl",
-    reduction: str = "none",
-    input_kind: str = "logits",
-    target_kind: str = "logits",
-    dtypes: Iterable[str] = tuple(FORMATS),
-    quantity: str = "kl",
-    cases: Iterable[str] = (),
-    rounding: Rounding = UNDECLARED,
-    compiles: bool = False,
-    absent: str = "",
-    where: str = "",
-) -> Callable[[Registered], Registered]:
+def _unwritten(input: Tensor, target: Tensor) -> Tensor:
+    raise NotImplementedError
+
+
+def path(name: str, *, summary: str = "", **declared: Any) -> Callable[[Registered], Registered]:
     """Decorator: registers a function under `name`; one name may stand once for each reduction and kinds.
 
-    `summary` defaults to the first line of the docstring. Raises UsageError for a word that is not known and for a
-    name that is taken.
+    `declared` are the other fields of Path: kind, reduction, input_kind, target_kind, dtypes, quantity, cases,
+    rounding, compiles, absent, where. `summary` defaults to the first line of the docstring. Raises UsageError for a
+    word that is not known and for a name that is taken.
     """
-    dtypes = tuple(dtypes)
-    for word, known, what in (
-        (kind, KINDS, "kind"),
-        (reduction, REDUCTIONS, "reduction"),
-        (input_kind, TENSOR_KINDS, "input_kind"),
-        (target_kind, TENSOR_KINDS, "target_kind"),
-        *((dtype, tuple(FORMATS), "dtype") for dtype in dtypes),
-    ):
-        if word not in known:
-            raise UsageError(f"path {name!r}: {what} {word!r} is not one of {', '.join(known)}")
+    promised = Path(name, _unwritten, summary, **declared)
 
     def register(function: Registered) -> Registered:
-        key = (name, reduction, input_kind, target_kind)
+        text = summary or (function.__doc__ or name).strip().partition("\n")[0].removesuffix(".")
+        made = replace(promised, function=function, summary=text)
+        key = (name, made.reduction, made.input_kind, made.target_kind)
         if key in _REGISTRY:
             raise UsageError(
-                f"path {name!r} with reduction {reduction!r} for {input_kind} and {target_kind} is registered already"
+                f"path {name!r} with reduction {made.reduction!r} for {made.input_kind} and {made.target_kind} is "
+                "registered already"
             )
-        text = summary or (function.__doc__ or name).strip().splitlines()[0].removesuffix(".")
-        _REGISTRY[key] = Path(
-            name,
-            function,
-            text,
-            kind,
-            reduction,
-            target_kind,
-            dtypes,
-            "zero" if kind == "identity" and quantity == "kl" else quantity,
-            tuple(cases),
-            rounding,
-            compiles,
-            absent,
-            input_kind,
-            where,
-        )
+        _REGISTRY[key] = made
         return function
 
     return register
@@ -156,5 +145,5 @@ def own_path(function: Function) -> Path:
             return known
     if name in {known.name for known in registered()}:
         raise UsageError(f"path {name!r} is one of the audit's own: give your function another name")
-    summary = (getattr(function, "__doc__", None) or "given by the user").strip().splitlines()[0]
-    return Path(name, function, summary)
+    summary = (getattr(function, "__doc__", None) or "").strip().partition("\n")[0]
+    return Path(name, function, summary or "given by the user")

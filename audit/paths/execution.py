@@ -38,14 +38,15 @@ def constant(f: Function, x: Tensor, y: Tensor) -> Tensor:
 
 def _leading(x: Tensor) -> Tensor:
     """The power of two at or below each row's largest finite magnitude."""
-    size = torch.where(x.isfinite(), x.abs(), 0.0).amax(-1, keepdim=True).double()
-    return torch.exp2(torch.floor(torch.log2(size.clamp(min=torch.finfo(x.dtype).tiny)))).to(x.dtype)
+    # On the CPU, as a device may have no float64.
+    size = torch.where(x.isfinite(), x.abs(), 0.0).amax(-1, keepdim=True).cpu().double()
+    return torch.exp2(torch.floor(torch.log2(size.clamp(min=torch.finfo(x.dtype).tiny)))).to(x)
 
 
 def coarse(x: Tensor) -> Tensor:
     """Logits without the bits that `constant` would lose: multiples of 2 ulp of the row's largest."""
-    step = _leading(x).double() * 2 * torch.finfo(x.dtype).eps
-    return (torch.round(x.double() / step) * step).to(x.dtype)
+    step = _leading(x).cpu().double() * 2 * torch.finfo(x.dtype).eps
+    return (torch.round(x.cpu().double() / step) * step).to(x)
 
 
 def padded(f: Function, x: Tensor, y: Tensor) -> Tensor:
@@ -63,6 +64,27 @@ def one_thread(f: Function, x: Tensor, y: Tensor) -> Tensor:
 
 def strided(f: Function, x: Tensor, y: Tensor) -> Tensor:
     return f(*(torch.stack((t, t), -1).select(-1, 0) for t in (x, y)))
+
+
+def among(count: int, f: Function, x: Tensor, y: Tensor) -> Tensor:
+    """Its rows repeated or cut into batches of `count`: whether bits depend on a row's company."""
+    rows = torch.arange(max(len(x), count), device=x.device) % len(x)
+    return torch.cat([f(x[part], y[part]) for part in torch.split(rows, count)])[: len(x)]
+
+
+def offset(f: Function, x: Tensor, y: Tensor) -> Tensor:
+    """Views that begin in the middle of memory, other numbers around them."""
+    return f(*(torch.nn.functional.pad(t, (3, 1, 1, 0), value=7.0)[1:, 3:-1] for t in (x, y)))
+
+
+def after_another(f: Function, x: Tensor, y: Tensor) -> Tensor:
+    f(*(t[:1, : max(1, t.shape[1] // 2)].clone() for t in (x, y)))
+    return f(x, y)
+
+
+def with_gradients(f: Function, x: Tensor, y: Tensor) -> Tensor:
+    with torch.enable_grad():
+        return f(x.clone().requires_grad_(), y.clone().requires_grad_()).detach()
 
 
 def on_cpu(f: Function, x: Tensor, y: Tensor) -> Tensor:
@@ -96,13 +118,15 @@ class Execution:
     """Another way to run a path, which should change nothing.
 
     `prepare` is done to the input's logits first, on both sides of the comparison. `where` is "cpu" or "accelerator"
-    for what means nothing elsewhere. `costly`: compiles, so that it is done for a few paths alone.
+    for what means nothing elsewhere. `costly`: compiles, so that it is done for a few paths alone. `own`: done for
+    kernels of the user's own alone, as torch is above that suspicion.
     """
 
     run: Callable[[Function, Tensor, Tensor], Tensor]
     prepare: Callable[[Tensor], Tensor] | None = None
     where: str = ""
     costly: bool = False
+    own: bool = False
 
 
 EXECUTIONS: dict[str, Execution] = {
@@ -113,6 +137,10 @@ EXECUTIONS: dict[str, Execution] = {
     "padded with -inf": Execution(padded),
     "one thread": Execution(one_thread, where="cpu"),
     "strided": Execution(strided),
+    **{f"in batches of {count}": Execution(partial(among, count), own=True) for count in (2, 7, 32, 128)},
+    "views with an offset": Execution(offset, own=True),
+    "after another shape": Execution(after_another, own=True),
+    "with gradients": Execution(with_gradients, own=True),
     "on the CPU": Execution(on_cpu, where="accelerator"),
     "compiled": Execution(compiled, costly=True),
 }

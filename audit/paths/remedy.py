@@ -2,24 +2,27 @@
 
 With p = softmax(target), q = softmax(input), e = input - target, c = sum p e and d = e - c,
 
-    sum p exp(d) = 1 + r + s,    r = sum p d (a rounding error),    s = sum p (exp(d) - 1 - d) >= 0,
+    sum p exp(d) = 1 + r + s,    r = sum p d (a rounding error),    s = sum p phi(d) >= 0,    phi(d) = exp(d) - 1 - d,
     KL = log(sum p exp(d)) - r = log1p(s + r) - r,
 
 because log(p / q) = log(sum p exp(d)) - d. No term of s cancels another, and log1p keeps them. Differences carry their
 rounding error along (Knuth's TwoSum), or are taken in double, so that a common offset of the logits costs nothing.
-Where |d| is small, exp(d) - 1 - d is its Taylor series; elsewhere exp(d) p is q's own exponential, since p may
-underflow where q does not. Where s > 1 nothing cancels, and KL = log sum exp(input) - log sum exp(target) - sum p e:
-that plain form comes first on a CPU, and where it says that KL is well away from 0 the rest is not done.
+Where |d| is small, phi(d) is its Taylor series; elsewhere exp(d) p is q's own exponential, since p may underflow where
+q does not. Where s > 1 nothing cancels, and KL = log sum exp(input) - log sum exp(target) - sum p e.
+
+On a CPU a look at a value costs nothing, and three forms follow each other: the plain one, which stands where KL is
+well away from 0; the series alone, where no |d| is large; the whole (`_plain`, `_near`, `_whole`).
 
 The gradients follow without cancellation: dKL/dinput = q - p = p expm1(d - log1p(s + r)) and
-dKL/dtarget = p (log(p / q) - KL) = p (r - d).
+dKL/dtarget = p (log(p / q) - KL) = p (r - d). They are made beside the value, while the numbers are at hand.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from math import factorial
-from typing import Any
+from itertools import count
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, log_softmax, nn
@@ -30,153 +33,311 @@ from audit.paths import REDUCTIONS, path
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # The formats whose differences, sums and exponentials are ample in the format computed in.
 _FITTING = {torch.float64: _DTYPES[:3], torch.float32: _DTYPES[:2]}
-# Below which |d| the series stands, and its terms: where double has bits to spare, and where not.
+# Below which |d| the series stands beside the other form, and its terms: where double has bits to spare, and where not.
 _SHORT, _LONG = (2.0**-6, 5), (0.5, 15)
+# Bits that a series alone has, and up to which |d| it is used.
+_BITS, _REACH = {True: 32, False: 53}, 8.0
 # How much of what it is summed from the divergence must be, for the plain form to be as accurate: where the format
 # computed in has bits to spare, and where not (49 bits of 53 are left, in 13,000 rows of 12 families).
 _CLEAR = {True: 1e-5, False: 0.07}
 _PLAIN = (Tensor, nn.Parameter)
-_BLOCK = 2**15
+_BLOCK = 2**15  # numbers a thread that stay in its cache
 
 
-def kl_div_from_logits(input: Tensor, target: Tensor, *, reduction: str = "batchmean") -> Tensor:
-    """KL(softmax(target) || softmax(input)) along the last dimension, in nats; differentiable in both.
+def kl_div_from_logits(
+    input: Tensor,
+    target: Tensor,
+    *,
+    reduction: str = "batchmean",
+    mask: Tensor | None = None,
+    temperature: float = 1.0,
+    dim: int = -1,
+) -> Tensor:
+    """KL(softmax(target / temperature) || softmax(input / temperature)) along `dim`, in nats; differentiable in both.
 
-    `input` and `target` are logits of one floating dtype, shape (..., classes) and device; -inf rules a class out,
-    matched by the other side or not (+inf where the target has mass there). `reduction` is "batchmean" (the sum over
-    the first dimension's size), "sum", "mean" (over the number of elements, as torch has it), or "none" (a value a
-    row, of shape (...)). The result has the inputs' dtype and is computed in double, in float32 where the device has
-    no double.
+    `input` and `target` are tensors of logits of one shape and device and of floating dtypes, the result's being the
+    two promoted; -inf rules a class out, matched by the other side or not (+inf where the target has mass there). The
+    rows are what is left of the shape without `dim`. `mask`, boolean and of the rows' shape, keeps those where it is
+    true: another row has the value 0 and no gradient, whatever it holds.
 
-    Raises UsageError, a ValueError, for other shapes, dtypes and reductions.
+    `reduction` is "none" (a value a row), "sum", "mean" (the sum over the number of elements, as torch has it),
+    "batchmean" (over the size of the rows' first dimension), or "rowmean" (the mean of the rows kept, 0 if none is).
+    Distillation's factor temperature^2 (Hinton et al., 2015) is left to the caller. All is computed in double, in
+    float32 where the device has no double. It works under autocast, torch.compile, torch.func.grad and vmap.
+
+    Raises UsageError, a ValueError, for what is no tensor and for other shapes, dtypes, masks and words.
     """
-    if input.shape != target.shape or input.dim() == 0 or not input.shape[-1]:
-        raise UsageError(
-            f"expected two tensors of one shape (..., classes), got {tuple(input.shape)} and {tuple(target.shape)}"
-        )
-    if input.dtype != target.dtype or input.dtype not in _DTYPES:
-        raise UsageError(f"expected one dtype of {', '.join(map(str, _DTYPES))}, got {input.dtype} and {target.dtype}")
-    if reduction not in REDUCTIONS:
-        raise UsageError(f"reduction {reduction!r} is not one of {', '.join(REDUCTIONS)}")
-    rows = _rows(input, target)
-    if reduction != "none":
-        divisor = {"sum": 1, "mean": input.numel(), "batchmean": len(input) if input.dim() > 1 else 1}[reduction]
-        rows = rows.sum() / divisor
-    return rows.to(input.dtype)
+    _check(input, target, reduction, mask, temperature, dim)
+    x, y = input.movedim(dim, -1), target.movedim(dim, -1)
+    if mask is not None:
+        x, y = (side.masked_fill(~mask.unsqueeze(-1), 0) for side in (x, y))
+    wanted = [torch.is_grad_enabled() and side.requires_grad for side in (x, y)]
+    rows = _apply(x, y, 1 / temperature, *wanted)[0]
+    if reduction == "rowmean":
+        rows = rows.sum() / (math.prod(rows.shape) if mask is None else mask.sum().clamp(min=1))
+    elif reduction != "none":
+        rows = rows.sum() / {"sum": 1, "mean": input.numel(), "batchmean": len(rows) if rows.dim() else 1}[reduction]
+    return rows.to(torch.promote_types(input.dtype, target.dtype))
 
 
-def _rows(input: Tensor, target: Tensor) -> Tensor:
-    """KL of each row; on a CPU in blocks that stay in its cache."""
-    apply: Callable[[Tensor, Tensor], Tensor] = _KL.apply
-    if input.device.type != "cpu" or input.numel() <= _BLOCK or input.dim() == 1:
-        return apply(input, target)
-    size = max(1, _BLOCK // input.shape[-1])
-    pairs = zip(*(torch.split(t.flatten(0, -2), size) for t in (input, target)), strict=True)
-    return torch.cat([apply(x, y) for x, y in pairs]).reshape(input.shape[:-1])
+def _check(input: Any, target: Any, reduction: Any, mask: Any, temperature: Any, dim: Any) -> None:
+    for name, side in (("input", input), ("target", target)):
+        if not isinstance(side, Tensor):
+            raise UsageError(f"{name}: expected a tensor, got {type(side).__name__}; torch.as_tensor makes one")
+        if side.dtype not in _DTYPES:
+            raise UsageError(f"{name}: expected one of {', '.join(map(str, _DTYPES))}, got {side.dtype}")
+    if input.shape != target.shape or not input.dim():
+        shapes = f"{tuple(input.shape)} and {tuple(target.shape)}"
+        raise UsageError(f"expected two tensors of one shape, with a dimension of classes, got {shapes}")
+    if not isinstance(dim, int) or not -input.dim() <= dim < input.dim():
+        raise UsageError(f"dim {dim!r} is none of a tensor of shape {tuple(input.shape)}")
+    if not input.shape[dim]:
+        raise UsageError(f"expected at least one class along dim {dim}, got shape {tuple(input.shape)}")
+    if reduction not in (*REDUCTIONS, "rowmean"):
+        raise UsageError(f"reduction {reduction!r} is not one of {', '.join((*REDUCTIONS, 'rowmean'))}")
+    if not isinstance(temperature, (int, float)) or not 0 < temperature < math.inf:
+        raise UsageError(f"temperature: expected a number above 0, got {temperature!r}")
+    rows = list(input.shape)
+    del rows[dim]
+    if mask is not None and (not isinstance(mask, Tensor) or mask.dtype != torch.bool or list(mask.shape) != rows):
+        given = f"{mask.dtype} of {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
+        raise UsageError(f"mask: expected a boolean tensor of the rows' shape {tuple(rows)}, got {given}")
 
 
-def _series(d: Tensor, terms: int) -> Tensor:
-    """exp(d) - 1 - d by its Taylor series."""
-    total = d * (1 / factorial(terms + 1))
-    for k in range(terms, 2, -1):
-        total.add_(1 / factorial(k)).mul_(d)
-    return total.add_(0.5).mul_(d).mul_(d)
+class _Rows(NamedTuple):
+    """KL of rows and its gradients by the logits over the temperature, in the format computed in; an empty tensor for
+    a gradient that is not wanted."""
+
+    value: Tensor
+    by_input: Tensor
+    by_target: Tensor
+
+
+def _has_float64(kind: str) -> bool:
+    """Whether a kind of device computes in float64: Apple's does not, nor do some of Intel's."""
+    try:
+        return kind in ("cpu", "cuda") or bool(torch.ones(1, dtype=torch.float64, device=kind) == 1)
+    except torch.OutOfMemoryError:
+        raise
+    except (TypeError, RuntimeError):
+        return False
 
 
 class _KL(torch.autograd.Function):
-    """Works in place on its own copies: fresh memory costs more than arithmetic."""
+    @staticmethod
+    def forward(input: Tensor, target: Tensor, scale: float, by_input: bool, by_target: bool) -> tuple[Tensor, ...]:
+        wanted = by_input, by_target
+        compute = torch.float64 if _has_float64(input.device.type) else torch.float32
+        exact = {input.dtype, target.dtype} <= {*_FITTING[compute]}
+        # Elsewhere a look waits for the device, and a tracer has nothing to show.
+        if input.device.type != "cpu" or type(input) not in _PLAIN or torch.compiler.is_compiling():
+            return _whole(input.to(compute), target.to(compute), scale, exact, wanted)
+
+        def rows(x: Tensor, y: Tensor) -> _Rows:
+            return _divergence(x, y, scale, exact, wanted)
+
+        size = max(1, _BLOCK // input.shape[-1]) * torch.get_num_threads()
+        if input.dim() == 1 or input.numel() <= size * input.shape[-1]:
+            return rows(input, target)
+        pairs = zip(*(torch.split(t.flatten(0, -2), size) for t in (input, target)), strict=True)
+        blocks = [rows(*pair) for pair in pairs]
+        value, *gradients = (torch.cat(parts) for parts in zip(*blocks, strict=True))
+        shaped = [g.reshape(input.shape) if w else g for g, w in zip(gradients, wanted, strict=True)]
+        return value.reshape(input.shape[:-1]), *shaped
 
     @staticmethod
-    def forward(ctx: Any, input: Tensor, target: Tensor) -> Tensor:
-        compute = torch.float32 if input.device.type == "mps" else torch.float64
-        exact = input.dtype in _FITTING[compute]
-        ctx.compute, ctx.far = compute, False
-        # A look at the value costs nothing on a CPU; elsewhere it waits for the device, and a tracer has none to show.
-        if input.device.type == "cpu" and type(input) in _PLAIN and not torch.compiler.is_compiling():
-            value, size, *rest = _plain(input.to(compute), target.to(compute), any(ctx.needs_input_grad))
-            if ((value > _CLEAR[exact] * size) & (value < torch.inf)).all():
-                ctx.save_for_backward(input, target, *rest)
-                ctx.far = exact
-                return value.squeeze(-1)
-        threshold, terms = _SHORT if exact and compute == torch.float64 else _LONG
-        x, y = input.to(compute, copy=True), target.to(compute, copy=True)
-        top, origin = y.max(-1, keepdim=True)
-        first = x.gather(-1, origin)
-        e = x - y
-        corrections = None if exact else (_error(x, y, e), _error(y, top, y - top), _error(x, first, x - first))
-        # Where the target rules a class out, p d = 0 whatever d; a large d has its exponential taken from the input.
-        d = e.nan_to_num_(0.0, posinf=torch.finfo(compute).max, neginf=-torch.inf)
-        infinite = d.amin(-1, keepdim=True) == -torch.inf
-        w, b = y.sub_(top).exp_(), x.sub_(first)
-        d.sub_(d.gather(-1, origin))
-        if corrections:
-            e_low, y_low, x_low = corrections
-            d.add_(e_low.sub_(e_low.gather(-1, origin)))
-            w.addcmul_(w, y_low)
-        mass = w.sum(-1, keepdim=True)
-        p = w.div_(mass)
-        centre = torch.linalg.vecdot(p, d).unsqueeze(-1)
-        d.sub_(centre)
-        r = torch.linalg.vecdot(p, d).unsqueeze(-1)
-        high = b.amax(-1, keepdim=True)
-        exponentials = b.sub_(high).exp_()
-        if corrections:
-            exponentials.addcmul_(exponentials, x_low)
-        total = exponentials.sum(-1, keepdim=True)
-        near = _series(d, terms).mul_(p)
-        far = (exponentials * ((high - centre).exp() / mass)).sub_(p).addcmul_(p, d, value=-1)
-        s = torch.where(d.abs() < threshold, near, far).sum(-1, keepdim=True)
-        log_ratio = torch.log1p(s + r)
-        value = torch.where(s <= 1, log_ratio - r, total.log() + high - mass.log() - centre - r)
-        # 0 total: a NaN that was masked above is not lost.
-        value = (value.clamp(min=0) + 0 * total).masked_fill(infinite, torch.inf)
-        ctx.save_for_backward(input, target, p, d, r, log_ratio, exponentials.div_(total), infinite)
-        return value.squeeze(-1)
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        input, target, ctx.scale, *_ = inputs
+        ctx.save_for_backward(input, target, *output[1:])
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        input, target, p, d, r, log_ratio, q, infinite = ctx.saved_tensors
-        scale = grad.unsqueeze(-1)
+    def backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        *sides, by_input, by_target = ctx.saved_tensors
+        if grad is None:
+            return (None,) * 5
+        gradients = [by_input, by_target]
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            # The gradient is to be differentiated again: it is written so that autograd can.
-            log_q, log_p = (log_softmax(t.to(ctx.compute), -1) for t in (input, target))
-            p, L = log_p.exp(), log_p - log_q
-            centred = L - (p * L).sum(-1, keepdim=True)
-            return ((log_q.exp() - p) * scale).to(input.dtype), (p * centred * scale).to(input.dtype)
-        by_input: Tensor | None = None
-        by_target: Tensor | None = None
-        if ctx.needs_input_grad[0] and ctx.far:
-            by_input = ((q - p) * scale).to(input.dtype)
-        elif ctx.needs_input_grad[0]:
-            exponent = d - log_ratio
-            by_input = (torch.where(exponent.abs() < 0.5, p * torch.expm1(exponent), q - p) * scale).to(input.dtype)
-        if ctx.needs_input_grad[1]:
-            by_target = (p * (r - d) * scale).masked_fill(infinite, torch.nan).to(input.dtype)
-        return by_input, by_target
+            # The gradient may be differentiated again: autograd is given a form of it, which keeps the value made.
+            log_q, log_p = (log_softmax(side.to(by_input.dtype) * ctx.scale, -1) for side in sides)
+            p, ratio = log_p.exp(), (log_p - log_q).nan_to_num(0.0, posinf=math.inf, neginf=0.0)
+            forms = log_q.exp() - p, p * (ratio - (p * ratio).sum(-1, keepdim=True))
+            gradients = [
+                form + (value - form).detach() if value.numel() else form
+                for form, value in zip(forms, gradients, strict=True)
+            ]
+        scaled = grad.unsqueeze(-1) * ctx.scale
+        needed = zip(gradients, sides, ctx.needs_input_grad, strict=False)
+        return *((scaled * g).to(side.dtype) if need else None for g, side, need in needed), None, None, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *inputs: Any) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
+        """What is mapped over becomes rows."""
+        sides = [
+            side.expand(info.batch_size, *side.shape) if dim is None else side.movedim(dim, 0)
+            for side, dim in zip(inputs[:2], in_dims, strict=False)
+        ]
+        outputs = _apply(*sides, *inputs[2:])
+        return outputs, tuple(0 if output.numel() else None for output in outputs)
 
 
-def _plain(x: Tensor, y: Tensor, differentiated: bool) -> tuple[Tensor, ...]:
-    """KL where nothing cancels, the size of what it is summed from, and what backward needs if `differentiated`: p, d,
-    r, log(1 + s + r), q, and where KL is infinite.
+_apply: Callable[..., tuple[Tensor, ...]] = _KL.apply
+
+
+def _dot(x: Tensor, y: Tensor) -> Tensor:
+    return (x * y).sum(-1, keepdim=True)
+
+
+def _given(value: Tensor, by_input: Any, by_target: Any, wanted: tuple[bool, ...]) -> _Rows:
+    makers = zip((by_input, by_target), wanted, strict=True)
+    return _Rows(value.squeeze(-1), *(make() if want else value.new_empty(0) for make, want in makers))
+
+
+def _divergence(x: Tensor, y: Tensor, scale: float, exact: bool, wanted: tuple[bool, ...]) -> _Rows:
+    """In double, by the cheapest form that is accurate for all of the rows.
+
+    E_p|d| is at most about sqrt(2 KL) + KL: what the plain value is summed from is at most about 4 + |centre|.
     """
+    if not exact:
+        x, y = x.double(), y.double()
+        if near := _near(x, y, scale, 2.0, wanted):
+            return near
+    w, v = (side - side.amax(-1, keepdim=True).double() for side in (y, x))
+    if scale != 1:
+        w.mul_(scale), v.mul_(scale)
+    e = _masked(v - w)
+    w.exp_(), v.exp_()
+    mass, total = w.sum(-1, keepdim=True), v.sum(-1, keepdim=True)
+    centre = _dot(w, e) / mass
+    value = (total / mass).log() - centre
+    if ((value > _CLEAR[exact] * (4 + centre.abs())) & (value < torch.inf)).all():
+        if any(wanted):
+            w.div_(mass), v.div_(total), e.sub_(centre)
+        by_input = (lambda: v.sub_(w)) if exact else (lambda: _q_minus_p(w, v, e - value))
+        return _given(value, by_input, lambda: e.mul_(w).neg_(), wanted)
+    if exact and (spread := _spread(e)) <= _REACH and not value.isnan().any():
+        return _by_series(e.sub_(centre), w, mass, spread, _BITS[exact], wanted)
+    near = None if exact else _near(x, y, scale, _REACH, wanted)
+    return near or _whole(x.double(), y.double(), scale, exact, wanted)
+
+
+def _near(x: Tensor, y: Tensor, scale: float, reach: float, wanted: tuple[bool, ...]) -> _Rows | None:
+    """By the series, with every rounding error carried along; None where the differences spread further."""
+    e, top = x - y, y.amax(-1, keepdim=True)
+    spread = _spread(e) * scale
+    if not spread <= reach or x.amax().isnan():
+        return None
+    w = y - top
+    e_low, y_low = _error(x, y, e), _error(y, top, w)
+    if scale != 1:
+        w.mul_(scale), y_low.mul_(scale)
+    w.exp_()
+    w.addcmul_(w, y_low)
+    mass = w.sum(-1, keepdim=True)
+    d = e.sub_(_dot(w, e) / mass).add_(e_low)
+    d.sub_(_dot(w, d) / mass)
+    return _by_series(d.mul_(scale) if scale != 1 else d, w, mass, spread, _BITS[False], wanted)
+
+
+def _by_series(d: Tensor, w: Tensor, mass: Tensor, largest: float, bits: int, wanted: tuple[bool, ...]) -> _Rows:
+    """From d, of which no |d| is above `largest`, and p = w / mass."""
+    phi = _phi(d, largest, bits)
+    r, s = _dot(w, d) / mass, _dot(w, phi) / mass
+    shift = s + r
+    if any(wanted):
+        w.div_(mass)
+    return _given(
+        (torch.log1p(shift) - r).clamp_(min=0),
+        lambda: phi.add_(d).sub_(shift).mul_(w).div_(1 + shift),
+        lambda: d.sub_(r).mul_(w).neg_(),
+        wanted,
+    )
+
+
+def _spread(e: Tensor) -> float:
+    return float((e.amax(-1) - e.amin(-1)).max()) if e.numel() else 0.0
+
+
+def _phi(d: Tensor, largest: float, bits: int) -> Tensor:
+    """exp(d) - 1 - d for |d| <= largest, to about so many bits: a series in d halved until it is at most 1/2, and
+    phi(2 t) = (phi(t) + t)^2 + 2 phi(t), of which nothing cancels.
+    """
+    halvings = max(0, math.frexp(largest)[1] + 1)
+    t = d * 2.0**-halvings if halvings else d
+    bound = largest * 2.0**-halvings
+    phi = _series(t, next(k for k in count(2) if bound**k <= 2.0 ** -(bits + 1) * math.factorial(k + 2)))
+    for halving in range(halvings, 0, -1):
+        step = torch.add(phi, d, alpha=2.0**-halving)
+        phi.mul_(2).addcmul_(step, step)
+    return phi
+
+
+def _series(d: Tensor, terms: int) -> Tensor:
+    """exp(d) - 1 - d by so many terms of its Taylor series."""
+    total = d * (1 / math.factorial(terms + 1))
+    total.add_(1 / math.factorial(terms))
+    for k in range(terms - 1, 1, -1):
+        torch.addcmul(d.new_full((), 1 / math.factorial(k)), total, d, out=total)
+    return total.mul_(d).mul_(d)
+
+
+def _whole(x: Tensor, y: Tensor, scale: float, exact: bool, wanted: tuple[bool, ...]) -> _Rows:
+    """Whatever the rows hold, without a look at them."""
+    threshold, terms = _SHORT if exact and x.dtype == torch.float64 else _LONG
     top, origin = y.max(-1, keepdim=True)
-    w, v = y - top, x - x.gather(-1, origin)
-    e = v - w
-    mass = w.exp_().sum(-1, keepdim=True)
-    centre = torch.linalg.vecdot(w, e).unsqueeze(-1) / mass
-    high = v.amax(-1, keepdim=True)
-    total = v.sub_(high).exp_().sum(-1, keepdim=True)
-    value = (total / mass).log() + high - centre
-    if differentiated:
-        w, e, v = w.div_(mass), e.sub_(centre), v.div_(total)
-    size = (1 + high.abs() + centre.abs()).clamp(min=4)
-    return value, size, w, e, torch.zeros_like(value), value, v, torch.zeros_like(value, dtype=torch.bool)
+    first = x.gather(-1, origin)
+    e, w, b = x - y, y - top, x - first
+    corrections = None if exact else [_error(x, y, e), _error(y, top, w) * scale, _error(x, first, b) * scale]
+    d = _masked(e)
+    infinite = d.amin(-1, keepdim=True) == -torch.inf
+    d.sub_(d.gather(-1, origin))
+    w, b = w.mul_(scale).exp_(), b.mul_(scale)
+    if corrections:
+        e_low, y_low, x_low = corrections
+        d.add_(e_low.sub_(e_low.gather(-1, origin)))
+        w.addcmul_(w, y_low)
+    d.mul_(scale)
+    mass = w.sum(-1, keepdim=True)
+    p = w.div_(mass)
+    centre = _dot(p, d)
+    d.sub_(centre)
+    r = _dot(p, d)
+    high = b.amax(-1, keepdim=True)
+    exponentials = b.sub_(high).exp_()
+    if corrections:
+        exponentials.addcmul_(exponentials, x_low)
+    total = exponentials.sum(-1, keepdim=True)
+    near = _series(d, terms).mul_(p)
+    far = (exponentials * ((high - centre).exp() / mass)).sub_(p).addcmul_(p, d, value=-1)
+    s = torch.where(d.abs() < threshold, near, far).sum(-1, keepdim=True)
+    log_ratio = torch.log1p(s + r)
+    value = torch.where(s <= 1, log_ratio - r, total.log() + high - mass.log() - centre - r)
+    # 0 total: a NaN that was masked above is not lost.
+    value = (value.clamp(min=0) + 0 * total).masked_fill(infinite, torch.inf)
+    return _given(
+        value,
+        lambda: _q_minus_p(p, exponentials / total, d - log_ratio),
+        lambda: (p * (r - d)).masked_fill(infinite, torch.nan),
+        wanted,
+    )
+
+
+def _q_minus_p(p: Tensor, q: Tensor, log_ratio: Tensor) -> Tensor:
+    """Without cancellation, given log(q / p) too."""
+    return torch.where(log_ratio.abs() < 0.5, p * torch.expm1(log_ratio), q - p)
+
+
+def _masked(differences: Tensor) -> Tensor:
+    """In place: 0 where both sides are infinite; where the target is -inf, p d = 0 whatever finite d."""
+    return differences.nan_to_num_(0.0, posinf=torch.finfo(differences.dtype).max, neginf=-torch.inf)
 
 
 def _error(x: Tensor, y: Tensor, difference: Tensor) -> Tensor:
     """x - y - difference, exactly (Knuth, TAOCP 2, section 4.2.2, theorem C); 0 where a number is infinite."""
     back = x - difference
-    return torch.nan_to_num((x - (difference + back)) + (back - y), nan=0.0, posinf=0.0, neginf=0.0)
+    rest = (difference + back).neg_().add_(x)
+    return rest.add_(back.sub_(y)).nan_to_num_(0.0, posinf=0.0, neginf=0.0)
 
 
 @path("kl_div_from_logits", summary="audit.kl_div_from_logits(input, target): the remedy")

@@ -15,9 +15,10 @@ class Rounding:
     - `input`: how the input's log-probabilities do: "log_softmax", "softmax" (probabilities are rounded, underflow
       included, and their logarithms again), "log_probs" (they are the input), "probs" (the input is probabilities,
       whose logarithms are rounded), or "any" way that rounds no underflowed probability.
-    - `storage`: the format every intermediate tensor is rounded to; "" is the dtype of the case.
+    - `storage`: the format every intermediate tensor is rounded to; "" is the dtype of the case, "compute" the format
+      inside a kernel: nothing is rounded on the way.
     - `compute`: the format inside a kernel; "" is float32 for halves and the storage format for the others.
-    - `result`: the format of the sum over classes; "" is the storage format.
+    - `result`: the format of the sum over classes; "" is the storage format, "logits" the dtype of the case.
     - `separate`: sums p log p and p log q apart, so that their summation errors do not cancel with the terms.
     - `masses`: adds q - p to each term, as the generalised KL does.
     - `cascade`: sums in at least four partial sums, as torch does; else every term may meet an error in each step,
@@ -38,6 +39,10 @@ class Rounding:
     pairs: bool = False
     temperature: float = 1.0
     exp_slope: float = 3.0
+
+
+# What nearly every fused kernel keeps: float32 inside (float64 for float64), any order, a result in the logits' dtype.
+FUSED = Rounding(storage="compute", result="logits")
 
 
 class Promise(NamedTuple):

@@ -11,15 +11,17 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from audit.base.text import plain
 from audit.base.workers import Later, Workers
 from audit.explain.reproducer import with_examples
 from audit.judge.findings import COMMITTED, LOSSY, NEW, find, read_acknowledgements
 from audit.judge.references import Engine
 from audit.looks import Run, attribution, elements, errors, gradients, invariance, stream, thread
-from audit.machine.devices import found
+from audit.machine.devices import REMARKS, found
 from audit.machine.environment import describe_environment
 from audit.machine.measure import COMPILING, TORCH
 from audit.machine.plan import Plan, plan
+from audit.publish.devices import failed_devices
 from audit.publish.figures import Plot, draw
 from audit.publish.folder import check_replaceable
 from audit.publish.schema import SCHEMA_VERSION, typed
@@ -39,7 +41,7 @@ class Audit:
     """A finished run: the tables by name, the plots as they were begun, and what environment.json holds.
 
     `seconds` says how many it took in all, torch alone, and compiling. `stale` names the acknowledgements that met no
-    finding, `damaged` the gold records that were not used.
+    finding, `damaged` the gold records that were not used, `failed_devices` says which were lost or computed nothing.
     """
 
     tables: dict[str, pd.DataFrame]
@@ -48,6 +50,7 @@ class Audit:
     seconds: dict[str, float]
     stale: list[str]
     damaged: list[str]
+    failed_devices: list[str]
 
     @property
     def new_findings(self) -> pd.DataFrame:
@@ -73,6 +76,7 @@ def execute(
     """
     acknowledged = read_acknowledgements(COMMITTED, *acknowledgements)
     start, spent = perf_counter(), (TORCH.seconds, COMPILING.seconds)
+    REMARKS.clear()
     gold, workers = read_gold(references), workers or Workers(1)
     engine = Engine(workers.submit, gold.values, Cache(default_file()) if plan.file is not None else None)
 
@@ -84,7 +88,9 @@ def execute(
 
     plots = draw(run.tables, workers.submit)
     advance("findings")
-    findings, stale = find(run.tables["errors"], acknowledged, run.tables.get("gradients"), plan.own)
+    invariance = run.tables.get("invariance")
+    gradients = run.tables.get("gradients")
+    findings, stale = find(run.tables["errors"], acknowledged, gradients, plan.own, invariance, plan.asked)
     run.tables["findings"] = typed(with_examples(findings, plan), "findings")
     run.tables["summary"] = summarise(run.tables["errors"])
     seconds = {"torch": TORCH.seconds - spent[0], "compiling": COMPILING.seconds - spent[1]}
@@ -95,13 +101,15 @@ def execute(
         schema_version=SCHEMA_VERSION,
         profile=plan.profile,
         cases=len(plan.cases),
-        paths=sorted({p.name for p in plan.paths}),
+        paths={p.name: p.summary for p in plan.paths},
         dtypes=plan.dtypes,
         workers=workers.count,
         seconds={name: round(value, 3) for name, value in seconds.items()},
+        remarks=sorted(REMARKS),
     )
     # A file's numbers are none of those the acknowledgements are about.
-    return Audit(run.tables, plots, environment, seconds, stale if plan.file is None else [], gold.damaged)
+    stale = stale if plan.file is None else []
+    return Audit(run.tables, plots, environment, seconds, stale, gold.damaged, failed_devices(run.tables["errors"]))
 
 
 def run(
@@ -125,7 +133,7 @@ def run(
     chosen = plan(profile, cases, paths, dtypes, devices)
     if out is not None:
         check_replaceable(FilePath(out))
-    with Workers(workers or 1) as processes:
+    with Workers(1 if workers is None else workers) as processes:
         audit = execute(chosen, processes)
         if out is not None:
             from audit.publish.report import write_report
@@ -133,6 +141,6 @@ def run(
             given = {"profile": profile, "cases": cases, "paths": paths, "dtypes": dtypes, "devices": devices}
             words = ", ".join(f"{name}={value!r}" for name, value in given.items() if value is not None)
             call = re.sub(r"<function (\S+) at \w+>", r"\1", words)
-            audit.environment["command"] = f"audit.run({call}, out={str(out)!r})"
+            audit.environment["command"] = plain(f"audit.run({call}, out={str(out)!r})")
             write_report(audit.tables, audit.environment, FilePath(out), audit.plots)
     return audit.tables["errors"]

@@ -7,6 +7,8 @@ from typing import Any
 
 import pandas as pd
 
+from audit.base.text import markdown as escape
+from audit.base.text import plain
 from audit.base.usage import UsageError
 
 FORMATS = ("text", "markdown", "json", "github")
@@ -43,7 +45,7 @@ def render(changes: pd.DataFrame, since: str, format: str) -> str:
         lines += ["", f"... and {len(cut)} more that got worse: --format json has them all"]
     if format == "text":
         return "\n".join([*lines, verdict])
-    table = [f"**{verdict}**", "", "| | what | where | before | after | |", "|---|---|---|---|---|---|"]
+    table = [f"**{escape(verdict)}**", "", "| | what | where | before | after | |", "|---|---|---|---|---|---|"]
     return "\n".join([*(table if format == "markdown" else [verdict]), *lines])
 
 
@@ -56,10 +58,10 @@ def _line(row: dict[Any, Any], format: str) -> str:
     times = "" if pd.isna(row["times"]) else f"{row['times']:.3g} times, {row['allowed']:.3g} allowed"
     if format == "markdown":
         cells = ["**worse**" if row["worse"] else "", row["what"], where, before, after, times]
-        return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
+        return "| " + " | ".join(cells[:1] + [escape(str(cell)) for cell in cells[1:]]) + " |"
     arrow = f"{before} -> {after}" if before or after else ""
     text = f"{row['what']}: " + " ".join(part for part in (where, arrow, f"({times})" if times else "") if part)
     if format == "github":
         # A workflow command ends at a line's end, and % begins an escape.
-        return f"::{'error' if row['worse'] else 'notice'}::" + text.replace("%", "%25").replace("\n", "%0A")
-    return f"{'WORSE' if row['worse'] else '':6}{text}"
+        return f"::{'error' if row['worse'] else 'notice'}::" + plain(text).replace("%", "%25")
+    return f"{'WORSE' if row['worse'] else '':6}{plain(text)}"

@@ -6,8 +6,8 @@ from audit.publish.schema import SCHEMAS
 
 _HEAD = """# The tables
 
-Every CSV of a report, column by column; each is checked against this list before it is written. `audit.read_errors`
-gives errors.csv back with these dtypes; [loading.md](loading.md) has the same for pandas, polars, DuckDB and R.
+Every CSV of a report, column by column; each is checked against this list before it is written. `audit.read_table`
+gives each back with these dtypes; [loading.md](loading.md) has the same for pandas, polars, DuckDB and R.
 """
 
 

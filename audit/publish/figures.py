@@ -7,23 +7,25 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
 
+from audit.base.formats import FORMATS
 from audit.base.workers import Later, Submit, later
 from audit.publish import bench
-from audit.publish.answer import PARTS, Tables
+from audit.publish.answer import PARTS, Tables, closeness
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MAIN = ("softmax_log", "log_softmax", "log_target", "cross_entropy_minus_entropy", "generalised", "kl_div_from_logits")
+MAIN = ("softmax_log", "log_softmax", "cross_entropy_minus_entropy", "generalised", "kl_div_from_logits")
 FAMILIES = ("flat", "zipf", "wide")
 # Of errors.csv, whose other columns need not travel to another process.
-_NEEDED = ["case", "path", "reduction", "dtype", "device", "kind", "classes", "abs_error", "bound", "correct_bits"]
+_NEEDED = ["case", "path", "reduction", "dtype", "device", "kind", "classes", "abs_error", "bound", "correct_bits",
+           "false_zero"]  # fmt: skip
 # Okabe and Ito's colours: told apart by colour-blind readers, legible on white and on black.
 COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#888888"]
 STYLE: dict[Any, Any] = {
@@ -37,6 +39,7 @@ STYLE: dict[Any, Any] = {
     "font.size": 9,
     "grid.alpha": 0.25,
     "legend.frameon": False,
+    "text.parse_math": False,  # a name is no formula
 }
 
 
@@ -78,14 +81,15 @@ def _drawn(name: str, rows: pd.DataFrame) -> Plot | None:
 def _figure(height: float, rows: int = 1, columns: int = 1, sharex: bool = False) -> tuple[Figure, list[Axes]]:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, height), layout="constrained")
+    figure = Figure(figsize=(5.6, height), layout="constrained")  # legible on a phone
     return figure, list(figure.subplots(rows, columns, squeeze=False, sharex=sharex).flat)
 
 
-def _log(axes: Axes, directions: str) -> None:
+def _log(axes: Axes, *directions: Literal["x", "y"]) -> None:
     for direction in directions:
         axes.set(**{f"{direction}scale": "log"})
         getattr(axes, f"{direction}axis").set_major_formatter("{x:.0e}")
+        axes.tick_params(axis=direction, labelsize=7)
     axes.minorticks_off()
 
 
@@ -126,20 +130,25 @@ def _thread(thread: pd.DataFrame) -> Plot | None:
         axes.set(title=f"{subject}: exactly 0", xlabel="result, nats", ylabel="density of draws", yticks=[])
         axes.legend()
     text = "What the thread's two checks give over many seeds, and the numbers it quotes (dashed)."
-    return _plot(figure, "The thread's numbers", text, f"thread.csv, {rows['draws'].max():,} draws a curve, float32")
+    return _plot(
+        figure,
+        "Is a KLDivLoss of 1e-11 for equal inputs rounding?",
+        text,
+        f"thread.csv, {rows['draws'].max():,} draws a curve, float32",
+    )
 
 
 def _training(_: pd.DataFrame) -> Plot:
     rows = pd.read_csv(str(files("audit.publish") / "training.csv"))
-    figure, (wrong, right) = _figure(3, 1, 2, sharex=True)
+    figure, (wrong, right) = _figure(5, 2, sharex=True)
     runs = {name: run.set_index("epoch") for name, run in rows.groupby("training")}
     stable = runs["KLDivLoss of log_softmax"]
     wrong.plot(runs["KLDivLoss of softmax"]["loss"], "o-", label="KLDivLoss of softmax")
     right.plot(stable["loss"], "o-", label="KLDivLoss of log_softmax")
     right.plot(stable["cross_entropy"] / 10, "x", markersize=9, label="cross_entropy / 10, same outputs")
     right.plot(runs["cross_entropy"]["loss"] / 10, "^:", label="cross_entropy / 10, trained by itself")
-    wrong.set(xlabel="epoch", ylabel="loss, mean of 200 mini-batches, nats", ylim=(-0.1, 0))
-    right.set(xlabel="epoch", ylim=(0, None))
+    wrong.set(ylabel="loss, nats", ylim=(-0.1, 0))
+    right.set(xlabel="epoch", ylabel="loss, nats", ylim=(0, None))
     wrong.legend()
     right.legend()
     text = (
@@ -147,30 +156,51 @@ def _training(_: pd.DataFrame) -> Plot:
         "-mean(p_label)/10: negative, and falling as training succeeds. log_softmax gives a tenth of cross_entropy."
     )
     source = "audit/publish/training.csv, recorded by references/digits/make.py"
-    return _plot(figure, "The training story", text, f"{source}, {len(rows)} means of 200 mini-batches of 4")
+    return _plot(figure, "Does a negative loss train?", text, f"{source}, {len(rows)} means of 200 mini-batches of 4")
 
 
 def _closeness(errors: pd.DataFrame) -> Plot | None:
-    near = errors[errors["case"].str.startswith("near_") & errors["path"].isin(MAIN) & errors["reduction"].eq("none")]
+    near = closeness(errors[errors["path"].isin(MAIN) & errors["reduction"].eq("none") & errors["kind"].eq("kl")])
+    dtypes = [d for d in ("float32", "bfloat16") if d in set(near["dtype"])] or list(near["dtype"].unique())[:2]
     if near.empty:
         return None
-    near = near.assign(closeness=near["case"].str.removeprefix("near_").astype(float))
-    dtypes = [d for d in ("float32", "float64") if d in set(near["dtype"])] or list(near["dtype"].unique())
-    figure, panels = _figure(3.6, 1, len(dtypes), sharex=True)
+    # 0 for what is not 0 has no digit right, whatever its logarithm.
+    near = near.assign(bits=near["correct_bits"].mask(near["false_zero"].fillna(False).astype(bool), 0.0).clip(lower=0))
+    figure, panels = _figure(2.9 * len(dtypes), len(dtypes))
     for axes, dtype in zip(panels, dtypes, strict=True):
-        for path, marker, colour in zip(MAIN, "osD^vP", COLOURS, strict=False):
-            rows = near[near["dtype"].eq(dtype) & near["path"].eq(path)]
-            line = rows.groupby("closeness")["correct_bits"].median()
-            axes.plot(line, marker=marker, markersize=5, color=colour, label=path)
+        rows = near[near["dtype"] == dtype]
+        every = FORMATS[dtype].precision
+        for path, colour in zip(MAIN, COLOURS, strict=False):
+            line = rows[rows["path"] == path].groupby("closeness")["bits"].median()
+            if len(line):
+                axes.plot(line, marker="o", markersize=4, color=colour, label=path)
+        _named_at_ends(axes)
+        for level, name in ((every, "every digit right"), (0, "no digit right")):
+            axes.axhline(level, color="#000000", linewidth=0.8, linestyle=":")
+            axes.annotate(name, (0, level), (3, 2), ("axes fraction", "data"), "offset points", fontsize=7)
         _log(axes, "x")
-        axes.set_ylim(bottom=max(axes.get_ylim()[0], -4))
-        axes.axhline(0, color="#000000", linewidth=0.8)
-        axes.set(title=dtype, xlabel="difference of the logits (nearer to the right)")
-    panels[0].invert_xaxis()
-    panels[0].set_ylabel("correct bits, median")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
-    text = "Correct bits as the two distributions come together; below the line no digit is right."
-    return _plot(figure, "Error against closeness", text, _sample(near[near["dtype"].isin(dtypes)]))
+        axes.invert_xaxis()
+        axes.set(title=dtype, ylabel="correct bits, median", ylim=(-every / 20, every * 1.12))
+    panels[-1].set_xlabel("how far the logits of the two sides differ")
+    text = (
+        "Correct bits of each way of computing as the two sides come together. A result of 0 where the value is not 0 "
+        "counts as no digit right."
+    )
+    return _plot(
+        figure, "How many digits are left when the two sides agree?", text, _sample(near[near["dtype"].isin(dtypes)])
+    )
+
+
+def _named_at_ends(axes: Axes) -> None:
+    """Each line's name at its right end, apart from the others' and in its colour."""
+    lines = sorted(axes.get_lines(), key=lambda line: float(np.asarray(line.get_ydata())[0]))
+    top = axes.get_ylim()[1]
+    places: list[float] = []
+    for line in lines:
+        height = float(np.asarray(line.get_ydata())[0])
+        places.append(max(height, places[-1] + 0.07 * top if places else height))
+        axes.annotate(str(line.get_label()), (1.01, places[-1]), xycoords=("axes fraction", "data"),
+                      color=line.get_color(), fontsize=8, va="center")  # fmt: skip
 
 
 def _classes(errors: pd.DataFrame) -> Plot | None:
@@ -186,9 +216,9 @@ def _classes(errors: pd.DataFrame) -> Plot | None:
             by = rows[rows["dtype"].eq(dtype) & rows["family"].eq(family)].groupby("classes")
             axes.plot(by["abs_error"].median(), "o-", color=colour, label=f"{family}: error")
             axes.plot(by["bound"].median(), "--", color=colour, label=f"{family}: bound")
-        _log(axes, "xy")
+        _log(axes, "x", "y")
         axes.set(title=dtype, xlabel="classes", ylabel="nats")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
     text = "|computed - exact| of log_softmax, and the bound of a sound implementation, for rows of growing width."
     return _plot(figure, "Error against classes, with the bound", text, _sample(rows))
 
@@ -200,30 +230,33 @@ def _attribution(attribution: pd.DataFrame) -> Plot | None:
     sizes = rows[list(PARTS)].abs().groupby([rows["path"], rows["case"]], sort=False).mean()
     shares = sizes.div(sizes.sum(axis=1), axis=0)[::-1]
     names = [case if rows["path"].nunique() == 1 else f"{path}: {case}" for path, case in shares.index]
-    figure, (axes,) = _figure(1.2 + 0.3 * len(shares))
+    figure, (axes,) = _figure(1.9 + 0.3 * len(shares))
     left = np.zeros(len(shares))
-    for part in PARTS:
-        axes.barh(names, shares[part], left=left, label=part, edgecolor="#ffffff", linewidth=0.8)
+    for part, words in PARTS.items():
+        label = words.removeprefix("the rounding of ")
+        axes.barh(names, shares[part], left=left, label=label, edgecolor="#ffffff", linewidth=0.8)
         left += shares[part].to_numpy()
-    axes.set(xlim=(0, 1), xlabel="share of the sum of the parts' magnitudes")
-    figure.legend(loc="outside upper center", ncols=7)
+    axes.set(xlim=(0, 1), xlabel="share of the error that the rounding of each makes")
+    figure.legend(loc="outside upper center", ncols=2)
     same = (np.sign(rows["mass_difference"]) == np.sign(rows["drift"])).sum()
     text = (
         f"Which rounding makes the drift of {', '.join(rows['path'].unique())} in float32; the parts, signed, add up "
         f"to it. Its sign is that of mass(p) - mass(exp log q) as rounded in {same} of {len(rows)} rows."
     )
-    return _plot(figure, "Where the drift comes from", text, f"attribution.csv, {len(rows)} rows")
+    return _plot(figure, "Which rounding makes the error?", text, f"attribution.csv, {len(rows)} rows")
 
 
 def _time(benchmarks: pd.DataFrame) -> Plot | None:
-    rows = benchmarks.query("direction == 'forward' and classes in (1_000, 32_000)")
+    rows = benchmarks.query(
+        "direction == 'forward' and classes in (1_000, 32_000) and dtype in ('float32', 'bfloat16')"
+    )
     if rows.empty:
         return None
     text = (
         f"A call's time on {rows['device'].iloc[0]} and its correct bits, for two sizes; paths that no other beats in "
         "both are named. From the last `make bench`, which may be older than this audit."
     )
-    return _plot(bench.figure(rows), "Accuracy against time", text, f"bench.json, {len(rows)} benchmarks, forward")
+    return _plot(bench.figure(rows), "What does accuracy cost?", text, f"bench.json, {len(rows)} benchmarks, forward")
 
 
 def _sample(rows: pd.DataFrame) -> str:

@@ -7,28 +7,35 @@ import errno
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from secrets import token_hex
 from time import sleep
+from typing import TypeVar
 
 from audit.base.usage import UsageError
 
 MARK = "environment.json"
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 _NO_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP)
-_RACED = (errno.ENOENT, errno.EEXIST, errno.ENOTEMPTY)
+Result = TypeVar("Result")
 _made: list[tuple[Path, os.stat_result]] = []
 
 
 def check_replaceable(out: Path) -> None:
     """Raises UsageError where `out` is something other than a report, so that no one's files are lost.
 
-    Also where no report can be written, which is tried.
+    Also where no report can be written, which is tried without a trace.
     """
-    with _beside(out):
-        pass
+    absent = [folder for folder in Path(os.path.abspath(out)).parents if not os.path.lexists(folder)]
+    try:
+        with _beside(out):
+            pass
+    finally:
+        for folder in absent:
+            with suppress(OSError):
+                folder.rmdir()
 
 
 @contextmanager
@@ -41,7 +48,7 @@ def report_folder(out: Path) -> Iterator[Path]:
         _made.append((real, partial.stat()))
         yield partial
         _refuse_foreign(real)
-        _replace(partial, real)
+        _patiently(lambda: _replace(partial, real))
 
 
 def in_place() -> Path | None:
@@ -55,10 +62,12 @@ def in_place() -> Path | None:
 @contextmanager
 def _beside(out: Path) -> Iterator[tuple[Path, Path]]:
     """A new folder in `.partial/`, locked for as long as this process lives, and where `out` really is."""
+    if "\0" in str(out):
+        raise UsageError(f"{str(out)!r}: no name holds a NUL")
     try:
         real = Path(os.path.realpath(out))
         _refuse_foreign(real)
-        partial, lock = _begun(real.parent / ".partial")
+        partial, lock = _patiently(lambda: _begun(real.parent / ".partial"))
         try:
             _sweep(partial.parent)
             _put_back(real)
@@ -72,8 +81,8 @@ def _beside(out: Path) -> Iterator[tuple[Path, Path]]:
                 partial.parent.rmdir()
     except UsageError:
         raise
-    except (OSError, ValueError) as error:  # ValueError: a name that holds a NUL
-        raise UsageError(f"{out}: cannot be written: {getattr(error, 'strerror', None) or error}") from None
+    except OSError as error:
+        raise UsageError(f"{out}: cannot be written: {error.strerror}") from None
 
 
 def _refuse_foreign(out: Path) -> None:
@@ -85,19 +94,27 @@ def _refuse_foreign(out: Path) -> None:
         raise UsageError(f"{out} holds files but no {MARK}, so it is no report: give another --out or empty it")
 
 
+def _patiently(step: Callable[[], Result]) -> Result:
+    """What the step gives, tried again where another run came between."""
+    for _ in range(100):
+        with suppress(FileNotFoundError, FileExistsError):
+            return step()
+        sleep(0.01)
+    return step()
+
+
 def _begun(workshop: Path) -> tuple[Path, int]:
     """A new folder and the open handle that holds its lock, which no other run had swept away before."""
-    while True:
-        partial = workshop / f"{os.getpid()}-{token_hex(4)}"
-        workshop.mkdir(parents=True, exist_ok=True)
-        with suppress(FileNotFoundError):
-            partial.mkdir()
-            handle = os.open(partial, os.O_RDONLY)
-            with suppress(OSError):  # not every file system has locks
-                fcntl.flock(handle, fcntl.LOCK_EX)
-            if partial.exists():
-                return partial, handle
-            os.close(handle)
+    partial = workshop / f"{os.getpid()}-{token_hex(4)}"
+    workshop.mkdir(parents=True, exist_ok=True)
+    partial.mkdir()
+    handle = os.open(partial, os.O_RDONLY)
+    with suppress(OSError):  # not every file system has locks
+        fcntl.flock(handle, fcntl.LOCK_EX)
+    if not partial.exists():
+        os.close(handle)
+        raise FileNotFoundError(partial)
+    return partial, handle
 
 
 def _sweep(workshop: Path) -> None:
@@ -113,22 +130,18 @@ def _sweep(workshop: Path) -> None:
 
 
 def _replace(partial: Path, out: Path) -> None:
-    """In one step, or in two where the system has no exchange; tried again where another run comes between."""
-    for patience in range(100, -1, -1):
-        try:
-            if not out.exists():
+    """In one step, or in two where the system has no exchange."""
+    try:
+        if not out.exists():
+            partial.rename(out)
+        elif not _exchange(partial, out):
+            try:
+                out.rename(_aside(out))
                 partial.rename(out)
-            elif not _exchange(partial, out):
-                try:
-                    out.rename(_aside(out))
-                    partial.rename(out)
-                finally:
-                    _put_back(out)
-            return
-        except OSError as error:
-            if error.errno not in _RACED or not patience:
-                raise
-            sleep(0.01)
+            finally:
+                _put_back(out)
+    except OSError as error:
+        raise FileExistsError(out) if error.errno == errno.ENOTEMPTY else error from None
 
 
 def _aside(out: Path) -> Path:

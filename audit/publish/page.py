@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from html import escape
 from importlib.resources import files
 from typing import Any
@@ -12,14 +12,27 @@ from typing import Any
 import pandas as pd
 
 from audit.base.formats import FORMATS
-from audit.publish.answer import MEDIANS, Tables, example, matrix, sentences
+from audit.publish.answer import (
+    LIMITS,
+    MEDIANS,
+    Answer,
+    Tables,
+    answer,
+    cell,
+    counted,
+    example,
+    folded,
+    matrix,
+)
 from audit.publish.figures import Plot
 
+# Section -> its plots. The first plot stands beside the answer.
+_BESIDE = "closeness"
 _SECTIONS = {
-    "The thread's numbers": ("thread", "training"),
-    "Where digits are lost": ("closeness", "classes"),
-    "Where the drift comes from": ("attribution",),
-    "Accuracy against time": ("time",),
+    "Error and the number of classes": ("classes", "growth"),
+    "Which rounding makes the error": ("attribution",),
+    "Accuracy and time": ("time",),
+    "The forum thread": ("thread", "training"),
 }
 _THREAD = ["subject", "quoted", "explanation", "implementation", "device", "median_magnitude", "percentile",
            "reproduced"]  # fmt: skip
@@ -31,27 +44,43 @@ _FILTERS = ("case", "path", "dtype", "device")
 _FINDING = ["path", "dtype", "device", "symptom", "results", "cases", "worst_ratio"]
 
 
-def page(tables: Tables, environment: Mapping[str, object], plots: Mapping[str, Plot]) -> str:
-    """The whole page: the answer, the matrix, the plots, the findings, the summary, the environment."""
-    sections = {"Every path, dtype and device": _matrix(matrix(tables["errors"]))}
+def page(tables: Tables, environment: Mapping[str, Any], plots: Mapping[str, Plot]) -> str:
+    """The whole page: the answer beside a picture, findings, the matrix, plots, the summary, the environment."""
+    told = answer(tables, environment)
+    sections = {
+        "Findings": _findings(tables["findings"]),
+        "Every way of computing": _matrix(tables["errors"], environment.get("paths")),
+    }
     for title, names in _SECTIONS.items():
         sections[title] = "".join(_figure(name, plots[name]) for name in names if name in plots)
-    if "thread" in tables:
-        sections["The thread's numbers"] += _table(tables["thread"][_THREAD], "thread", "thread")
-    sections["Findings"] = _findings(tables["findings"])
+    words = "".join(f"<p>{escape(said)}</p>" for said in told.thread)
+    quotes = _table(tables["thread"][_THREAD], "thread", "thread") if "thread" in tables else ""
+    sections["The forum thread"] = words + sections["The forum thread"] + quotes
     sections["Summary"] = _summary(tables)
     command = escape(str(environment.get("command", "")))
     sections["Environment"] = f"<p>This report again: <code>{command}</code></p>{_list(environment)}"
     shown = {title: body for title, body in sections.items() if body}
-    links = "".join(f'<li><a href="#{_anchor(title)}">{escape(title)}</a></li>' for title in shown)
-    answer = "".join(f"<p>{escape(s)}</p>" for s in sentences(tables))
-    header = f'<header><h1>kl-audit</h1>{answer}<nav aria-label="Sections"><ul>{links}</ul></nav></header>'
     main = "".join(
         f'<section><h2 id="{_anchor(title)}">{escape(title)}</h2>{body}</section>' for title, body in shown.items()
     )
     template = (files("audit.publish") / "page.html").read_text(encoding="utf-8")
-    title = f"{environment.get('profile', '')} {environment.get('created', '')}".strip()
-    return template.replace("{{title}}", escape(title)).replace("{{body}}", f"{header}<main>{main}</main>")
+    head = _header(told, list(shown), _figure(_BESIDE, plots[_BESIDE]) if _BESIDE in plots else "")
+    return template.replace("{{title}}", escape(told.verdict)).replace("{{body}}", f"{head}<main>{main}</main>")
+
+
+def _header(told: Answer, sections: Sequence[str], picture: str) -> str:
+    links = "".join(f'<li><a href="#{_anchor(title)}">{escape(title)}</a></li>' for title in sections)
+    questions = "".join(f"<dt>{escape(q)}</dt><dd>{escape(said)}</dd>" for q, said in told.questions)
+    limits = "".join(f"<li><strong>{escape(name)}</strong>, {escape(reason)}</li>" for name, reason in told.limits)
+    if limits:
+        limits = f"<h2>Known limits of torch</h2><p>Explained in {LIMITS}.</p><ul class='limits'>{limits}</ul>"
+    sign, word = ("good", "✓") if told.good else ("bad", "✗")
+    return (
+        f'<header><h1 class="{sign}"><span aria-hidden="true">{word}</span> {escape(told.verdict)}</h1>'
+        f'<p class="ran">kl-audit · {escape(told.ran)}</p>'
+        f'<div class="first"><dl class="questions">{questions}</dl>{picture}</div>{limits}'
+        f'<nav aria-label="Sections"><ul>{links}</ul></nav></header>'
+    )
 
 
 def _anchor(title: str) -> str:
@@ -70,38 +99,38 @@ def _region(label: str, content: str, name: str = "") -> str:
 def _figure(name: str, plot: Plot) -> str:
     label = escape(f"{plot.title}. {plot.text}")
     svg = plot.svg.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)
-    text = f'<strong>{escape(plot.title)}.</strong> {escape(plot.text)} <a href="{name}.svg">{name}.svg</a>'
+    text = f'<strong>{escape(plot.title)}</strong> {escape(plot.text)} <a href="{name}.svg">{name}.svg</a>'
     return f'<figure id="plot-{name}">{_region(plot.title, svg)}<figcaption>{text}</figcaption></figure>'
 
 
-def _matrix(rows: pd.DataFrame) -> str:
+def _matrix(errors: pd.DataFrame, summaries: Mapping[str, str] | None) -> str:
+    """A row a way, the best first; on a narrow screen a block a way."""
+    rows = matrix(errors)
     columns = list(dict.fromkeys(zip(rows["device"], rows["dtype"], strict=True)))
     head = "".join(f'<th scope="col">{escape(dtype)}<br>{escape(device)}</th>' for device, dtype in columns)
     body = []
-    for label, group in rows.groupby("label", sort=False):
-        by = {(r["device"], r["dtype"]): r for r in group.to_dict("records")}
-        cells = "".join(_square(by.get(column)) for column in columns)
-        count = f"<br><small>{group['results'].sum():,} rows</small>"
-        body.append(f'<tr><th scope="row">{escape(str(label))}{count}</th>{cells}</tr>')
+    for paths, cells in folded(rows):
+        said = [(summaries or {}).get(path, "") for path in paths]
+        names = "<br>".join(
+            f'<span title="{escape(text)}">{escape(path)}</span>' for path, text in zip(paths, said, strict=True)
+        )
+        row = "".join(_square(cells.get(column), f"{column[1]} {column[0]}") for column in columns)
+        body.append(f'<tr><th scope="row">{names}<br><small>{escape(said[0])}</small></th>{row}</tr>')
     table = (
-        f'<table class="matrix"><caption>{MEDIANS}</caption>'
-        f'<thead><tr><th scope="col">path</th>{head}</tr></thead><tbody>{"".join(body)}</tbody></table>'
+        f'<table class="matrix"><caption>{escape(MEDIANS)}</caption>'
+        f'<thead><tr><th scope="col">way</th>{head}</tr></thead><tbody>{"".join(body)}</tbody></table>'
     )
-    names = [f"at most {limit:g}" for limit in _LOST] + [f"over {_LOST[-1]:g}"]
-    scale = "".join(f'<span class="s{i}">{name}</span>' for i, name in enumerate(names))
+    steps = [f"at most {limit:g}" for limit in _LOST] + [f"over {_LOST[-1]:g}"]
+    scale = "".join(f'<span class="s{i}">{step}</span>' for i, step in enumerate(steps))
     key = f'<p class="scale">Bits lost of those the dtype has: {scale}</p>'
     return key + _region("Correct bits by path, dtype and device", table)
 
 
-def _square(row: Mapping[Hashable, Any] | None) -> str:
-    if row is None:
-        return "<td>–</td>"
-    bits, negative = row["correct_bits"], row["negative"]
-    share = "" if negative != negative else f"<br><small>{negative:.0%} neg.</small>"
-    if bits != bits:  # what is 0 has no relative error
-        return f"<td>–{share}</td>"
-    shade = bisect_left(_LOST, FORMATS[row["dtype"]].precision - bits)
-    return f'<td class="s{shade}">{bits:.1f}{share}</td>'
+def _square(found: Mapping[Hashable, Any] | None, label: str) -> str:
+    shade = ""
+    if found is not None and found["correct_bits"] == found["correct_bits"]:  # what is 0 has no relative error
+        shade = f' class="s{bisect_left(_LOST, FORMATS[found["dtype"]].precision - found["correct_bits"])}"'
+    return f'<td{shade} data-label="{escape(label)}">{escape(cell(found))}</td>'
 
 
 def _findings(findings: pd.DataFrame) -> str:
@@ -109,7 +138,7 @@ def _findings(findings: pd.DataFrame) -> str:
     parts = []
     for finding in findings[findings["status"] == "new"].to_dict("records"):
         title = f"New: {finding['path']} {finding['dtype']} {finding['device']}: {finding['symptom']}"
-        what = f"{finding['results']} results of {finding['cases']}; {example(finding)}."
+        what = f"{counted(finding['results'], 'result')} of {finding['cases']}; {example(finding)}."
         parts.append(f"<h3>{escape(title)}</h3><p>{escape(what)}</p>{_script(finding['script'])}")
     if not parts:
         parts.append("<p>Nothing new.</p>")
@@ -120,8 +149,9 @@ def _findings(findings: pd.DataFrame) -> str:
         parts.append(f"<h3>Lossy</h3>{_table(table, 'findings', label='Lossy findings')}")
     for name, group in findings[findings["status"] == "acknowledged"].groupby("acknowledged_by", sort=False):
         scripts = group.loc[group["script"] != "", "script"]
+        results = counted(int(group["results"].sum()), "result")
         parts.append(
-            f"<details><summary>Acknowledged: {escape(str(name))}, {group['results'].sum():,} results</summary>"
+            f"<details><summary>Acknowledged: {escape(str(name))}, {results}</summary>"
             f"<p>{escape(group['reason'].iloc[0])}</p>{_table(group[_FINDING], 'findings', label=str(name))}"
             + (_script(min(scripts, key=len)) if len(scripts) else "")
             + "</details>"

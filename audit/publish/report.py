@@ -1,4 +1,4 @@
-"""A report folder: every table as CSV and environment.json, put in place as a whole."""
+"""A report folder: every table as CSV, environment.json, report.md and report.html, put in place as a whole."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ from pathlib import Path
 
 import pandas as pd
 
+from audit.base.text import markdown as escape
 from audit.base.usage import UsageError
 from audit.base.workers import Later
+from audit.publish.answer import MEDIANS, Tables, answer, counted, example, grid
 from audit.publish.bench import NAME, read_bench
 from audit.publish.figures import Plot, draw
 from audit.publish.folder import report_folder
-from audit.publish.markdown import markdown
 from audit.publish.page import page
+from audit.publish.schema import described
 from audit.publish.tables import write_csv
 
 
@@ -32,6 +34,7 @@ def write_report(
     with report_folder(out) as folder:
         for name, table in tables.items():
             write_csv(table, folder / f"{name}.csv", name)
+        write_csv(described([*tables, "columns"]), folder / "columns.csv", "columns")
         (folder / "report.md").write_text(markdown(tables, environment), encoding="utf-8")
         (folder / "environment.json").write_text(
             json.dumps(environment, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
@@ -42,3 +45,23 @@ def write_report(
         for name, plot in drawn.items():
             (folder / f"{name}.svg").write_text(plot.file, encoding="utf-8")
         (folder / "report.html").write_text(page(tables, environment, drawn), encoding="utf-8")
+
+
+def markdown(tables: Tables, environment: Mapping[str, object]) -> str:
+    """report.md: the answer for a pull request or an issue, a row a way, and what reproduces it."""
+    told = answer(tables, environment)
+    lines = [f"# {told.verdict}", "", escape(told.ran), ""]
+    lines += [f"- **{question}** {escape(said)}" for question, said in told.questions]
+    findings = tables["findings"]
+    for f in findings[findings["status"] == "new"].to_dict("records"):
+        lines += [
+            "",
+            f"**New**: {escape(f['path'])} {f['dtype']} {f['device']}, {f['symptom']}, "
+            f"{counted(f['results'], 'result')}",
+        ]
+        lines += [f"of {escape(f['cases'])}; {escape(example(f))}. findings.csv has a script that shows it."]
+    columns, rows = grid(tables["errors"])
+    lines += ["", MEDIANS, "", "| way | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    lines += ["| " + " | ".join(map(escape, row)) + " |" for row in rows]
+    lines += ["", *(f"- Known limit: {escape(name)}: {escape(reason)}" for name, reason in told.limits)]
+    return "\n".join([*lines, "", *told.thread, "", escape(str(environment.get("command", ""))), ""])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import pandas as pd
@@ -99,13 +100,19 @@ SCHEMAS: dict[str, list[Column]] = {
         Column("computed_digest", TEXT, "SHA-256 of the results as little-endian binary64, in key order"),
     ],
     "findings": [
-        Column("status", TEXT, "new, lossy (sound, but less accurate than attainable), or acknowledged"),
+        Column(
+            "status",
+            TEXT,
+            "new, lossy (sound, but less accurate than attainable), shared (of a kernel of the user's own: torch's "
+            "path has it on the same rows), or acknowledged",
+        ),
         *_WHERE,
         Column(
             "symptom",
             TEXT,
-            "beyond_bound, lossy, one_signed (no drift is negative), or the result_class; for a gradient "
-            "input_gradient_ or target_gradient_, followed by beyond_bound or not_finite",
+            "beyond_bound, narrow_result (it is, and of a coarser dtype than the logits), lossy, one_signed (no drift "
+            "is negative), or the result_class; for a gradient input_gradient_ or target_gradient_, followed by "
+            "beyond_bound or not_finite; changes, for what should change nothing",
         ),
         Column("acknowledged_by", TEXT, "name of the acknowledgement", empty="the finding is not acknowledged"),
         Column("reason", TEXT, "its reason", empty="the finding is not acknowledged"),
@@ -122,7 +129,9 @@ SCHEMAS: dict[str, list[Column]] = {
         Column("computed", FLOAT, "what the path returned", "nats"),
         Column("bound", FLOAT, "largest error of a sound implementation", "nats"),
         Column("scaled_error", FLOAT, "its scaled_error", "u", "it has none, or is a gradient"),
-        Column("note", TEXT, "why nothing was computed", empty="something was computed"),
+        Column("note", TEXT, "why nothing was computed, or what a change or a backward was", empty="there is none"),
+        Column("fails_at", TEXT, "numbers of classes at which some result has the symptom", empty="it is a change"),
+        Column("passes_at", TEXT, "numbers of classes at which none has", empty="there are none"),
         Column("classes", INTEGER, "classes of the smallest input found that shows it", empty="it was not shrunk"),
         Column("input", TEXT, "that input, hexadecimal floats", empty="it was not shrunk, or has over 64 runs"),
         Column("target", TEXT, "its target, hexadecimal floats", empty="it was not shrunk, or has over 64 runs"),
@@ -171,6 +180,7 @@ SCHEMAS: dict[str, list[Column]] = {
         _DTYPE,
         _DEVICE,
         Column("side", TEXT, "with respect to the logits of input or target; of a mean, times what it divides by"),
+        Column("backward", TEXT, "how it was asked for", empty="as it is, of all rows weighted unequally"),
         Column("classes", INTEGER, "classes of the case"),
         Column("elements", INTEGER, "elements compared"),
         Column("worst_in_u", FLOAT, "largest |computed - exact|", "u", "no element is finite"),
@@ -201,6 +211,8 @@ SCHEMAS: dict[str, list[Column]] = {
         Column("largest_ulp", FLOAT, "largest change", "ulp of the result", "no result is finite"),
         Column("largest_of_bound", FLOAT, "largest change / bound", "", "no result is finite"),
         Column("non_finite", INTEGER, "rows that were finite and are not any more"),
+        Column("case", TEXT, "where the largest change is"),
+        Column("row", INTEGER, "its row"),
     ],
     "bench": [
         *_WHERE,
@@ -240,7 +252,21 @@ SCHEMAS: dict[str, list[Column]] = {
         Column("why", TEXT, "the evidence for that"),
         Column("observed", TEXT, "the range of the draws, or the exception's message"),
     ],
+    "columns": [
+        Column("file", TEXT, "a file of this report"),
+        Column("name", TEXT, "a column of it"),
+        Column("dtype", TEXT, "as pandas names it: str, Int64, float64 or boolean"),
+        Column("unit", TEXT, "of its numbers", empty="they have none"),
+        Column("meaning", TEXT, "what it holds"),
+        Column("empty", TEXT, "when a field is empty"),
+    ],
 }
+
+
+def described(names: Iterable[str]) -> pd.DataFrame:
+    """The rows of columns.csv: what the columns of the tables `names` are, for whatever reads them."""
+    rows = [vars(column) | {"file": f"{name}.csv"} for name in names for column in SCHEMAS[name]]
+    return typed(pd.DataFrame(rows), "columns")
 
 
 def typed(frame: pd.DataFrame, name: str) -> pd.DataFrame:

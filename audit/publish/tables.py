@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +13,17 @@ from audit.base.kinds import GATED
 from audit.base.usage import UsageError
 from audit.publish.schema import FLOAT, INTEGER, SCHEMAS, TEXT, check, typed
 
+# Columns of text that a user may have chosen; where it begins so, a spreadsheet would compute it, or hide the mark.
+_NAMES = {"case", "path", "note", "acknowledged_by", "reason", "cases"}
+_FORMULA = re.compile(r"^(?=[=+\-@'])")
 _GROUP = ["case", "path", "reduction", "dtype", "device", "kind"]
 
 
 def write_csv(frame: pd.DataFrame, file: Path, name: str) -> None:
     """Writes the table `name`. Numbers are the shortest decimals that read back to the same binary64 value.
 
-    A computed NaN is written "nan"; an undefined number is an empty field.
+    A computed NaN is written "nan"; an undefined number is an empty field. A name that a spreadsheet would take for a
+    formula begins with an apostrophe, which `read_table` takes away again.
     Raises ValueError where the frame does not match the table's columns.
     """
     check(frame, name)
@@ -28,6 +33,8 @@ def write_csv(frame: pd.DataFrame, file: Path, name: str) -> None:
             kept = frame["result_class" if "result_class" in frame else "symptom"]
             text = text.where(kept != "not_computed", "")
         frame = frame.assign(computed=text)
+    for column in _NAMES & set(frame):
+        frame = frame.assign(**{column: frame[column].str.replace(_FORMULA, "'", regex=True)})
     frame.to_csv(file, index=False, lineterminator="\n", encoding="utf-8")
 
 
@@ -49,6 +56,8 @@ def read_table(folder: str | Path, name: str) -> pd.DataFrame:
     if missing := [c.name for c in columns if c.name not in text]:
         raise UsageError(f"{file}: not a {name}.csv of this audit: it has no column {', '.join(missing)}")
     try:
+        for name_ in _NAMES & set(text):
+            text[name_] = text[name_].str.removeprefix("'")
         return pd.DataFrame({c.name: _from_text(text[c.name], c.dtype) for c in columns})
     except (ValueError, KeyError) as error:
         raise UsageError(f"{file}: not a {name}.csv of this audit: {error}") from None

@@ -6,15 +6,18 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from audit.base.kinds import GATED
-from audit.publish.answer import STARRED, comparable, example, sentences
+from audit.base.text import plain
+from audit.publish.answer import answer, counted, example, grid
 
 
 def console() -> Console:
@@ -26,7 +29,7 @@ def console() -> Console:
 @contextmanager
 def progress(console: Console, total: int) -> Iterator[Callable[[str], None]]:
     """A bar of `total` steps; the callable names the step that begins. Shows nothing where there is no terminal."""
-    columns = (TextColumn("{task.description:32s}"), BarColumn(), MofNCompleteColumn())
+    columns = (TextColumn("{task.description:32s}", markup=False), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=total)
 
@@ -34,73 +37,54 @@ def progress(console: Console, total: int) -> Iterator[Callable[[str], None]]:
 
 
 def say(console: Console, text: str) -> None:
-    """Prints it as it is: brackets are no markup, and a long line is the terminal's to fold."""
-    console.print(text, soft_wrap=True, markup=False, highlight=False)
+    """Prints it as it is: brackets are no markup, no character is a command, a long line is the terminal's to fold."""
+    console.print("\n".join(map(plain, text.split("\n"))), soft_wrap=True, markup=False, highlight=False)
 
 
-def show(tables: Mapping[str, pd.DataFrame], folder: Path, console: Console) -> None:
-    """The drift by path and dtype, the thread's numbers, the answer in sentences, the findings, where the files are."""
-    errors = tables["errors"]
-    for device in errors["device"].unique():
-        show_drift(errors[errors["device"] == device], str(device), console)
-    if "thread" in tables:
-        show_thread(tables["thread"], console)
-    for sentence in sentences(tables):
-        say(console, sentence)
+def show(tables: Mapping[str, pd.DataFrame], environment: Mapping[str, Any], folder: Path, console: Console) -> None:
+    """The matrix, the findings, then the answer, which is what stays on the screen; last where the files are."""
+    errors, told = tables["errors"], answer(tables, environment)
+    show_matrix(errors, console)
     show_findings(tables["findings"], console)
     uncomputed = errors[(errors["result_class"] == "not_computed") & errors["kind"].isin(GATED)]
     for note, count in uncomputed["note"].value_counts().items():
-        say(console, f"not computed: {count} results: {note}")
-    new = int((tables["findings"]["status"] == "new").sum())
-    say(console, f"{len(errors):,} results, {new} new findings")
-    written = ", ".join(str(file) for file in sorted(folder.iterdir()))
-    say(console, f"written: {written}")
+        say(console, f"not computed: {counted(count, 'result')}: {note}")
+    for name, reason in told.limits:
+        say(console, f"known limit: {name}: {reason}")
+    for text in told.thread:
+        say(console, text)
+    say(console, f"\n{told.verdict}\n{told.ran}\n")
+    for question, said in told.questions:
+        say(console, f"{question}\n  {said}")
+    say(console, f"\nwritten: {folder}: {', '.join(sorted(file.name for file in folder.iterdir()))}")
 
 
 def show_findings(findings: pd.DataFrame, console: Console) -> None:
-    """Every new finding with its example and the script that reproduces it; lossy ones; acknowledged ones by reason."""
+    """Every new finding with its example."""
     for finding in findings[findings["status"] == "new"].to_dict("records"):
         row = "" if pd.isna(finding["row"]) else f" row {finding['row']}"
         say(
             console,
             f"FINDING {finding['path']} {finding['dtype']} {finding['device']}: {finding['symptom']}, "
-            f"{finding['results']} results, as in {finding['case']}{row}: {example(finding)}; "
+            f"{counted(finding['results'], 'result')}, as in {finding['case']}{row}: {example(finding)}; "
             "findings.csv has a script that reproduces it",
         )
-    for finding in findings[findings["status"] == "lossy"].to_dict("records"):
-        where = f"{finding['path']} {finding['dtype']} {finding['device']}"
-        say(console, f"lossy: {where}: {finding['results']} results; in {finding['case']} {example(finding)}")
-    for name, group in findings[findings["status"] == "acknowledged"].groupby("acknowledged_by", sort=False):
-        paths = ", ".join(group["path"].unique())
-        say(console, f"acknowledged: {name}: {group['results'].sum()} results of {paths}")
 
 
-def show_drift(errors: pd.DataFrame, device: str, console: Console) -> None:
-    """A row a path: the median magnitude of its drift in each dtype, and the share of negative results."""
-    shown = comparable(errors)
-    if shown.empty:
-        return
-    dtypes = list(shown["dtype"].unique())
-    table = Table(
-        title=f"Drift on {device}: median |computed - exact| of rows of logits, % negative",
-        caption=f"* {STARRED}" if shown["label"].str.endswith("*").any() else None,
-        box=SIMPLE_HEAD,
-        padding=0,  # four dtypes fit 80 columns, and a long path's name is folded before any number is cut
-        show_edge=False,
-    )
-    table.add_column("path", overflow="fold")
-    for dtype in dtypes:
-        table.add_column(str(dtype), justify="right", no_wrap=True, min_width=11)
-    for label, rows in shown.groupby("label", sort=False):
-        table.add_row(str(label), *(_cell(rows[rows["dtype"] == dtype]) for dtype in dtypes))
-    console.print(table)
-
-
-def _cell(rows: pd.DataFrame) -> str:
-    measured = rows["abs_error"].dropna()
-    if measured.empty:
-        return "-"
-    return f"{measured.median():.1e} {100 * float(rows['negative'].mean()):.0f}%"
+def show_matrix(errors: pd.DataFrame, console: Console) -> None:
+    """A row a way, the best first, a table a device."""
+    for device in errors["device"].unique():
+        columns, rows = grid(errors[errors["device"] == device])
+        if not rows:
+            continue
+        # Four dtypes fit 80 columns, and a long path's name is folded before any number is cut.
+        table = Table(title=f"Correct bits on {device}, % negative", box=SIMPLE_HEAD, padding=0, show_edge=False)
+        table.add_column("way", overflow="fold")
+        for name in columns:
+            table.add_column(name.removesuffix(f" {device}"), justify="right", no_wrap=True, min_width=11)
+        for row in rows:
+            table.add_row(*map(escape, row))
+        console.print(table)
 
 
 def show_thread(thread: pd.DataFrame, console: Console) -> None:

@@ -22,7 +22,10 @@ _COLUMNS = ", ".join(FIELDS)
 
 def default_file() -> Path:
     """In the user's cache folder, which XDG_CACHE_HOME may name."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kl-audit" / "references.sqlite"
+    home = os.path.expanduser("~/.cache")
+    # Who has no home has no cache either.
+    folder = os.environ.get("XDG_CACHE_HOME") or (os.devnull if home.startswith("~") else home)
+    return Path(folder) / "kl-audit" / "references.sqlite"
 
 
 class Cache:
@@ -37,7 +40,7 @@ class Cache:
         try:
             with closing(self._connect()) as database:
                 found = {key: Record(*map(str, row)) for key in keys for row in database.execute(query, key)}
-        except (OSError, sqlite3.Error):
+        except (OSError, sqlite3.Error, ValueError):
             return {}
         return {key: record for key, record in found.items() if record.intact and record.versions == versions}
 
@@ -48,7 +51,7 @@ class Cache:
                 database.executemany(f"INSERT OR REPLACE INTO records VALUES ({marks})", map(astuple, records))
                 oldest = "SELECT rowid FROM records ORDER BY rowid LIMIT max(0, (SELECT COUNT(*) FROM records) - ?)"
                 database.execute(f"DELETE FROM records WHERE rowid IN ({oldest})", (self._limit,))
-        except (OSError, sqlite3.Error):
+        except (OSError, sqlite3.Error, ValueError):
             return
 
     def _connect(self) -> sqlite3.Connection:

@@ -1,10 +1,12 @@
 """Work beside this process: done once, in whichever process, and what it raises is raised where it is asked for."""
 
 import os
+import signal
 import time
 
 import pytest
 
+from audit.base.usage import UsageError
 from audit.base.workers import Workers, later
 
 
@@ -48,3 +50,22 @@ def test_an_error_is_raised_where_its_result_is_asked_for_and_nowhere_else(count
         for _ in range(2):
             with pytest.raises(ValueError, match="given this"):
                 bad()
+
+
+def kills_a_worker(here: int) -> int:
+    if os.getpid() != here:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return here
+
+
+def test_the_work_of_a_worker_that_is_killed_is_done_here() -> None:
+    with Workers(3) as workers:
+        answers = [workers.submit(kills_a_worker, os.getpid()) for _ in range(20)]
+        assert [answer() for answer in answers] == [os.getpid()] * 20
+        assert workers.submit(kills_a_worker, os.getpid())() == os.getpid()
+
+
+@pytest.mark.parametrize("count", [0, -3])
+def test_there_is_at_least_this_process(count: int) -> None:
+    with pytest.raises(UsageError, match="expected 1 or more"):
+        Workers(count)

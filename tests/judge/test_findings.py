@@ -228,7 +228,7 @@ def test_a_path_of_the_audits_own_that_gave_no_number_anywhere_is_a_finding() ->
 
     assert lacking(one).values.tolist() == [["log_target", "not_computed"]]
     assert lacking(one & (errors["case"] != "random_scale1")).empty, "it gave some numbers"
-    assert set(lacking(one | ~one)["path"]) == {"log_softmax", "log_target"}, "a device that computes nothing"
+    assert lacking(one | ~one).empty, "a device that computes nothing fails the run itself"
 
 
 def mean_dropping_the_last(input: Tensor, target: Tensor) -> Tensor:

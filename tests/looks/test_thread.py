@@ -16,7 +16,7 @@ def rows() -> pd.DataFrame:
 
 def test_every_number_the_thread_quotes_has_a_row(rows: pd.DataFrame) -> None:
     quoted = set(rows["quoted"])
-    for text in ("-0.019", "-0.033", "-0.036", "-0.038", "-0.04", "1.4934e-12", "1.8763e-11", "-2.3461e-11"):
+    for text in ("-0.019", "-0.033", "-0.036", "-0.038", "-0.040", "1.4934e-12", "1.8763e-11", "-2.3461e-11"):
         assert text in quoted
     assert "3.5763e-05" in quoted
     assert len(rows) == len(QUOTES)

@@ -16,6 +16,7 @@ def machine(monkeypatch: pytest.MonkeyPatch):
     def make(*present: Device, evidence: str = "") -> None:
         monkeypatch.setattr(devices, "found", lambda: list(present))
         monkeypatch.setattr(devices, "visible_nvidia", lambda: evidence)
+        monkeypatch.setattr(devices, "_fault", lambda device: "")
 
     return make
 
@@ -34,6 +35,14 @@ def test_of_several_equal_gpus_one_is_audited_unless_more_are_named(machine) -> 
     assert select(None) == [CPU, GPU]
     assert select(["cuda:1", "cuda"]) == [GPU, SECOND]
     assert select("cuda*") == [GPU, SECOND]
+
+
+def test_a_card_is_named_by_its_number_or_as_it_calls_itself_and_each_model_is_audited(machine) -> None:
+    slices = [Device("cuda", "NVIDIA A100 MIG 1g.5gb"), Device("cuda:1", "NVIDIA H100")]
+    machine(CPU, *slices)
+    assert select(None) == [CPU, *slices]
+    assert select("cuda:0") == select("*MIG 1g.5gb") == slices[:1]
+    assert select("NVIDIA H100") == slices[1:]
 
 
 def test_an_absent_device_is_refused_with_its_reason(machine) -> None:

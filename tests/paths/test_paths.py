@@ -154,7 +154,7 @@ def survives(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("function", [survives, lambda x, y: time.sleep(1) or x.sum(-1)])
 def test_a_kernel_that_does_not_end_is_stopped(function: object, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("audit.machine.measure.LIMIT_SECONDS", 0.1)
+    monkeypatch.setattr("audit.machine.devices.LIMIT_SECONDS", 0.1)
     start = time.monotonic()
     result = measure(Path("slow", function, ""), *pair("float32"))  # type: ignore[arg-type]
     assert result.note == "too slow: took more than 0.1 s" and result.too_slow
@@ -173,7 +173,7 @@ def test_a_timer_of_the_callers_own_goes_on(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_kernel_that_was_too_slow_once_is_not_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("audit.machine.measure.LIMIT_SECONDS", 0.5)
+    monkeypatch.setattr("audit.machine.devices.LIMIT_SECONDS", 0.5)
     runs = []
 
     def dawdles(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

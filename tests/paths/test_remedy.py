@@ -116,22 +116,123 @@ def test_it_runs_under_autocast_and_compile_with_the_same_result() -> None:
         assert torch.equal(kl_div_from_logits(x, y), plain)
     compiled = torch.compile(kl_div_from_logits, backend="eager", fullgraph=True)
     assert compiled(x, y).item() == pytest.approx(plain.item(), rel=1e-6)
+    masked = {"mask": torch.tensor([True, False, True, True]), "temperature": 2.0, "reduction": "rowmean"}
+    x.requires_grad_()
+    by_hand, by_compiler = (torch.autograd.grad(f(x, y, **masked), x)[0] for f in (kl_div_from_logits, compiled))
+    torch.testing.assert_close(by_compiler, by_hand)
 
 
 @pytest.mark.parametrize(
-    ("x", "y", "reduction", "complaint"),
+    ("x", "y", "options", "complaint"),
     [
-        (torch.zeros(2, 3), torch.zeros(2, 4), "sum", "(2, 3) and (2, 4)"),
-        (torch.zeros(2, 3), torch.zeros(2, 3).double(), "sum", "float32 and torch.float64"),
-        (torch.zeros(2, 3).long(), torch.zeros(2, 3).long(), "sum", "int64"),
-        (torch.zeros(2, 3), torch.zeros(2, 3), "average", "'average' is not one of"),
-        (torch.zeros(2, 0), torch.zeros(2, 0), "sum", "(2, 0)"),
+        (torch.zeros(2, 3), torch.zeros(2, 4), {}, "(2, 3) and (2, 4)"),
+        (torch.zeros(2, 3), torch.zeros(2, 3).long(), {}, "target: expected one of torch.float16"),
+        (torch.zeros(2, 3), torch.zeros(2, 3), {"reduction": "average"}, "'average' is not one of"),
+        (torch.zeros(2, 0), torch.zeros(2, 0), {}, "(2, 0)"),
+        (torch.zeros(()), torch.zeros(()), {}, "with a dimension of classes"),
+        ([[0.0, 1.0]], torch.zeros(1, 2), {}, "input: expected a tensor, got list; torch.as_tensor"),
+        (torch.zeros(1, 2), np.zeros((1, 2)), {}, "target: expected a tensor, got ndarray"),
+        (torch.zeros(2, 3), torch.zeros(2, 3), {"dim": 2}, "dim 2 is none of"),
+        (torch.zeros(2, 3), torch.zeros(2, 3), {"temperature": 0}, "above 0, got 0"),
+        (torch.zeros(2, 3), torch.zeros(2, 3), {"temperature": float("nan")}, "above 0, got nan"),
+        (torch.zeros(2, 3), torch.zeros(2, 3), {"mask": torch.ones(2)}, "torch.float32 of (2,)"),
+        (torch.zeros(2, 3), torch.zeros(2, 3), {"mask": torch.ones(3).bool()}, "the rows' shape (2,)"),
+        (torch.zeros(2, 3), torch.zeros(2, 3), {"mask": [True, False]}, "got list"),
     ],
 )
-def test_bad_input_is_named(x: torch.Tensor, y: torch.Tensor, reduction: str, complaint: str) -> None:
-    with pytest.raises(ValueError) as raised:
-        kl_div_from_logits(x, y, reduction=reduction)
+def test_bad_input_is_named(x: torch.Tensor, y: torch.Tensor, options: dict, complaint: str) -> None:
+    with pytest.raises(audit.UsageError) as raised:
+        kl_div_from_logits(x, y, **options)
     assert complaint in str(raised.value)
+
+
+@pytest.mark.parametrize("junk", [float("nan"), float("inf"), -float("inf"), 3e38])
+@pytest.mark.parametrize("classes", [5, 40_000])
+def test_a_masked_row_has_no_value_and_no_gradient(junk: float, classes: int) -> None:
+    generator = torch.Generator().manual_seed(2)
+    x, y = torch.randn(2, 3, 4, classes, generator=generator)
+    mask = torch.rand(3, 4, generator=generator) < 0.6
+    kept = kl_div_from_logits(x[mask], y[mask], reduction="none")
+    x, y = (t.masked_fill(~mask[..., None], junk).requires_grad_() for t in (x, y))
+    rows = kl_div_from_logits(x, y, mask=mask, reduction="none")
+    assert torch.equal(rows[mask], kept) and not rows[~mask].any()
+    by_reduction = {"sum": 1, "mean": x.numel(), "batchmean": 3, "rowmean": int(mask.sum())}
+    for reduction, divisor in by_reduction.items():
+        value = kl_div_from_logits(x, y, mask=mask, reduction=reduction)
+        assert value.item() == pytest.approx(kept.double().sum().item() / divisor, rel=1e-6)
+    for gradient in torch.autograd.grad(value, (x, y)):
+        assert gradient[mask].isfinite().all() and gradient[mask].any(-1).all() and not gradient[~mask].any()
+
+
+def test_where_nothing_is_kept_the_mean_of_rows_is_0() -> None:
+    x = torch.full((2, 3), float("nan"), requires_grad=True)
+    value = kl_div_from_logits(x, x.detach(), mask=torch.zeros(2).bool(), reduction="rowmean")
+    assert value.item() == 0 and not torch.autograd.grad(value, x)[0].any()
+
+
+@pytest.mark.parametrize("closeness", [1.0, 1e-5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_temperature_divides_both_sides(dtype: torch.dtype, closeness: float) -> None:
+    """By 3, which is no power of two: the value is that of the quotients, not of their roundings."""
+    generator = torch.Generator().manual_seed(4)
+    x = 20 * torch.randn(3, 50, generator=generator, dtype=dtype)
+    y = x + closeness * torch.randn(3, 50, generator=generator, dtype=dtype)
+    with mp.workprec(200):
+        for row, value in enumerate(kl_div_from_logits(x, y, temperature=3, reduction="none").tolist()):
+            q, p = (softmax([mp.mpf(v) / 3 for v in t[row].tolist()]) for t in (x, y))
+            exact = mp.fsum(a * mp.log(a / b) for a, b in zip(p, q, strict=True))
+            assert abs(value - exact) <= exact / 2 ** BITS[str(dtype).removeprefix("torch.")]
+    x, y = (t.double().requires_grad_() for t in (x, y))
+    assert torch.autograd.gradcheck(lambda a, b: kl_div_from_logits(a, b, temperature=3), (x, y))
+
+
+def test_classes_may_lie_along_any_dim() -> None:
+    x, y = torch.randn(2, 4, 7, 2, 3, dtype=torch.float64)
+    last = kl_div_from_logits(x.movedim(1, -1), y.movedim(1, -1), reduction="none")
+    assert torch.equal(kl_div_from_logits(x, y, dim=1, reduction="none"), last)
+    assert torch.equal(kl_div_from_logits(x, y, dim=-3), last.sum() / 4)
+    assert torch.equal(kl_div_from_logits(x, y, dim=1, reduction="rowmean"), last.sum() / 24)
+
+
+@pytest.mark.parametrize("pair", [("bfloat16", "float32"), ("float16", "bfloat16"), ("float64", "float16")])
+def test_two_dtypes_are_promoted_and_nothing_is_rounded_before(pair: tuple[str, str]) -> None:
+    x, y = (torch.randn(3, 9).to(getattr(torch, dtype)).requires_grad_() for dtype in pair)
+    value = kl_div_from_logits(x, y, reduction="none")
+    assert value.dtype == torch.promote_types(x.dtype, y.dtype)
+    assert torch.equal(value, kl_div_from_logits(x.double(), y.double(), reduction="none").to(value.dtype))
+    gradients = torch.autograd.grad(value.sum(), (x, y))
+    assert [g.dtype for g in gradients] == [x.dtype, y.dtype]
+
+
+@pytest.mark.parametrize("closeness", [1.0, 1e-4])
+def test_function_transforms_give_what_loops_and_backward_give(closeness: float) -> None:
+    from torch.func import grad, jacrev, vmap
+
+    x = torch.randn(5, 3, 8)
+    y = x + closeness * torch.randn(5, 3, 8)
+    mask = torch.rand(5, 3) < 0.7
+
+    def loss(x: torch.Tensor, y: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return kl_div_from_logits(x, y, mask=mask, temperature=2.0)
+
+    def reference(x: torch.Tensor, y: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        x, y = (t.clone().requires_grad_() for t in (x, y))
+        return torch.autograd.grad(loss(x, y, mask), (x, y))
+
+    exactly = {"rtol": 1e-6, "atol": 0}
+    values = torch.stack([loss(*case) for case in zip(x, y, mask, strict=True)])
+    torch.testing.assert_close(vmap(loss)(x, y, mask), values, **exactly)
+    torch.testing.assert_close(vmap(loss, (1, 1, 1))(x.movedim(0, 1), y.movedim(0, 1), mask.T), values, **exactly)
+    one_target = torch.stack([loss(a, y[0], mask[0]) for a in x])
+    torch.testing.assert_close(vmap(loss, (0, None, None))(x, y[0], mask[0]), one_target, **exactly)
+    gradients = [torch.stack(parts) for parts in zip(*map(reference, x, y, mask), strict=True)]
+    each = vmap(grad(loss, (0, 1)))(x, y, mask)
+    together = grad(lambda *a: vmap(loss)(*a).sum(), (0, 1))(x, y, mask)
+    for one, other, wanted in zip(each, together, gradients, strict=True):
+        torch.testing.assert_close(one, wanted, **exactly)
+        torch.testing.assert_close(other, wanted, **exactly)
+    rows = jacrev(lambda a: kl_div_from_logits(a, y[0], reduction="none"))(x[0])
+    assert rows.shape == (3, 3, 8) and not rows[0, 1].any() and rows[0, 0].any()
 
 
 def test_a_second_derivative_is_that_of_finite_differences() -> None:

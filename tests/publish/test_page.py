@@ -15,11 +15,10 @@ from audit.base.workers import Workers
 from audit.machine.plan import plan
 from audit.pipeline.loop import execute
 from audit.publish import figures
-from audit.publish.answer import matrix, sentences
+from audit.publish.answer import answer, example, folded, matrix
 from audit.publish.figures import draw
-from audit.publish.markdown import markdown
 from audit.publish.page import page
-from audit.publish.report import write_report
+from audit.publish.report import markdown, write_report
 
 PATHS = ["softmax_log", "log_softmax", "log_target", "difference", "kl_div_from_logits"]
 # A start tag ends these, which HTML lets one leave open.
@@ -97,21 +96,58 @@ def test_every_row_of_the_summary_but_multiples_of_others_is_on_the_page(tables,
     )
 
 
-def test_the_sentences_say_what_the_tables_say(tables) -> None:
-    first, second = sentences(tables)
+def answers(tables) -> list[str]:
+    return [said for _, said in answer(tables, {}).questions]
+
+
+def test_the_answers_say_what_the_tables_say(tables) -> None:
+    negative, best, stable = answers(tables)
     errors = tables["errors"]
     lost = errors[(errors["result_class"] != "finite") & (errors["reduction"] == "none")]["path"].value_counts()
-    assert f"{lost.get('log_softmax', 0):,} results against {lost['softmax_log']:,}" in first
-    assert second.startswith("Nothing new is wrong;")
+    assert f"{lost.get('log_softmax', 0):,} rows, the other in {lost['softmax_log']:,}." in stable
+    near = errors.query("path == 'log_softmax' and dtype == 'float32' and reduction == 'none'")
+    near = near[near["case"].str.startswith("near_")].assign(closeness=lambda t: t["case"].str[5:].astype(float))
+    limit = near.loc[near["negative"].astype(bool), "closeness"].max()
+    share = near.loc[near["closeness"] <= limit, "negative"].astype(float).mean()
+    assert f"{limit:g} in float32 ({share:.0%}" in negative
+    assert "kl_div_from_logits gave none in" in negative
+    rows = errors[errors["path"].isin(["log_softmax", "kl_div_from_logits"]) & errors["dtype"].eq("float32")]
+    bits = (
+        rows.query("reduction == 'none'").pivot(index=["case", "row"], columns="path", values="correct_bits").dropna()
+    )
+    assert "{kl_div_from_logits:.1f} against {log_softmax:.1f} of 24 bits in float32".format(**bits.median()) in best
+    told = answer(tables, {})
+    assert told.good and told.verdict == "No new problems"
+    assert (
+        sum(int(reason.split()[0].replace(",", "")) for _, reason in told.limits) == tables["findings"]["results"].sum()
+    )
+
+
+def test_a_device_that_computed_nothing_is_no_good_news(tables) -> None:
+    errors = tables["errors"]
+    lost = errors.assign(device="cuda", result_class="not_computed", note="out of memory", computed=float("nan"))
+    told = answer({**tables, "errors": pd.concat([errors, lost])}, {})
+    assert not told.good and told.verdict.startswith("cuda computed nothing: ")
+
+
+def test_an_example_is_told_in_the_digits_that_show_it() -> None:
+    finding = {
+        "note": "",
+        "symptom": "beyond_bound",
+        "computed": 1.2422612345,
+        "reference": "1.2422612311",
+        "bound": 1.15e-14,
+    }
+    assert example(finding) == "computed 1.2422612345, exact 1.2422612311: off by 3.4e-09, 2.96e+05 times the bound"
 
 
 def test_a_new_finding_is_in_the_answer_and_on_the_page_with_its_script(tables) -> None:
     findings = tables["findings"].assign(status="new", script="print('<it>')")
     assert len(findings)
     planted = {**tables, "findings": findings}
-    assert sentences(planted)[1].startswith(f"{len(findings)} new findings (")
+    assert answer(planted, {}).verdict == f"{len(findings)} new problems" and not answer(planted, {}).good
     assert page(planted, {}, {}).count("print(&#x27;&lt;it&gt;&#x27;)") == len(findings)
-    assert markdown(planted, {}).count("print('<it>')") == len(findings)
+    assert markdown(planted, {}).count("**New**") == len(findings)
 
 
 def test_a_finding_of_what_was_not_computed_says_why(tables) -> None:
@@ -123,13 +159,12 @@ def test_a_finding_of_what_was_not_computed_says_why(tables) -> None:
 def test_the_answer_turns_with_the_numbers(tables) -> None:
     errors = tables["errors"]
     stable = (errors["path"] == "log_softmax") & (errors["reduction"] == "none")
-    for error, word in ((1e-9, "less"), (1e9, "more")):
-        planted = errors.assign(scaled_error=errors["scaled_error"].mask(stable, error))
-        assert f"log_softmax drifts {word} in float16 (" in sentences({**tables, "errors": planted})[0]
-    planted = errors.assign(scaled_error=errors["scaled_error"].mask(stable & errors["dtype"].eq("float32"), 1e-9))
-    planted.loc[stable & errors["dtype"].ne("float32"), "scaled_error"] = 1e9
-    answer = sentences({**tables, "errors": planted})[0]
-    assert answer.index("more in float16 (") < answer.index("less in float32 (")
+    for error, share in ((0.0, "100%"), (1e9, "0%")):
+        planted = {**tables, "errors": errors.assign(abs_error=errors["abs_error"].mask(stable, error))}
+        found = re.search(r"log_softmax is nearer the exact value in (\S+) of", answers(planted)[2])
+        assert found and (found[1] == share or (error == 0.0 and float(found[1][:-1]) > 40))
+    positive = errors.assign(negative=errors["negative"].mask(errors["path"] == "log_softmax", False))
+    assert answers({**tables, "errors": positive})[0].startswith("No: none of")
 
 
 def test_the_matrix_has_the_medians_of_rows_of_logits(tables) -> None:
@@ -142,15 +177,18 @@ def test_the_matrix_has_the_medians_of_rows_of_logits(tables) -> None:
     assert row["worst_of_bound"] == (every["abs_error"] / every["bound"]).max()
 
 
-def test_paths_with_the_same_rows_are_shown_alike_and_those_on_other_cases_have_a_star(tables) -> None:
+def test_paths_with_the_same_cells_share_a_row_and_those_on_other_rows_stand_beside_log_softmax_there(tables) -> None:
     errors = tables["errors"]
     copy = errors.query("path == 'softmax_log' and reduction == 'none'").assign(path="copy")
     both = pd.concat([errors, copy])
-    table = matrix(both).set_index(["path", "dtype"])[["results", "correct_bits", "negative"]]
-    assert table.loc["copy"].equals(table.loc["softmax_log"])
-    assert not matrix(both)["label"].str.endswith("*").any()
+    assert ["softmax_log", "copy"] in [paths for paths, _ in folded(matrix(both))]
+    assert matrix(both)["against"].isna().all()
     fewer = both[(both["path"] != "copy") | (both["case"] != copy["case"].iloc[0])]
-    assert set(matrix(fewer).query("label.str.endswith('*')")["path"]) == {"copy"}
+    partial = matrix(fewer).query("against == against")
+    assert set(partial["path"]) == {"copy"}
+    there = errors.query("path == 'log_softmax' and dtype == 'float32' and reduction == 'none'")
+    there = there[there["case"] != copy["case"].iloc[0]]["correct_bits"].median()
+    assert partial.query("dtype == 'float32'")["against"].item() == there
     assert matrix(errors.iloc[:0]).empty
 
 
@@ -158,13 +196,13 @@ def test_a_shade_tells_the_bits_that_are_lost(tables, folder: Path) -> None:
     text = (folder / "report.html").read_text()
     bits = matrix(tables["errors"]).query("path == 'kl_div_from_logits' and dtype == 'float64'")["correct_bits"]
     assert bits.item() > 52.5
-    row = text[text.index('<tr><th scope="row">kl_div_from_logits') :]
+    row = text[text.index("kl_div_from_logits</span>") :]
     assert re.findall(r'class="(s\d)"', row[: row.index("</tr>")])[-1] == "s0"
 
 
 def test_markdown_has_a_row_for_each_path_and_the_command(tables, folder: Path) -> None:
     text = (folder / "report.md").read_text()
-    assert text.count("\n| ") == matrix(tables["errors"])["path"].nunique() + 1
+    assert text.count("\n| ") == len(folded(matrix(tables["errors"]))) + 1
     assert "`python -m audit run --case near_*`" in text
     assert len(text.splitlines()) < 60
 
@@ -174,7 +212,7 @@ def test_plots_stand_beside_the_tables_with_axes_units_sample_and_source(folder:
     assert set(drawn) >= {"closeness", "training"}
     for name, svg in drawn.items():
         assert svg.startswith("<svg") and re.search(r"\.csv, (recorded .*)?[\d,]+ \w+", svg), name
-    assert "correct bits" in drawn["closeness"] and "difference of the logits" in drawn["closeness"]
+    assert "correct bits" in drawn["closeness"] and "how far the logits" in drawn["closeness"]
 
 
 def test_a_plot_is_the_same_file_for_the_same_numbers(tables, folder: Path) -> None:
@@ -205,7 +243,7 @@ def test_accuracy_against_time_is_drawn_from_the_benchmarks_beside_the_report(ta
     few = {**tables, "errors": tables["errors"].query("case == 'random_64x81'")}
     write_report(few, {}, tmp_path / "latest")
     assert "fast" in (tmp_path / "latest/time.svg").read_text()
-    assert "Accuracy against time" in (tmp_path / "latest/report.html").read_text()
+    assert "What does accuracy cost?" in (tmp_path / "latest/report.html").read_text()
     (tmp_path / "bench.json").write_text("{interrupted")
     write_report(few, {}, tmp_path / "latest")
     assert not (tmp_path / "latest/time.svg").exists()
@@ -218,5 +256,5 @@ def test_of_two_devices_the_plots_show_the_accelerator_and_the_matrix_both(table
     }
     assert "results on cuda" in draw(both)()["closeness"].text
     columns = both["errors"].groupby(["device", "dtype"]).ngroups
-    row = re.search(r'<tr><th scope="row">log_softmax.*?</tr>', page(both, {}, {}))
+    row = re.search(r">log_softmax</span>.*?</tr>", page(both, {}, {}))
     assert row and row[0].count("<td") == columns == 8

@@ -11,6 +11,7 @@ from rich.console import Console
 
 import audit
 from audit.publish import terminal
+from audit.publish.answer import grid
 from audit.publish.schema import typed
 
 
@@ -22,22 +23,22 @@ def errors() -> pd.DataFrame:
 def shown(errors: pd.DataFrame, folder: Path) -> str:
     out = io.StringIO()
     findings = typed(pd.DataFrame(), "findings")
-    terminal.show({"errors": errors, "findings": findings}, folder, Console(file=out, width=100))
+    terminal.show({"errors": errors, "findings": findings}, {}, folder, Console(file=out, width=100))
     return out.getvalue()
 
 
-def test_every_gated_path_has_its_median_drift_and_negative_share(errors: pd.DataFrame, tmp_path: Path) -> None:
+def test_every_gated_path_has_its_median_bits_and_negative_share(errors: pd.DataFrame, tmp_path: Path) -> None:
     text = shown(errors, tmp_path)
-    alike = errors.query("kind in ('kl', 'identity') and reduction == 'none' and target_kind == 'logits'")
-    for (path, dtype), rows in alike.groupby(["path", "dtype"]):
-        line = next(line for line in text.splitlines() if line.split()[:1] == [path])
-        median = f"{rows['abs_error'].median():.1e}"
-        assert median in line, (path, dtype, line)
+    columns, rows = grid(errors)
+    for paths, *cells in rows:
+        line = next(line for line in text.splitlines() if line.startswith(paths.split(", ")[0]))
+        assert all(cell in line for cell in cells), (paths, cells)
+    assert len(columns) == 4
 
 
 def test_where_nothing_is_judged_no_drift_is_shown(errors: pd.DataFrame, tmp_path: Path) -> None:
     text = shown(errors.assign(kind="misuse"), tmp_path)
-    assert "Drift" not in text and f"{len(errors):,} results" in text
+    assert "Correct bits" not in text and f"{len(errors):,} results" in text
 
 
 def test_a_kernels_own_words_are_shown_as_they_are(errors: pd.DataFrame, tmp_path: Path) -> None:
@@ -45,10 +46,10 @@ def test_a_kernels_own_words_are_shown_as_they_are(errors: pd.DataFrame, tmp_pat
     assert f"results: {note}" in shown(errors.assign(result_class="not_computed", note=note), tmp_path)
 
 
-def test_the_drift_of_four_dtypes_fits_80_columns_uncut(errors: pd.DataFrame) -> None:
+def test_the_bits_of_four_dtypes_fits_80_columns_uncut(errors: pd.DataFrame) -> None:
     out = io.StringIO()
-    terminal.show_drift(errors.assign(negative=True), "cpu", Console(file=out, width=80))
-    assert out.getvalue().count("100%") >= errors.query("kind == 'kl'").groupby(["path", "dtype"]).ngroups
+    terminal.show_matrix(errors.assign(negative=True), Console(file=out, width=80))
+    assert out.getvalue().count("100%") >= 4 * len(grid(errors)[1]) / 2
     assert "…" not in out.getvalue() and max(map(len, out.getvalue().splitlines())) <= 80
 
 
@@ -64,7 +65,7 @@ def test_a_pipe_and_no_color_get_plain_text(
         monkeypatch.setenv(name, value)
     console = terminal.console()
     with console.capture() as capture:
-        terminal.show_drift(errors, "cpu", console)
+        terminal.show_matrix(errors, console)
     assert ("\x1b[" in capture.get()) == styled
 
 

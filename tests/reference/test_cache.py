@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import sqlite3
 import subprocess
 import sys
@@ -119,3 +120,30 @@ def test_a_second_run_on_ones_own_logits_computes_only_what_was_edited(
     with sqlite3.connect(default_file()) as database:
         database.execute("UPDATE records SET value = '0.1' WHERE rowid = 2")
     assert run() == first and sum(computed) == rows + 1
+
+
+def test_a_cache_with_torn_bytes_is_no_failure_and_gives_no_wrong_value(file: Path) -> None:
+    records = [record(number) for number in range(40)]
+    Cache(file).write(records)
+    whole, chance, known = file.read_bytes(), random.Random(17), dict(zip(keys(*range(40)), records, strict=True))
+    for _ in range(200):
+        torn = bytearray(whole)
+        for _ in range(chance.choice([1, 8, 64, 1024])):
+            torn[chance.randrange(len(torn))] = chance.randrange(256)
+        file.write_bytes(torn[: chance.choice([len(torn), chance.randrange(len(torn))])])
+        assert Cache(file).read(known, versions()).items() <= known.items()
+        Cache(file).write(records[:1])
+
+
+def test_text_that_is_no_utf_8_is_no_failure(file: Path) -> None:
+    Cache(file).write([record(1)])
+    with sqlite3.connect(file) as database:
+        database.execute("UPDATE records SET value = CAST(x'80ff' AS TEXT)")
+    assert Cache(file).read(keys(1), versions()) == {}
+
+
+def test_who_has_no_home_has_no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)
+    Cache(default_file()).write([record(1)])
+    assert Cache(default_file()).read(keys(1), versions()) == {}

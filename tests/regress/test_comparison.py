@@ -376,5 +376,5 @@ def test_odd_input_is_one_line_and_status_2(folder: Path, tmp_path: Path, name: 
         file.write_text(spoil(file.read_text() if file.exists() else ""))
     for pair in ([folder, tmp_path], [tmp_path, folder]):
         answer = CliRunner().invoke(app, ["compare", *map(str, pair)])
-        assert answer.exit_code == 2 and message in answer.stderr and answer.stderr.count("\n") == 1, answer.output
+        assert answer.exit_code == 2 and message in answer.output and answer.output.count("\n") == 1, answer.output
     assert CliRunner().invoke(app, ["compare", str(folder), str(folder), "--format", "xml"]).exit_code == 2

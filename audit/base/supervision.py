@@ -1,0 +1,91 @@
+"""A run in a child process: its parent says what was running where a kernel, or torch, ended it without a word."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import signal
+import sys
+from threading import Thread
+from types import FrameType
+from typing import NoReturn
+
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_SIZE = 1_000
+_page = mmap.mmap(-1, _SIZE)  # anonymous and shared: outlives whoever wrote into it
+_case = ""
+
+
+class Ended(BaseException):
+    """Asked to end by the signal `number`, as by Ctrl-C; no KeyboardInterrupt, which others answer in their way."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+
+def on_case(name: str) -> None:
+    """What the calls to come are of."""
+    global _case
+    _case = name
+
+
+def calling(path: str, dtype: str, device: str) -> None:
+    """What is about to be called; it costs a microsecond."""
+    _page[:] = f"{_case}, {dtype}, path {path} on {device}".encode()[:_SIZE].ljust(_SIZE, b"\0")
+
+
+def finished() -> None:
+    """From here on whatever status this process ends with is meant, and no signal changes it."""
+    _page[:] = b"\1" * _SIZE
+    for number in ENDING:
+        if signal.getsignal(number) is _end:
+            signal.signal(number, signal.SIG_IGN)
+
+
+def supervise() -> None:
+    """Returns in a child process, which ends with this one; this one passes signals on, and ends as the child does."""
+    sys.stdout.flush()
+    watched, held = os.pipe()
+    child = os.fork()
+    if child:
+        os.close(watched)
+        _wait(child)
+    os.close(held)
+    Thread(target=_end_with, args=(watched,), daemon=True).start()
+    for number in ENDING:
+        if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
+            signal.signal(number, _end)
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    for each in ENDING:  # Ctrl-C reaches both processes, so that the child may hear of it twice
+        signal.signal(each, signal.SIG_IGN)
+    raise Ended(number)
+
+
+def _end_with(parent: int) -> None:
+    os.read(parent, 1)
+    os._exit(1)
+
+
+def _wait(child: int) -> NoReturn:
+    asked: list[int] = []
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        os.kill(child, signal.SIGKILL if asked else number)  # who asks twice will not wait
+        asked.append(number)
+
+    for number in ENDING:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, pass_on)
+    _, ended = os.waitpid(child, 0)
+    status = os.waitstatus_to_exitcode(ended)
+    if _page[0] != 1:
+        if asked:
+            os._exit(128 + asked[0])
+        how = f"by {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
+        what = _page[:].rstrip(b"\0").decode(errors="replace") or "nothing yet"
+        print(f"kl-audit: the run ended {how}, and without a report, while this was running: {what}", file=sys.stderr)
+        status = 2
+    os._exit(status)

@@ -1,0 +1,220 @@
+"""What the rows of a tensor add up to and may be, in binary64, a block at a time, so that long ones are quick."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from audit.base.formats import FORMATS, Format
+
+_BLOCK = 2**17  # numbers that stay in a core's cache
+FEW = 64  # rows, which show a temperature as well as all
+_EPS = [10.0**-k for k in range(2, 46)] + [torch.finfo(getattr(torch, name)).eps for name in FORMATS]
+
+
+def name(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+class Rows:
+    """A tensor's rows, the classes along `dim`, of which `keep` (a boolean a row) leaves some."""
+
+    def __init__(self, tensor: Tensor, dim: int, keep: Tensor | None = None) -> None:
+        rows = tensor.movedim(dim, -1).reshape(-1, tensor.shape[dim])
+        self.rows = rows if keep is None else rows[keep]
+        self.classes = rows.shape[1]
+
+    def blocks(self) -> tuple[Tensor, ...]:
+        return torch.split(self.rows, max(1, _BLOCK // self.classes))
+
+    def each(self, function: Callable[[Tensor], Tensor]) -> Tensor:
+        """`function` of each row, in binary64."""
+        return torch.cat([function(block.double()) for block in self.blocks()])
+
+    @cached_property
+    def nans(self) -> int:
+        return int(self.rows.isnan().sum()) if any(map(math.isnan, self.range)) else 0
+
+    @cached_property
+    def range(self) -> tuple[float, float]:
+        low, high = self.rows.aminmax()
+        return float(low), float(high)
+
+    @cached_property
+    def format(self) -> Format:
+        """The coarsest that holds these numbers: what a cast to a wider one holds was computed in the other."""
+        for known in sorted(FORMATS.values(), key=lambda f: f.precision):
+            coarse = getattr(torch, known.name)
+            if all(torch.equal(t.to(coarse).to(t.dtype), t) for t in (self.rows[:1], self.rows)):
+                return known
+        return FORMATS[name(self.rows)]
+
+    @cached_property
+    def total(self) -> Tensor:
+        return self.each(lambda t: t.sum(-1))
+
+    @cached_property
+    def mass(self) -> Tensor:
+        """What the exponentials of a row sum to."""
+        return self.each(lambda t: t.exp().sum(-1))
+
+    @cached_property
+    def slack(self) -> float:
+        """What the sum of a sound softmax may be off: a few roundoffs, those of a sum of n terms in four lanes, and
+        half an ulp of the smallest number for each term."""
+        sums = FORMATS["float32"] if self.format.precision < 24 else self.format
+        rounding = (8 + self.classes / 4) * sums.unit_roundoff + 8 * self.format.unit_roundoff
+        return rounding + self.classes * self.format.smallest_subnormal
+
+    @cached_property
+    def log_slack(self) -> Tensor:
+        """The same of exponentials: a logarithm errs by roundoffs of itself, its probability by as much relatively."""
+        if bool(((self.mass - 1).abs() <= self.slack).all()):
+            return torch.full_like(self.mass, self.slack)
+        entropy = self.each(lambda t: torch.where(t > -torch.inf, t.exp() * t.abs(), 0.0).sum(-1))
+        return self.slack + 8 * self.format.unit_roundoff * entropy
+
+    @cached_property
+    def probs(self) -> bool:
+        return self.range[0] >= 0 and bool(((self.total - 1).abs() <= self.slack).all())
+
+    @cached_property
+    def log_probs(self) -> bool:
+        return self.range[1] <= self.slack and bool(((self.mass - 1).abs() <= self.log_slack).all())
+
+    def short(self, log: bool) -> bool:
+        """Whether every row is part of a distribution: its probabilities, or their logarithms, sum to less than 1."""
+        if log:
+            return self.range[1] <= self.slack and bool((self.mass < 1 - self.log_slack).all())
+        return self.range[0] >= 0 and bool((self.total < 1 - self.slack).all())
+
+
+def furthest(sums: Tensor) -> float:
+    """The sum furthest from 1."""
+    return float(sums[(sums - 1).abs().argmax()])
+
+
+def divergence(input: Rows, target: Rows, logs: tuple[bool, bool]) -> tuple[Tensor, bool]:
+    """KL of each row, both sides normalised to distributions, and whether all agree up to the rounding of the two.
+
+    `logs`: which side holds logarithms. With l = log q - log p, c = sum p l and d = l - c, KL = -c, which cancels where
+    p is near q; there it is log1p(r + s) - r, r = sum p d and s = sum p (exp(d) - 1 - d) + the q where p = 0.
+    """
+    values, agree = [], True
+    u, v = input.format.unit_roundoff, target.format.unit_roundoff
+    for x, y in zip(input.blocks(), target.blocks(), strict=True):
+        log_q, log_p = (t.double() if log else t.double().log() for t, log in zip((x, y), logs, strict=True))
+        log_q, log_p = (t - t.logsumexp(-1, keepdim=True) for t in (log_q, log_p))
+        p = log_p.exp()
+        ratio = (log_q - log_p).masked_fill_(p == 0, 0)
+        centre = (p * ratio).sum(-1, keepdim=True)
+        kl = -centre.squeeze(-1)
+        near = kl < 1e-2
+        if near.any():
+            p, log_p, log_q, centre, ratio = (t[near] for t in (p, log_p, log_q, centre, ratio))
+            d = ratio - centre
+            r = (p * d).sum(-1)
+            s = torch.where(p > 0, p * (d.expm1() - d), (log_q - centre).exp()).sum(-1)
+            kl[near] = (torch.log1p(r + s) - r).clamp(min=0)
+            coarse = target.format.smallest_subnormal / p.clamp(min=target.format.smallest_subnormal)
+            agree = agree and bool(
+                (d.abs() <= 2 * u * (2 + log_q.abs()) + 4 * v * (1 + log_p.abs()) + coarse)[p > 0].all()
+            )
+        agree = agree and bool(near.all())
+        values.append(kl)
+    return torch.cat(values), agree
+
+
+def formula(input: Rows, target: Rows, log_target: bool) -> tuple[float, float]:
+    """The sum of kl_div's terms in binary64, 0 where there is no target, and of their magnitudes."""
+    sums = []
+    for x, y in zip(input.blocks(), target.blocks(), strict=True):
+        x, y = x.double(), y.double()
+        p, log_p = (y.exp(), y) if log_target else (y, y.log())
+        each = torch.where(p == 0, 0.0, p * (log_p - x))
+        sums.append((float(each.sum()), float(torch.where(p == 0, 0.0, p * (log_p.abs() + x.abs())).sum())))
+    value, size = (math.fsum(part) for part in zip(*sums, strict=True))
+    return value, size
+
+
+def eps_in_log(side: Rows) -> float | None:
+    """The eps of log(p + eps) or log(max(p, eps)), where rows show one: a power of ten, or a format's own.
+
+    Either many numbers stand at the least of all, log eps; or every row sums to 1 + classes * eps. A row that one class
+    leads says nothing by its sum, since log_softmax loses small terms there and then sums to more than 1, too.
+    """
+    half, u, n = side.format.precision < 24, FORMATS[name(side.rows)].unit_roundoff, side.classes
+    low, high = side.range
+    if not -torch.inf < low < high <= side.slack + n * _EPS[0]:
+        return None
+    floor = _nice(math.exp(low), 2 * u + (1 if half else 2) * u * abs(low))
+    if floor and floor <= 1e-3:
+        at_least = (side.rows == low).sum(-1)
+        share, few = (0.05, 4) if half else (0.001, 2)
+        if int(at_least.max()) >= few and share <= float(at_least.double().mean()) / n < 0.1 / (floor * n):
+            return floor
+    excess = (side.mass - 1)[side.rows.amax(-1) < math.log(0.5)]
+    if not len(excess):
+        return None
+    noise = u * (2 + math.log(n))
+    mean, spread = float(excess.mean()), float((excess - excess.mean()).abs().max())
+    sure = noise / math.sqrt(len(excess))
+    if mean < 12 * sure or spread > 0.3 * mean + 6 * noise:
+        return None
+    return _nice(mean / n, 0.02 + 3 * sure / mean)
+
+
+def _nice(eps: float, tolerance: float) -> float | None:
+    near = min(_EPS, key=lambda e: abs(math.log(eps / e)) if eps > 0 else math.inf)
+    return near if abs(eps / near - 1) <= tolerance else None
+
+
+def divided_by(side: Rows) -> float | None:
+    """T where rows are log-probabilities divided by T: the one T for which the exponentials of T t sum to 1 in all."""
+    t = side.rows[:FEW].double()
+    if not -torch.inf < side.range[0] <= side.range[1] <= side.slack or side.classes < 2:
+        return None
+    low, high = (torch.full((len(t), 1), bound) for bound in (-5.0, 5.0))
+    for _ in range(50):
+        middle = (low + high) / 2
+        above = (middle.exp() * t).logsumexp(-1, keepdim=True) > 0  # which falls as T grows
+        low, high = torch.where(above, middle, low), torch.where(above, high, middle)
+    factors = low.exp().flatten()
+    factor = float(factors.median())
+    tolerance = 32 * side.format.unit_roundoff + 1e-4
+    same = bool(((factors / factor - 1).abs() <= tolerance).all())
+    return factor if same and is_temperature(factor, tolerance / 4, (math.log(2), math.log(10))) else None
+
+
+def is_temperature(factor: float, tolerance: float, others: tuple[float, ...] = ()) -> bool:
+    known = [k / 2 for k in range(3, 41)] + [1 / k for k in (1.5, 2, 3, 4, 5, 8, 10, 20)] + list(others)
+    return min(abs(factor / k - 1) for k in known) <= tolerance
+
+
+def slope(input: Rows, target: Rows, log: bool) -> float | None:
+    """The T for which the input's logarithms are T times the target's, up to a constant a row; None where none fits.
+
+    The largest class of either side is left out: a leader alone makes any two rows alike.
+    """
+    x, y = (side.rows[:FEW].double() for side in (input, target))
+    y = y if log else y.log()
+    told = torch.isfinite(x) & torch.isfinite(y)
+    for side in (x, y):
+        told &= side < side.amax(-1, keepdim=True)
+    count = told.sum(-1, keepdim=True)
+    x, y = (torch.where(told, t, 0.0) for t in (x, y))
+    sides = zip((input, target), (x, y), strict=True)
+    noise = [(2 * side.format.unit_roundoff * (1 - t) * told).square().sum() for side, t in sides]
+    x, y = (torch.where(told, t - t.sum(-1, keepdim=True) / count, 0.0) for t in (x, y))
+    square = float((y * y).sum())
+    if int((count - 2).clamp(min=0).sum()) < 6 or square <= 1e-2 * float(told.sum()):
+        return None
+    factor = float((x * y).sum()) / square
+    least = float(1e-3 * (x * x).sum() + noise[0] + factor**2 * noise[1])
+    if factor <= 0 or float((x - factor * y).square().sum()) > least:
+        return None
+    return factor if is_temperature(factor, 0.02) else None

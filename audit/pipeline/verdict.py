@@ -1,0 +1,138 @@
+"""A kernel of one's own, judged in one call: in a test suite, a notebook or a script."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from audit.base.usage import UsageError
+from audit.base.workers import Workers
+from audit.cases import registered as registered_cases
+from audit.judge.findings import LOSSY, NEW
+from audit.machine.plan import COMPARISON, REDUCED, plan
+from audit.paths import UNDECLARED, Path, own_path
+from audit.paths.rounding import Rounding
+from audit.pipeline.loop import execute
+from audit.publish.verdict import verdict
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from audit.machine.plan import Names, Own
+
+# Cases whose logits times a temperature leave the format.
+AT_THE_LIMIT = ("largest", "offset_limit")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What `check` found: whether there is no new finding, and the tables of a report, of the kernels alone.
+
+    `causes` are the names of known defects that explain a finding. str() is what a person reads.
+    """
+
+    sound: bool
+    findings: pd.DataFrame
+    errors: pd.DataFrame
+    gradients: pd.DataFrame
+    invariance: pd.DataFrame
+    causes: list[str]
+    text: str = field(repr=False)
+
+    def __str__(self) -> str:
+        return self.text
+
+    def __bool__(self) -> bool:
+        return self.sound
+
+
+def check(
+    kernel: Own | Iterable[Own],
+    *,
+    profile: str = "standard",
+    dtypes: Names = None,
+    devices: Names = None,
+    rounding: Rounding | None = None,
+    temperature: float = 1.0,
+    reduction: str = "none",
+    strict: bool = False,
+    workers: int | None = None,
+) -> Verdict:
+    """Judges fn(input_logits, target_logits), or several in a list: values, gradients, invariance, shapes.
+
+    Logits are (rows, classes); a kernel returns one value a row, or one in all with its `reduction`. `rounding` is what
+    it promises, such as FUSED; undeclared, any sound order and form. At a `temperature` T, a power of two, it is to
+    compute the divergence of the logits over T, times T^2 or not: what it does is seen. A dtype it does not take fails
+    only where `dtypes` asks for it. `strict`: what is lossy fails too. `workers` as for `run`.
+
+    Raises UsageError, a ValueError, for names that are not there, a temperature that is no power of two, and a function
+    named as one of the audit's own paths.
+
+    >>> import torch, audit
+    >>> def my_kl(x, y):
+    ...     return torch.nn.functional.kl_div(x.log_softmax(-1), y.softmax(-1), reduction="none").sum(-1)
+    >>> audit.check(my_kl, profile="quick", dtypes="float32", devices="cpu").sound
+    True
+    """
+    if temperature <= 0 or math.frexp(temperature)[0] != 0.5:
+        raise UsageError(f"temperature {temperature}: expected a power of two, by which logits are divided exactly")
+    kernels = [kernel] if callable(kernel) else list(kernel)
+    paths = [_declared(fn, rounding or UNDECLARED, reduction, temperature) for fn in kernels]
+    cases = None if temperature == 1 else [c.name for c in registered_cases(profile) if c.name not in AT_THE_LIMIT]
+    with Workers(workers or 1) as processes:
+        tables = execute(plan(profile, cases, paths, dtypes, devices), processes).tables
+    names = [path.name for path in paths]
+    torchs = COMPARISON if reduction == "none" else REDUCED
+    mine = {name: table[table["path"].isin(names)] for name, table in tables.items() if "path" in table}
+    findings = mine["findings"]
+    failing = findings["status"].isin([NEW, LOSSY] if strict else [NEW])
+    causes = findings.get("cause", pd.Series(dtype=str))
+    return Verdict(
+        not failing.any(),
+        findings,
+        mine["errors"],
+        mine["gradients"],
+        mine["invariance"],
+        sorted({str(cause) for cause in causes if cause}),
+        "\n".join(verdict(tables, name, torchs, strict) for name in names),
+    )
+
+
+def assert_sound(kernel: Own | Iterable[Own], **options: object) -> None:
+    """For a test suite of one's own: raises AssertionError with the verdict's text unless `check` finds it sound."""
+    __tracebackhide__ = True
+    found = check(kernel, **options)  # type: ignore[arg-type]
+    if not found.sound:
+        raise AssertionError(str(found)) from None
+
+
+def _declared(kernel: Own, rounding: Rounding, reduction: str, temperature: float) -> Path:
+    """The kernel as a path, with what is declared of it; at a temperature as one of the logits it is of.
+
+    f(T x, T y) at temperature T is the divergence of x and y: times T^2 and division by it are exact.
+    """
+    path = own_path(kernel)
+    if rounding is not UNDECLARED:
+        path = replace(path, rounding=rounding)
+    if reduction != "none":
+        path = replace(path, reduction=reduction)
+    return path if temperature == 1 else replace(path, function=_at(kernel, temperature))
+
+
+def _at(kernel: Callable[[Tensor, Tensor], Tensor], temperature: float) -> Callable[[Tensor, Tensor], Tensor]:
+    import torch
+
+    x, y = torch.tensor([[0.0, 1.0, 3.0]]), torch.tensor([[2.0, 0.0, 1.0]])
+    exact = float((y.softmax(-1) * (y.log_softmax(-1) - x.log_softmax(-1))).sum())
+    with torch.no_grad():
+        found = float(kernel(temperature * x, temperature * y))
+    degree = min((1.0, temperature**2), key=lambda factor: abs(found / factor - exact))
+
+    def tempered(input: Tensor, target: Tensor) -> Tensor:
+        return kernel(temperature * input, temperature * target) / degree
+
+    return tempered
