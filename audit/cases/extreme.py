@@ -139,7 +139,7 @@ for _gap in (12.0, 17.0, 88.0, 104.0, 745.0):
     register(Case(f"gap_{_gap:g}", f"another class leads by {_gap:g} on each side", partial(gap, _gap)))
 register(Case("last_leads_104", "the last class leads by 104, on either side or both", partial(last_leads, 104.0)))
 _dtypes = ("float32", "float64")
-register(Case("near_offset_1e+04", "all but equal logits around 1e4", partial(near_offset, 1e4), dtypes=_dtypes))
+register(Case("offset_near_1e+04", "all but equal logits around 1e4", partial(near_offset, 1e4), dtypes=_dtypes))
 register(Case("not_numbers", "a NaN logit, where KL is NaN", not_numbers))
 register(Case("masses_apart_n3000", "3,000 classes, the masses of the two sides apart", masses_apart))
 register(Case("impossible_matched", "-inf logits in the same classes", partial(impossible, True), "quick"))

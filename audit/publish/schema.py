@@ -173,6 +173,20 @@ SCHEMAS: dict[str, list[Column]] = {
         Column("worst_class", INTEGER, "and its class"),
         Column("worst_input", TEXT, "and its logit, as a hexadecimal float"),
     ],
+    "growth": [
+        *_WHERE,
+        Column("classes", INTEGER, "classes of the row, of which one has a probability of 0.9"),
+        Column("first", FLOAT, "scaled error where that is the first class", "u", "no number, or an infinite one"),
+        Column("random", FLOAT, "where it is a random one", "u", "no number, or an infinite one"),
+        Column("last", FLOAT, "where it is the last", "u", "no number, or an infinite one"),
+        Column(
+            "growth",
+            TEXT,
+            "how the largest of the three grows with the classes, for this path, dtype and device: flat, log n, sqrt n "
+            "or n, whichever is nearest in the mean square of logarithms, from 16 classes on",
+            empty="fewer than three numbers of classes have one",
+        ),
+    ],
     "gradients": [
         Column("case", TEXT, "what was fed in; its first and last row"),
         _PATH,
