@@ -97,7 +97,8 @@ class Engine:
         """
         rows, classes = problem.input.shape
         if quantity == "zero":
-            return lambda: References([Certified("0", "proof")] * rows, [False] * rows)
+            lost = undefined(problem.numbers[0], problem.case.input_kind)
+            return lambda: References([Certified("nan" if row else "0", "proof") for row in lost], [False] * rows)
         keys = reference_keys(problem, quantity)
         if quantity == "kl":
             for row in np.flatnonzero(undefined_rows(problem)):

@@ -22,6 +22,8 @@ from audit.paths import Path
 # Every half up to 130 and around 745, where float32 and float64 run out of exponents, and a few between and beyond.
 GAPS = np.concatenate([np.arange(0.5, 130, 0.5), np.arange(136, 700, 8), np.arange(700, 760, 0.5), [1e3, 1e4, 3e4]])
 
+HARDER = ("impossible_matched", "gap_104", "masses_apart_n3000")  # classes ruled out, underflow, more than a block
+
 
 def breaking_gaps(path: Path, dtype: str, device: str) -> list[float]:
     """Of two classes, one leading by a gap on one side: the first of GAPS where that side's gradient is not finite.
@@ -57,7 +59,7 @@ def begin(run: Run) -> Later[pd.DataFrame]:
     # Of a kernel of the user's own a row in the middle too.
     begun = [
         (p, Truth(p.input, p.target, sorted({0, *[len(p.input) // 2] * bool(plan.own), len(p.input) - 1}), run.submit))
-        for p in (trial.problem for trial in run.some(CLOSER))
+        for p in (trial.problem for trial in run.some((*CLOSER, *HARDER)))
     ]
 
     def rows() -> pd.DataFrame:

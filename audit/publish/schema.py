@@ -110,8 +110,8 @@ SCHEMAS: dict[str, list[Column]] = {
         Column(
             "symptom",
             TEXT,
-            "beyond_bound, narrow_result (it is, and of a coarser dtype than the logits), lossy, one_signed (no drift "
-            "is negative), or the result_class; for a gradient input_gradient_ or target_gradient_, followed by "
+            "beyond_bound, narrow_result (it is, and of a coarser dtype than the logits), lossy, or the "
+            "result_class; for a gradient input_gradient_ or target_gradient_, followed by "
             "beyond_bound or not_finite; changes, for what should change nothing",
         ),
         Column("acknowledged_by", TEXT, "name of the acknowledgement", empty="the finding is not acknowledged"),
