@@ -174,15 +174,14 @@ def run(
         terminal.say(console, f"acknowledgement [{name}]: no finding of its scope occurs any more")
     failures = audit.failures(strict)
     if len(failures):
-        from audit.judge.findings import stanza
+        from audit.judge.findings import stanzas
 
         terminal.say(
             console,
             "To acknowledge a finding, put its stanza with a reason into a file and give it to --acknowledgements, or "
             "into audit/acknowledgements.ini:",
         )
-        for _, finding in failures.iterrows():
-            terminal.say(console, stanza(finding))
+        terminal.say(console, stanzas(failures))
     if len(failures) or audit.failed_devices:
         raise typer.Exit(1)
 

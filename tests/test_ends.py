@@ -163,3 +163,22 @@ def test_odd_encodings_change_nothing_but_what_they_cannot_show(tmp_path: Path) 
     written = (tmp_path / "reports" / "latest" / "environment.json").read_text(encoding="utf-8")
     assert "mine.py:f" in written and json.loads(written)["schema_version"] >= 1
     assert "ValueError: é 漢 \\udc80" in (tmp_path / "reports" / "latest" / "errors.csv").read_text(encoding="utf-8")
+
+
+def test_an_interrupt_after_the_report_is_in_place_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from audit import cli
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "supervise", lambda: None)
+    monkeypatch.setattr("audit.publish.terminal.show", interrupted)
+    monkeypatch.setattr(sys, "argv", ["kl-audit", *NARROW])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    latest = tmp_path / "reports" / "latest"
+    assert end.value.code == 130 and (latest / "report.html").exists()
+    assert capsys.readouterr().err == f"kl-audit: interrupted; the new report is in place: {latest}\n"

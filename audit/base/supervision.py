@@ -88,4 +88,4 @@ def _wait(child: int) -> NoReturn:
         what = _page[:].rstrip(b"\0").decode(errors="replace") or "nothing yet"
         print(f"kl-audit: the run ended {how}, and without a report, while this was running: {what}", file=sys.stderr)
         status = 2
-    os._exit(status)
+    os._exit(status if status >= 0 else 128 - status)

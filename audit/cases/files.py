@@ -23,7 +23,7 @@ from audit.cases.tensors import READERS, UNPACKED, Source, open_tensors
 from audit.reference.values import TENSOR_KINDS, check_kind, undefined
 
 NAMES = ("input", "target", "mask")
-SEEN = 64  # rows that are looked at for what they seem to be
+SEEN = 64, 2**20  # rows, and numbers, that are looked at for what they seem to be
 
 
 @dataclass(frozen=True)
@@ -256,8 +256,9 @@ def _notes(pair: Pair) -> list[str]:
     if not pair.mask.all():
         notes.append(f"the mask keeps {pair.mask.sum():,} of {len(pair.mask):,} rows")
     first = int(pair.mask.argmax())
+    last = first + max(1, min(SEEN[0], SEEN[1] // pair.input.classes))
     for name, side, kind in (("input", pair.input, pair.input_kind), ("target", pair.target, pair.target_kind)):
-        seen = side.rows(first, min(first + SEEN, side.count))[pair.mask[first : first + SEEN]].double().numpy()
+        seen = side.rows(first, min(last, side.count))[pair.mask[first:last]].double().numpy()
         if kind == "logits" and (other := _seems(seen, FORMATS[side.dtype])):
             sums = "sum to 1" if other == "probs" else "are logarithms of numbers that sum to 1"
             notes.append(

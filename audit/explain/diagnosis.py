@@ -17,8 +17,6 @@ from audit.paths import REDUCTIONS
 from audit.reference.exact import exact_kl
 
 EXACTLY = 2**14  # numbers, a quarter of a second of exact arithmetic; a sum of more is that of binary64
-# Above so many roundoffs of what it is summed from, a divergence keeps three digits in torch's own formula.
-_CLEAR = 1000
 
 
 @dataclass(frozen=True)
@@ -47,70 +45,54 @@ class Diagnosis:
         return "\n".join(lines + ([f"instead: {self.call}"] if self.call else []))
 
 
-# What a call is made of: the input's log-probabilities and the target's probabilities, as torch's kl_div takes them,
-# and the logits of both, as the remedy does. Log-probabilities are logits of themselves.
+# verdict -> meaning
+VERDICTS = {
+    "sound": "The loss is right.",
+    "identical": "Both sides are the same distribution, up to rounding: what the loss shows is rounding.",
+    "rounding": "A sound call, whose digits are lost by rounding.",
+    "mixed_dtypes": "The two sides have different dtypes, and kl_div rounds the target's terms in the target's.",
+    "padding": "Rows that are padding are counted: KLDivLoss has no mask.",
+    "impossible_class": "A class without target mass has a -inf: 0 * (-inf) is NaN in torch, and 0 in truth.",
+    "nan_in_data": "NaN went in, so NaN comes out.",
+    "infinite": "The target has mass where the input has none, so the divergence is infinite.",
+    "class_indices": "The target holds classes, not their probabilities: what is wanted is the cross entropy.",
+    "truncated": "Rows were cut to some of their classes (top-k): they are no distributions over all of them.",
+    "eps_in_log": "An eps was added, or a minimum set, inside the logarithm, which bounds log-probabilities below.",
+    "temperature": "A temperature is where it does not belong, or on one side alone.",
+    "raw_logits": "Both sides look like raw logits; kl_div takes log-probabilities and probabilities.",
+    "arguments_swapped": "input and target are swapped: the log-probabilities come first.",
+    "probs_as_input": "The input holds probabilities, not their logarithms: sum p (log p - q) is often negative.",
+    "logits_as_input": "The input holds raw logits; kl_div does not normalise them.",
+    "logits_as_target": "The target holds raw logits; kl_div takes probabilities.",
+    "log_probs_without_log_target": "The target holds log-probabilities, and log_target is False.",
+    "probs_with_log_target": "The target holds probabilities, and log_target is True.",
+    "different_dims": "The two sides are normalised along different dims.",
+    "wrong_dim": "Both sides are normalised along another dim than the one named.",
+    "unnormalised_target": "The target does not sum to 1: a mass of c adds c log c to c times the divergence.",
+    "unnormalised_input": "The input's exponentials do not sum to 1: as after a sigmoid, or with negative logits.",
+    "double_softmax": "The input looks like log_softmax of probabilities: softmax was applied twice.",
+    "cannot_tell": "The tensors fit no mistake known here, and are not what kl_div expects.",
+}
+_RIGHT = tuple(VERDICTS)[:6]  # the tensors are what kl_div takes
+_NO_CALL = ("sound", "nan_in_data", "infinite", "cannot_tell")
+# Where the divergence of the rows given does not show how near the two sides are.
+_DISTORTED = ("truncated", "eps_in_log", "temperature")
+
+# What a corrected call is made of: log-probabilities of the input and probabilities of the target, as kl_div takes
+# them, and the logits of both, as the remedy does. Log-probabilities are logits of themselves.
 LOGITS = ("F.log_softmax(input_logits, {dim})", "F.softmax(target_logits, {dim})", "input_logits", "target_logits")
-REMEDIED = (
-    "",
-    "",
-    "input_logits",
-    "target_logits",
-)  # where the divergence of the rows given does not show how near the two sides are
 PROBS = ("input", "target", "input", "target.double().log()")
 LOG_PROBS = ("input", "target.exp()", "input", "target")
-SWAPPED = ("target", "input", "target", "input.double().log()")
-NORMALISED = ("input", "target / target.sum({dim}, keepdim=True)", "input", "target.double().log()")
-NORMALISED_LOG = ("input", "target.softmax({dim})", "input", "target")
-
-# verdict -> (meaning, what the corrected call is made of)
-VERDICTS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "sound": ("The loss is right.", ()),
-    "identical": ("Both sides are the same distribution, up to rounding: what the loss shows is rounding.", ()),
-    "rounding": ("A sound call, whose digits are lost by rounding.", ()),
-    "mixed_dtypes": ("The two sides have different dtypes, and kl_div rounds the target's terms in the target's.", ()),
-    "padding": ("Rows that are padding are counted: KLDivLoss has no mask.", ()),
-    "nan_in_data": ("NaN went in, so NaN comes out.", ()),
-    "impossible_class": (
-        "A class without target mass has an infinite log-probability: 0 * (-inf) is NaN in torch, and 0 in truth.",
-        (),
-    ),
-    "infinite": ("The target has mass where the input has none, so the divergence is infinite.", ()),
-    "truncated": (
-        "Rows were cut to some of their classes (top-k): they are no distributions over all of them.",
-        REMEDIED,
-    ),
-    "eps_in_log": (
-        "An eps was added, or a minimum set, inside the logarithm: it bounds the log-probabilities below, and the rows "
-        "sum to more than 1.",
-        REMEDIED,
-    ),
-    "temperature": ("A temperature is where it does not belong, or on one side alone.", REMEDIED),
-    "class_indices": ("The target holds classes, not their probabilities: what is wanted is the cross entropy.", ()),
-    "raw_logits": ("Both sides look like raw logits; kl_div takes log-probabilities and probabilities.", LOGITS),
-    "arguments_swapped": ("input and target are swapped: the log-probabilities come first.", SWAPPED),
-    "probs_as_input": (
-        "The input holds probabilities; kl_div takes log-probabilities, and gives sum p (log p - q), often negative.",
-        LOGITS,
-    ),
-    "logits_as_input": ("The input holds raw logits; kl_div does not normalise them.", LOGITS),
-    "logits_as_target": ("The target holds raw logits; kl_div takes probabilities.", LOGITS),
-    "log_probs_without_log_target": ("The target holds log-probabilities, and log_target is False.", LOG_PROBS),
-    "probs_with_log_target": ("The target holds probabilities, and log_target is True.", PROBS),
-    "different_dims": ("The two sides are normalised along different dims.", LOGITS),
-    "wrong_dim": ("Both sides are normalised along another dim than the one named.", LOGITS),
-    "unnormalised_target": (
-        "The target does not sum to 1: a mass of c adds c log c to the divergence of the normalised target times c.",
-        NORMALISED,
-    ),
-    "unnormalised_input": (
-        "The input's exponentials do not sum to 1, though none exceeds 1: as after a sigmoid, or with logits that are "
-        "all negative.",
-        LOGITS,
-    ),
-    "double_softmax": ("The input looks like log_softmax of probabilities: softmax was applied twice.", LOGITS),
-    "cannot_tell": ("The tensors fit no mistake known here, and are not what kl_div expects.", ()),
+_SWAPPED = ("target", "input", "target", "input.double().log()")
+_NORMALISED = ("input", "target / target.sum({dim}, keepdim=True)", "input", "target.double().log()")
+_NORMALISED_LOG = ("input", "target.softmax({dim})", "input", "target")
+# verdict -> the same, with probabilities as target and with log_target; LOGITS for all others
+_SIDES = dict.fromkeys(_RIGHT, (PROBS, LOG_PROBS)) | {
+    "arguments_swapped": (_SWAPPED, _SWAPPED),
+    "log_probs_without_log_target": (LOG_PROBS, LOG_PROBS),
+    "probs_with_log_target": (PROBS, PROBS),
+    "unnormalised_target": (_NORMALISED, _NORMALISED_LOG),
 }
-_RIGHT = ("sound", "identical", "rounding", "mixed_dtypes", "padding", "impossible_class")
 
 
 def diagnose(
@@ -184,6 +166,7 @@ class _Call:
         self.x, self.y, self.reduction, self.log_target, self.dim = x, y, reduction, log_target, dim
         self.keep, self.kept = keep.flatten(), kept
         self.divisor = {"none": 1, "sum": 1, "mean": x.numel(), "batchmean": len(x)}[reduction]
+        self.sums = torch.empty(0)  # the formula's, a row
         self.remarks: list[str] = []
         self.evidence = ""
 
@@ -195,8 +178,8 @@ class _Call:
         all_kept = bool(self.keep.all())
         x, y = whole if all_kept else (Rows(side, self.dim, self.keep) for side in (self.x, self.y))
         verdict = self._verdict(x, y)
-        kl, agree = self._kl(x, y, verdict)
         exact, size = self._exact(*whole)
+        kl, agree = self._kl(x, y, verdict)
         padded = not all_kept and (self.divisor > 1 or float(Rows(each, self.dim, ~self.keep).rows.sum()) != 0)
         if verdict in _RIGHT and padded:
             verdict = "padding"
@@ -207,13 +190,8 @@ class _Call:
                 f'"{self.reduction}" divides the sum of {len(self.keep)} rows by {self.divisor}; the mean over '
                 f'{len(x.rows)} rows, {kl:.6g}, is what reduction="rowmean" of audit.kl_div_from_logits gives.'
             )
-        meaning, sides = VERDICTS[verdict]
-        if verdict in _RIGHT and verdict != "sound":
-            sides = LOG_PROBS if self.log_target else PROBS
-        if verdict == "unnormalised_target" and self.log_target:
-            sides = NORMALISED_LOG
-        text = "" if not sides or kl == math.inf else self._call(sides, kl)
-        return Diagnosis(verdict, value, exact, kl, " ".join([meaning, *self.remarks]), self.evidence, text)
+        call = "" if verdict in _NO_CALL or kl == math.inf else self._call(verdict, kl)
+        return Diagnosis(verdict, value, exact, kl, " ".join([VERDICTS[verdict], *self.remarks]), self.evidence, call)
 
     def of_classes(self, indices: Tensor) -> Diagnosis:
         """Where the target names a class a row, or is one-hot in integers."""
@@ -227,15 +205,10 @@ class _Call:
         log_q = x.rows.double().log() if x.probs else x.rows.double().log_softmax(-1)
         kl = float(-log_q.gather(-1, classes).mean())
         evidence = "one 1 a row, of an integer dtype" if one_hot else f"whole numbers of shape {tuple(self.y.shape)}"
-        logits, given = f"input_logits.movedim({self.dim}, -1)", "target.long()"
-        if one_hot:
-            given = f"target.argmax({self.dim})"
-        if self.kept and self.x.dim() > 1:
-            logits, given = f"{logits}[mask]", f"{given}[mask]"
-        call = f"F.cross_entropy({logits}.flatten(0, -2), {given}.flatten())"
-        if self.x.dim() == 1:
-            call = f"F.cross_entropy(input_logits, {given})"
-        return Diagnosis("class_indices", value, None, kl, VERDICTS["class_indices"][0], evidence, call)
+        given, kept = f"target.argmax({self.dim})" if one_hot else "target.long()", "[mask]" if self.kept else ""
+        logits = f"input_logits.movedim({self.dim}, -1){kept}.reshape(-1, {x.classes})"
+        call = f"F.cross_entropy({logits}, {given}{kept}.reshape(-1))"
+        return Diagnosis("class_indices", value, None, kl, VERDICTS["class_indices"], evidence, call)
 
     def _leave_out_padding(self) -> None:
         left_out = int((~self.keep).sum())
@@ -256,9 +229,10 @@ class _Call:
         if x.nans or y.nans:
             self.evidence = f"{x.nans} NaN in the input, {y.nans} in the target"
             return "nan_in_data"
+        log = self.log_target
         self.evidence = (
-            f"rows of the input sum to {furthest(x.total):.6g}, their exponentials to {furthest(x.mass):.6g}; "
-            f"rows of the target to {furthest(y.total):.6g}, their exponentials to {furthest(y.mass):.6g}"
+            f"exponentials of the input's rows sum to {furthest(x.mass):.6g}, "
+            f"{'exponentials of ' if log else ''}the target's rows to {furthest(y.mass if log else y.total):.6g}"
         )
         if x.probs:
             return "arguments_swapped" if y.log_probs and not self.log_target else "probs_as_input"
@@ -328,18 +302,16 @@ class _Call:
 
     def _distributions(self, x: Rows, y: Rows) -> str:
         """Where both sides are distributions, as kl_div takes them."""
-        mass = y.rows > (-math.inf if self.log_target else 0)
-        gone = x.rows == -math.inf
-        if x.range[0] == -math.inf and (infinite := int((mass & gone).sum())):
-            self.evidence = f"{infinite} such classes"
-            kept = (~gone).sum(-1)
-            if (kept * 2 <= x.classes).all():
-                self.remarks.append(VERDICTS["infinite"][0])
-                self.evidence += f"; {int(kept.max())} classes of {x.classes} at most are left in a row of the input"
+        if min(x.range[0], y.range[0]) == -math.inf:
+            mass, gone = y.rows > (-math.inf if self.log_target else 0), x.rows == -math.inf
+            if infinite := int((mass & gone).sum()):
+                self.evidence, kept = f"{infinite} such classes", int((~gone).sum(-1).max())
+                if kept * 2 > x.classes:
+                    return "infinite"
+                self.remarks.append(VERDICTS["infinite"])
+                self.evidence += f"; {kept} classes of {x.classes} at most are left in a row of the input"
                 return "truncated"
-            return "infinite"
-        empty = gone | ~mass if self.log_target else gone
-        if min(x.range[0], y.range[0]) == -math.inf and empty.any():
+            empty = gone | ~mass if self.log_target else gone
             self.evidence = f"{int(empty.sum())} classes have a -inf and no target"
             return "impossible_class"
         # log_softmax of probabilities p is p plus a constant, so that p can be read off: nothing is negative, the sum
@@ -363,6 +335,11 @@ class _Call:
         """The divergence of the rows as distributions, None where they are not told; whether the sides agree."""
         if verdict in ("nan_in_data", "different_dims", "double_softmax", "cannot_tell"):
             return None, False
+        if verdict == "sound" and self.keep.all():
+            mass = y.mass if self.log_target else y.total
+            far = self.sums / mass - mass.log() + x.mass.log()
+            if far.min() > 1e-2:  # what `divergence` gives, in half the time
+                return float(far.mean()), False
         if verdict == "wrong_dim":
             if self.dim != 1:
                 return None, False
@@ -374,7 +351,8 @@ class _Call:
 
     def _exact(self, x: Rows, y: Rows) -> tuple[float | None, float]:
         """The formula on these numbers, and the size of its terms; None where a number is outside its domain."""
-        value, size = formula(x, y, self.log_target)
+        sums, size = formula(x, y, self.log_target)
+        self.sums, value = sums, math.fsum(sums.tolist())
         if abs(value) < 1e-3 * size and self.x.numel() <= EXACTLY:  # where binary64 keeps fewer than 12 digits
             sides = [side.rows.reshape(1, -1) for side in (x, y)]
             kind = "log_probs" if self.log_target else "probs"
@@ -411,18 +389,18 @@ class _Call:
         u = max(side.format.unit_roundoff for side in (x, y))
         return "sound" if abs(value - right) <= max(0.01, 64 * u) * right else "rounding"
 
-    def _call(self, sides: tuple[str, ...], kl: float | None) -> str:
-        """torch's own call where it is accurate; the remedy where it is not, or leaves no row out."""
-        dtypes = [dtype_name(side) for side in (self.x, self.y)]
-        fine = dtypes[0] == dtypes[1] in ("float32", "float64") and (kl is None or kl > 1e-3) and sides[0] != ""
-        infinite = bool(torch.isinf(self.x).any()) or (sides is LOG_PROBS and bool(torch.isinf(self.y).any()))
-        if fine and not infinite and not self.kept:
+    def _call(self, verdict: str, kl: float | None) -> str:
+        """torch's own call where that is accurate; the remedy elsewhere, and where rows are left out."""
+        sides = _SIDES.get(verdict, (LOGITS, LOGITS))[self.log_target]
+        wide = self.x.dtype == self.y.dtype in (torch.float32, torch.float64)
+        finite = self.x.isfinite().all() and (sides is not LOG_PROBS or self.y.isfinite().all())
+        far = (kl is None or kl > 1e-3) and verdict not in _DISTORTED
+        if wide and finite and far and not self.kept:
             q, p = (side.format(dim=self.dim) for side in sides[:2])
             if self.x.dim() == 2 and self.dim % 2 == 1:
                 return f'F.kl_div({q}, {p}, reduction="batchmean")'
             return f'F.kl_div({q}, {p}, reduction="none").sum({self.dim}).mean()'
-        q, p = sides[2:]
         options = ['reduction="rowmean"']
         options += [f"mask={self.kept}"] if self.kept else []
         options += [f"dim={self.dim}"] if self.dim != -1 else []
-        return f"audit.kl_div_from_logits({q}, {p}, {', '.join(options)})"
+        return f"audit.kl_div_from_logits({', '.join([*sides[2:], *options])})"

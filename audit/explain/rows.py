@@ -129,16 +129,17 @@ def divergence(input: Rows, target: Rows, logs: tuple[bool, bool]) -> tuple[Tens
     return torch.cat(values), agree
 
 
-def formula(input: Rows, target: Rows, log_target: bool) -> tuple[float, float]:
-    """The sum of kl_div's terms in binary64, 0 where there is no target, and of their magnitudes."""
-    sums = []
+def formula(input: Rows, target: Rows, log_target: bool) -> tuple[Tensor, float]:
+    """The sum of kl_div's terms in binary64, 0 where there is no target, of each row; and of the magnitudes of all."""
+    sums, size = [], 0.0
     for x, y in zip(input.blocks(), target.blocks(), strict=True):
         x, y = x.double(), y.double()
         p, log_p = (y.exp(), y) if log_target else (y, y.log())
-        each = torch.where(p == 0, 0.0, p * (log_p - x))
-        sums.append((float(each.sum()), float(torch.where(p == 0, 0.0, p * (log_p.abs() + x.abs())).sum())))
-    value, size = (math.fsum(part) for part in zip(*sums, strict=True))
-    return value, size
+        none = p == 0
+        terms, others = (p * log_p).masked_fill_(none, 0), (p * x).masked_fill_(none, 0)
+        sums.append(terms.sum(-1) - others.sum(-1))
+        size += float(terms.abs_().sum() + others.abs_().sum())
+    return torch.cat(sums), size
 
 
 def eps_in_log(side: Rows) -> float | None:

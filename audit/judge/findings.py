@@ -75,11 +75,14 @@ def read_acknowledgements(*files: Path) -> list[Acknowledgement]:
     return stanzas
 
 
-def stanza(finding: pd.Series) -> str:
-    """The text that would acknowledge a finding."""
-    fields = {"path": "path", "case": "cases", "dtype": "dtype", "device": "device", "symptom": "symptom"}
-    lines = [f"{name} = {finding[column]}" for name, column in fields.items()]
-    return "\n".join([f"[{finding['path']}-{finding['dtype']}-{finding['symptom']}]", *lines, "reason = …"])
+def stanzas(findings: pd.DataFrame) -> str:
+    """The text that would acknowledge these findings: a stanza for each path and symptom."""
+    columns = {"path": "path", "case": "cases", "dtype": "dtype", "device": "device", "symptom": "symptom"}
+    texts = []
+    for (path, symptom), group in findings.groupby(["path", "symptom"], sort=False):
+        scope = {n: " ".join(dict.fromkeys(" ".join(group[column]).split())) for n, column in columns.items()}
+        texts.append("\n".join([f"[{path}-{symptom}]", *(f"{n} = {v}" for n, v in scope.items()), "reason = …"]))
+    return "\n".join(texts)
 
 
 def symptoms(errors: pd.DataFrame) -> pd.Series:

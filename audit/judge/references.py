@@ -19,6 +19,7 @@ from audit.reference.quantities import quantity_references
 from audit.reference.values import Rows, undefined
 
 PUBLISHED_DIGITS = 50
+SCREENED = "screened"  # as an engine's name
 _WIDE = Context(prec=400, Emin=MIN_EMIN, Emax=MAX_EMAX)
 _PUBLISHED = Context(prec=PUBLISHED_DIGITS, Emin=MIN_EMIN, Emax=MAX_EMAX)
 CLASSES_A_TASK = 4_000
@@ -71,7 +72,8 @@ class References:
         """ "exact" for an exact 0, an infinity or a NaN, which are decided, else "gold" or "computed"."""
         decided = [not number.is_finite() or not number for number in map(Decimal, self.values)]
         return [
-            "exact" if exact else "gold" if gold else "computed" for exact, gold in zip(decided, self.gold, strict=True)
+            "exact" if exact else "gold" if gold else row.engine if row.engine == SCREENED else "computed"
+            for exact, gold, row in zip(decided, self.gold, self.rows, strict=True)
         ]
 
 

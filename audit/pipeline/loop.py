@@ -20,7 +20,7 @@ from audit.looks import Run, attribution, elements, errors, gradients, growth, i
 from audit.machine.devices import REMARKS, found
 from audit.machine.environment import describe_environment
 from audit.machine.measure import COMPILING, TORCH
-from audit.machine.plan import Plan, plan
+from audit.machine.plan import COMPARISON, REDUCED, Plan, plan
 from audit.publish.devices import failed_devices
 from audit.publish.figures import Plot, draw
 from audit.publish.folder import check_replaceable
@@ -104,6 +104,7 @@ def execute(
         cases=len(plan.cases),
         paths={p.name: p.summary for p in plan.paths},
         dtypes=plan.dtypes,
+        kernels={p.name: COMPARISON if p.reduction == "none" else REDUCED for p in plan.paths if p.name in plan.own},
         workers=workers.count,
         seconds={name: round(value, 3) for name, value in seconds.items()},
         remarks=sorted(REMARKS),

@@ -17,7 +17,6 @@ from audit.publish.answer import (
     MEDIANS,
     Answer,
     Tables,
-    answer,
     cell,
     counted,
     example,
@@ -25,6 +24,7 @@ from audit.publish.answer import (
     matrix,
 )
 from audit.publish.figures import Plot
+from audit.publish.verdict import answered
 
 # Section -> its plots. The first plot stands beside the answer.
 _BESIDE = "closeness"
@@ -46,7 +46,7 @@ _FINDING = ["path", "dtype", "device", "symptom", "results", "cases", "worst_rat
 
 def page(tables: Tables, environment: Mapping[str, Any], plots: Mapping[str, Plot]) -> str:
     """The whole page: the answer beside a picture, findings, the matrix, plots, the summary, the environment."""
-    told = answer(tables, environment)
+    told = answered(tables, environment)
     sections = {
         "Findings": _findings(tables["findings"]),
         "Every way of computing": _matrix(tables["errors"], environment.get("paths")),

@@ -12,13 +12,14 @@ import pandas as pd
 from audit.base.text import markdown as escape
 from audit.base.usage import UsageError
 from audit.base.workers import Later
-from audit.publish.answer import MEDIANS, Tables, answer, counted, example, grid
+from audit.publish.answer import MEDIANS, Tables, counted, example, grid
 from audit.publish.bench import NAME, read_bench
 from audit.publish.figures import Plot, draw
 from audit.publish.folder import report_folder
 from audit.publish.page import page
 from audit.publish.schema import described
 from audit.publish.tables import write_csv
+from audit.publish.verdict import answered
 
 
 def write_report(
@@ -49,9 +50,10 @@ def write_report(
 
 def markdown(tables: Tables, environment: Mapping[str, object]) -> str:
     """report.md: the answer for a pull request or an issue, a row a way, and what reproduces it."""
-    told = answer(tables, environment)
-    lines = [f"# {told.verdict}", "", escape(told.ran), ""]
-    lines += [f"- **{question}** {escape(said)}" for question, said in told.questions]
+    told = answered(tables, environment)
+    lines = [f"# {escape(told.verdict)}", "", escape(told.ran), ""]
+    for question, said in told.questions:
+        lines.append(f"- **{escape(question)}** " + "\\\n  ".join(map(escape, said.split("\n"))))
     findings = tables["findings"]
     for f in findings[findings["status"] == "new"].to_dict("records"):
         lines += [

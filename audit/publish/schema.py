@@ -47,9 +47,14 @@ SCHEMAS: dict[str, list[Column]] = {
         Column(
             "input_digest", TEXT, "SHA-256 of dtype, shape, input bytes and target bytes: of the row, or of the case"
         ),
-        Column("reference", TEXT, "exact value of what the path means to compute, 50 significant digits", "nats"),
+        Column(
+            "reference",
+            TEXT,
+            "exact value of what the path means to compute, 50 digits; screened, the certain ones",
+            "nats",
+        ),
         Column("exact_kl", TEXT, "KL of the same input and target, 50 significant digits", "nats"),
-        Column("reference_source", TEXT, "gold, computed, or exact where it is decided by proof"),
+        Column("reference_source", TEXT, "gold, computed, screened, or exact where it is decided by proof"),
         Column("computed", FLOAT, "what the path returned", "nats", _UNCOMPUTED),
         Column("result_dtype", TEXT, "format of the result", empty=_UNCOMPUTED),
         Column("result_class", TEXT, "finite, not_a_number, plus_infinity, minus_infinity or not_computed"),

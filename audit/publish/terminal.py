@@ -17,7 +17,8 @@ from rich.table import Table
 
 from audit.base.kinds import GATED
 from audit.base.text import plain
-from audit.publish.answer import answer, counted, example, grid
+from audit.publish.answer import counted, example, grid
+from audit.publish.verdict import answered
 
 
 def console() -> Console:
@@ -43,9 +44,10 @@ def say(console: Console, text: str) -> None:
 
 def show(tables: Mapping[str, pd.DataFrame], environment: Mapping[str, Any], folder: Path, console: Console) -> None:
     """The matrix, the findings, then the answer, which is what stays on the screen; last where the files are."""
-    errors, told = tables["errors"], answer(tables, environment)
+    errors, told = tables["errors"], answered(tables, environment)
     show_matrix(errors, console)
-    show_findings(tables["findings"], console)
+    if not environment.get("kernels"):  # of those the verdict says it
+        show_findings(tables["findings"], console)
     uncomputed = errors[(errors["result_class"] == "not_computed") & errors["kind"].isin(GATED)]
     for note, count in uncomputed["note"].value_counts().items():
         say(console, f"not computed: {counted(count, 'result')}: {note}")

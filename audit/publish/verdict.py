@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
 
-from audit.publish.answer import Tables, counted, example
+from audit.publish.answer import Answer, Tables, answer, counted, example
 
 LINES = 10
 
@@ -31,6 +32,19 @@ def verdict(tables: Tables, own: str, torchs: str, strict: bool = False) -> str:
         line for line in (_untaken(errors), _gradients(tables, own), compared(tables["errors"], own, torchs)) if line
     ]
     return "\n".join([*lines[: LINES - len(tail)], *tail])
+
+
+def answered(tables: Tables, environment: Mapping[str, Any]) -> Answer:
+    """The first screen of a run: of torch, or of the kernels of the user's own that environment.json names."""
+    told = answer(tables, environment)
+    own = environment.get("kernels") or {}
+    if not own:
+        return told
+    texts = [verdict(tables, name, torchs).partition("\n") for name, torchs in own.items()]
+    heads = [head.partition(":")[0] for head, _, _ in texts]
+    good = told.good and all(" not sound" not in head for head in heads)
+    questions = [(f"{name}?", f"{head}\n{rest}") for name, (head, _, rest) in zip(own, texts, strict=True)]
+    return replace(told, verdict="; ".join(heads), good=good, questions=questions, thread=[])
 
 
 def _problem(group: pd.DataFrame) -> list[str]:

@@ -27,17 +27,18 @@ def exact_kl(
 ) -> Any:
     """KL(target || input) along the last dimension, to at least `digits` correct significant digits.
 
-    `input` and `target` are tensors, arrays or nested lists of shape (classes,) or (rows, classes), taken with
-    exactly the values of their dtype; each kind is "logits", "log_probs" or "probs" (taken as they are, never
-    renormalised). 0 log 0 = 0, 0 * (-inf) = 0, and target mass where the input has none gives +inf.
+    `input` and `target` are tensors, arrays or nested lists of numbers of one shape (..., classes), whose leading
+    dimensions are rows, taken with exactly the values of their dtype; each kind is "logits", "log_probs" or "probs"
+    (taken as they are, never renormalised). 0 log 0 = 0, 0 * (-inf) = 0, and target mass where the input has none
+    gives +inf.
 
-    Returns an mpmath.mpf for one distribution or a reduced value, a list of mpf, one a row, for
-    `reduction="none"` on two dimensions. "mean" divides the sum by the number of elements, "batchmean" by the
+    Returns an mpmath.mpf for one distribution or a reduced value, a flat list of mpf, one a row, for
+    `reduction="none"` on two dimensions and more. "mean" divides the sum by the number of elements, "batchmean" by the
     first dimension, as torch does. Equal inputs (logits: up to a constant) give exactly 0. The numbers belong to
     mpmath's global context, with more bits than its precision may have: printing shows that precision's digits,
     `mpmath.nstr(value, digits)` as many as asked, and arithmetic (in mpmath 1.4 unpickling too) rounds to it.
 
-    Raises UsageError, a ValueError, for mismatched shapes, dtypes that are not floating, NaN, +inf, negative
+    Raises UsageError, a ValueError, for mismatched shapes, dtypes that are not numbers, NaN, +inf, negative
     probabilities (naming row and column), logits that are -inf throughout a row, and, with the radius reached, where
     10,000 bits settle neither the digits nor zero.
     """
@@ -47,14 +48,13 @@ def exact_kl(
         raise UsageError(f"digits: expected a whole number, 1 or more, got {digits!r}")
     if digits > MOST_DIGITS:
         raise UsageError(f"digits: at most {MOST_DIGITS:,} can be asked for")
-    x, single = as_rows(input, "input")
-    y, single_target = as_rows(target, "target")
-    shape, target_shape = x.shape[single:], y.shape[single_target:]
+    x, shape = as_rows(input, "input")
+    y, target_shape = as_rows(target, "target")
     if shape != target_shape:
         raise UsageError(f"input has shape {shape} and target {target_shape}; they must agree")
     check_kind(x, input_kind, "input")
     check_kind(y, target_kind, "target")
-    each = reduction == "none" and not single
+    each = reduction == "none" and len(shape) > 1
     divisor = {"none": 1, "sum": 1, "mean": x.size, "batchmean": shape[0]}[reduction]
     if not each and not _fast(x, input_kind, target_kind):
         return _public(kl_sum(x, y, input_kind, target_kind, digits, divisor=divisor))

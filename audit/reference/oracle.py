@@ -4,20 +4,28 @@ With the target's p and the input's q,
 
     KL(p || q) = sum over p_i > 0 of p_i (log p_i - log q_i),
 
-and 0 log 0 = 0, 0 * (-inf) = 0, p_i > 0 with q_i = 0 gives +inf. Let o be the target's largest class. For logits
-a_i = y_i - y_o, b_i = x_i - x_o and d_i = a_i - b_i, without rounding, and w_i = exp a_i, W = sum of w_i:
+and 0 log 0 = 0, 0 * (-inf) = 0, p_i > 0 with q_i = 0 gives +inf. Let o be the target's largest class.
 
-    KL = sum w_i d_i / W + log1p E,   E = (sum over d_i != 0 of exp b_i - w_i) / W
+Logits on both sides. With a_i = y_i - y_o, b_i = x_i - x_o and e_i = b_i - a_i, none of them rounded, w_i = exp a_i,
+W = sum of w_i, c about the mean sum w_i e_i / W, and d_i = e_i - c,
 
-since 1 + E is the ratio of the two sums of exponentials. Classes that agree drop out, and in a peaked row every term is
-small, so nothing is lost to either: with g = exp(-d_i / 2), KL >= (squared Hellinger distance, of o and i alone)
->= p_i (1 - g)^2 / (1 + g^2), and d_i of binary64 numbers is at least 2^-1074, so cancellation takes no more than about
-2 * 1074 + 2 log2 n bits. Two rows of logits are therefore always settled (up to 2,000 digits).
-The other kinds fit in with a_i = log p_i, w_i = p_i, W = 1, or b_i = log q_i, as given; E then has the exponentials of
-the side that is logits, if any, without the origin's, and log1p E is multiplied by sum w_i where the target is not.
+    KL = log1p(s + r) - r = s - (z - log1p z),   r = sum w_i d_i / W,   s = sum w_i phi(d_i) / W,   z = s + r,
 
-The radius. At a precision of at most MAX_PRECISION bits every operation used (+, -, *, /, exp, log, log1p, fsum)
-returns its exact result times 1 + d, |d| <= e = 2^(12 - precision):
+since sum w_i exp d_i / W = 1 + z, with phi(d) = exp(d) - 1 - d >= 0 and w_i exp d_i = exp(b_i - c) also where the
+target has no mass. No term of s cancels another, and z - log1p z is about z^2 / 2. c is rounded, but e_o = 0 and
+w_o / W >= 1 / n, so that |c| is at most n times the mean D of |d_i|, and r is far below that: nothing is lost, however
+close the rows are. phi and z - log1p z are computed with as many more bits as cancel in them, or as series.
+
+Other kinds. With a_i = log p_i and b_i = log q_i as given, logits up to the constant that makes the origin's 0, w_i =
+exp a_i or p_i, and W = 1 where the target is no logits,
+
+    KL = sum w_i (a_i - b_i) / W + sum w_i * log1p E,
+
+where 1 + E is the sum of exp b_i for an input, or of w_i in the denominator for a target, of logits. These are not
+normalised, and may cancel.
+
+The radius. At a precision of at most MAX_PRECISION bits, and 90 more, every operation used (+, -, *, /, exp, log,
+log1p, fsum) returns its exact result times 1 + d, |d| <= e = 2^(12 - precision):
 
 - Arithmetic is correctly rounded. `fsum` adds exactly and rounds once, save for terms below 2^(-2 precision) of the
   partial sum; with sum |t_i| in place of its result it keeps the same bound.
@@ -25,21 +33,28 @@ returns its exact result times 1 + d, |d| <= e = 2^(12 - precision):
   Above, `exponential_series` takes the root of cosh^2 - 1 of an argument in (2^(m-1), 2^m] halved r times,
   r = max(0, m + R), R = sqrt(precision)/2, and squares r times: it loses 2r - m bits and carries
   10 + 2 max(r, -m) for them, short of them by at most R/2 - 10 = 15, at m = -R/2. Together 2K 2^(15 - 14) < 2^9.
-  (It happens: 32 units at 10,000 bits near |x| = 2^-26.) Integers go through powers of e with enough guard bits.
+  (It happens: 32 units at 10,000 bits near |x| = 2^-26.) Integers go through powers of e with enough guard bits, or
+  lose their multiple of log 2 first, with 20 bits more than they have.
 - `log` and `log1p` have 20 guard bits, besides those that cancel near 1, for Taylor sums with K <= 400, or for the AGM
   with one extra bit in 20. (mpmath's log is wrong just above 1/4 for arguments of more than precision + 20 bits; here
   they are binary64 numbers, or 1 + E, of at most precision + 1 bits in that range.)
 
-So a term errs by at most 4e w_i (|a_i| + |b_i|) (with |d_i| instead where it is exact), their sum by 9e of its
-magnitudes, E by 6e of G = sum (exp b_i + w_i) / W, log1p E by that over 1 + E >= 1/n and e |log1p E|, its product with
-sum w_i by 3e more, and the value by 11e times `size`, the sum of all magnitudes, to first order; 16e covers the second
-order and the rounding of `size` itself.
+Of logits: a term of s errs by at most e (w_i exp d_i + w_i + w_i |d_i|) <= 6.7e of itself where |d_i| >= 1 and by 1.1e
+elsewhere, s by 7.7e, r by 2e D, log1p z by e, and z - log1p z < z^2 / (1 + z) by less than that. The value then errs
+by at most 8e (s + |z / (1 + z)| (s + D)), or 8e (s / (1 + z) + D + log1p z) by the first form, which is taken where
+z > 1/2. 16e covers the second order.
+
+Of other kinds: a term errs by at most 4e w_i (|a_i| + |b_i|) (with |d_i| instead where it is exact), their sum by 9e of
+its magnitudes, E by 6e of G = sum (exp b_i + w_i) / W, log1p E by that over 1 + E >= 1/n and e |log1p E|, its product
+with sum w_i by 3e more, and the value by 11e times `size`, the sum of all magnitudes, to first order; 16e covers the
+second order and the rounding of `size` itself.
 """
 
 from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -136,41 +151,110 @@ def _log_terms(row: Rows, kind: str, classes: Any, origin: int) -> list[Any]:
     return [ctx.fsub(v, top, exact=True) for v in numbers]
 
 
+def _exp(x: Any) -> Any:
+    """exp(x), a whole x above 2^20 reduced here: above 600 bits mpmath takes powers of e, for 40 ms at 1e300."""
+    ctx = context()
+    magnitude = ctx.mag(x)
+    if magnitude <= 20 or not ctx.isint(x):
+        return ctx.exp(x)
+    with ctx.workprec(ctx.prec + int(magnitude) + 20):
+        n = int(ctx.nint(x / ctx.ln2))
+        rest = x - n * ctx.ln2
+    return ctx.ldexp(ctx.exp(rest), n)
+
+
 def row_ball(input: Rows, target: Rows, input_kind: str, target_kind: str, precision: int) -> Ball:
-    """KL of one row at `precision` bits, 64 to MAX_PRECISION, with its radius; the formula is the module's.
+    """KL of one row at `precision` bits, 64 to MAX_PRECISION, with its radius; the formulas are the module's.
 
     For rows that are neither `is_zero` nor `is_infinite`.
     """
+    with context().workprec(precision):
+        if input_kind == target_kind == "logits":
+            return _of_logits(input, target, precision)
+        return _of_masses(input, target, input_kind, target_kind, precision)
+
+
+def _of_logits(input: Rows, target: Rows, precision: int) -> Ball:
+    ctx = context()
+    where, beyond = np.flatnonzero(target > -np.inf), np.flatnonzero((target == -np.inf) & (input > -np.inf))
+    origin = int(np.argmax(target))
+    a, b = (_log_terms(row, "logits", where, origin) for row in (target, input))
+    weights = list(map(_exp, a))
+    e = [ctx.fsub(v, u, exact=True) for u, v in zip(a, b, strict=True)]
+    mass = ctx.fsum(weights)
+    centre = ctx.fsum(w * v for w, v in zip(weights, e, strict=True)) / mass
+    if ctx.mag(centre) < -4_000:  # far below every difference that is not 0: differences with it would be too long
+        centre = ctx.zero
+    terms, moments = [], []
+    for w, v, difference in zip(weights, b, e, strict=True):
+        d = +ctx.fsub(difference, centre, exact=True)
+        moments.append(w * d)
+        terms.append(w * _phi(d, precision) if abs(d) < 1 else _exp(ctx.fsub(v, centre, exact=True)) - w - w * d)
+    for v in _log_terms(input, "logits", beyond, origin):
+        terms.append(_exp(ctx.fsub(v, centre, exact=True)))
+    s, r, deviation = (ctx.fsum(t, absolute=a) / mass for t, a in ((terms, False), (moments, False), (moments, True)))
+    z = s + r
+    if z > 0.5:
+        log = ctx.log1p(z)
+        value, size = log - r, s / (1 + z) + deviation + log
+    else:
+        value, size = s - _less_log1p(z, precision), s + abs(z / (1 + z)) * (s + deviation)
+    return Ball(value, ctx.ldexp(size, 16 - precision))
+
+
+def _phi(d: Any, precision: int) -> Any:
+    """exp(d) - 1 - d for |d| < 1."""
+    return _second_order(d, precision, context().exp, lambda k: math.factorial(k)) if d else d
+
+
+def _less_log1p(z: Any, precision: int) -> Any:
+    """z - log(1 + z) for -1 < z <= 1/2."""
+    ctx = context()
+    return z and -_second_order(z, precision, lambda v: 1 + ctx.log1p(v), lambda k: k if k % 2 else -k)
+
+
+def _second_order(d: Any, precision: int, function: Callable[[Any], Any], divisor: Callable[[int], int]) -> Any:
+    """function(d) - 1 - d, of a function that is 1 + d + sum over k > 1 of d^k / divisor(k)."""
+    ctx = context()
+    small = max(-ctx.mag(d), 0)
+    if small < 40:
+        with ctx.workprec(precision + 2 * small + 8):
+            return function(d) - 1 - d
+    total = ctx.zero
+    for k in range(precision // small + 3, 1, -1):
+        total = total * d + ctx.one / divisor(k)
+    return total * d * d
+
+
+def _of_masses(input: Rows, target: Rows, input_kind: str, target_kind: str, precision: int) -> Ball:
     ctx = context()
     support = _support(target, target_kind)
     where, beyond = np.flatnonzero(support), np.flatnonzero(_support(input, input_kind) & ~support)
     origin = int(np.argmax(target))
-    with ctx.workprec(precision):
-        log_p = _log_terms(target, target_kind, where, origin)
-        log_q = _log_terms(input, input_kind, where, origin)
-        if "probs" in (input_kind, target_kind):
-            differences = [a - b for a, b in zip(log_p, log_q, strict=True)]
-            magnitudes = [abs(a) + abs(b) for a, b in zip(log_p, log_q, strict=True)]
-        else:
-            differences = [ctx.fsub(a, b, exact=True) for a, b in zip(log_p, log_q, strict=True)]
-            magnitudes = [abs(d) for d in differences]
-        weights = [ctx.mpf(v) for v in target[where].tolist()] if target_kind == "probs" else list(map(ctx.exp, log_p))
-        total = ctx.fsum(weights)
-        mass, total = (total, ctx.one) if target_kind == "logits" else (ctx.one, total)
-        agreeing = 0 if input_kind == target_kind == "logits" else None
-        moved = [k for k, d in enumerate(differences) if d != agreeing and where[k] != origin]
-        gained, lost = [], []
-        if input_kind == "logits":
-            gained = [ctx.exp(log_q[k]) for k in moved]
-            gained += map(ctx.exp, _log_terms(input, input_kind, beyond, origin))
-        if target_kind == "logits":
-            lost = [weights[k] for k in moved]
-        ratio = ctx.fsum(gained + [-w for w in lost]) / mass
-        shift = ctx.log1p(ratio)
-        value = ctx.fsum(w * d for w, d in zip(weights, differences, strict=True)) / mass + total * shift
-        size = ctx.fsum(w * m for w, m in zip(weights, magnitudes, strict=True)) / mass
-        size += total * (ctx.fsum(gained + lost) / mass / (1 + ratio) + abs(shift))
-        return Ball(value, ctx.ldexp(size, 16 - precision))
+    log_p = _log_terms(target, target_kind, where, origin)
+    log_q = _log_terms(input, input_kind, where, origin)
+    if "probs" in (input_kind, target_kind):
+        differences = [a - b for a, b in zip(log_p, log_q, strict=True)]
+        magnitudes = [abs(a) + abs(b) for a, b in zip(log_p, log_q, strict=True)]
+    else:
+        differences = [ctx.fsub(a, b, exact=True) for a, b in zip(log_p, log_q, strict=True)]
+        magnitudes = [abs(d) for d in differences]
+    weights = [ctx.mpf(v) for v in target[where].tolist()] if target_kind == "probs" else list(map(_exp, log_p))
+    total = ctx.fsum(weights)
+    mass, total = (total, ctx.one) if target_kind == "logits" else (ctx.one, total)
+    others = np.flatnonzero(where != origin)
+    gained, lost = [], []
+    if input_kind == "logits":
+        gained = [_exp(log_q[k]) for k in others]
+        gained += map(_exp, _log_terms(input, input_kind, beyond, origin))
+    if target_kind == "logits":
+        lost = [weights[k] for k in others]
+    ratio = ctx.fsum(gained + [-w for w in lost]) / mass
+    shift = ctx.log1p(ratio)
+    value = ctx.fsum(w * d for w, d in zip(weights, differences, strict=True)) / mass + total * shift
+    size = ctx.fsum(w * m for w, m in zip(weights, magnitudes, strict=True)) / mass
+    size += total * (ctx.fsum(gained + lost) / mass / (1 + ratio) + abs(shift))
+    return Ball(value, ctx.ldexp(size, 16 - precision))
 
 
 def kl_row(input: Rows, target: Rows, input_kind: str, target_kind: str, digits: int) -> Ball:

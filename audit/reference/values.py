@@ -18,25 +18,23 @@ REDUCTIONS = ("none", "sum", "mean", "batchmean")  # how rows may become one val
 def exact_values(values: Any, name: str) -> Rows:
     """`values` as a binary64 array of the same shape, without any rounding.
 
-    Taken are torch tensors and numpy arrays of a floating dtype, and nested lists of numbers. Binary64 holds
+    Taken are torch tensors and numpy arrays of floating or integer dtypes, and nested lists of numbers. Binary64 holds
     every float16, bfloat16, float32 and float64 exactly.
 
-    Raises UsageError for a dtype that is not floating, and for a number that binary64 cannot hold.
+    Raises UsageError for another dtype, and for a number that binary64 cannot hold.
     """
     if hasattr(values, "detach"):
         tensor = values.detach()
-        if not tensor.is_floating_point():
-            raise UsageError(f"{name}: expected a floating dtype, got {tensor.dtype}")
         try:
-            return np.asarray(tensor.cpu().double().numpy(), dtype=np.float64)
+            values = (tensor.cpu().double() if tensor.is_floating_point() else tensor.cpu()).numpy()
         except (TypeError, RuntimeError) as error:  # sparse, nested, on the meta device
             raise UsageError(f"{name}: expected a dense tensor that holds numbers: {error}") from None
     if isinstance(values, np.ma.MaskedArray):
         raise UsageError(f"{name}: expected an array without a mask, got a masked array")
     if isinstance(values, np.ndarray):
-        if values.dtype.kind != "f" and values.dtype.name != "bfloat16":
-            raise UsageError(f"{name}: expected a floating dtype, got {values.dtype}")
-        given = np.asarray(values)
+        if values.dtype.kind not in "fiu" and values.dtype.name != "bfloat16":
+            raise UsageError(f"{name}: expected a floating or an integer dtype, got {values.dtype}")
+        given = np.asarray(values, dtype=object if values.dtype.kind in "iu" else None)
     else:
         try:
             given = np.array(values, dtype=object)
@@ -56,14 +54,12 @@ def exact_values(values: Any, name: str) -> Rows:
     return rows
 
 
-def as_rows(values: Any, name: str) -> tuple[Rows, bool]:
-    """`values` as rows x classes, and whether it was one distribution given without its row dimension."""
+def as_rows(values: Any, name: str) -> tuple[Rows, tuple[int, ...]]:
+    """`values` as rows x classes, and their shape; the classes lie along the last dimension."""
     array = exact_values(values, name)
-    if array.ndim not in (1, 2):
-        raise UsageError(f"{name}: expected shape (classes,) or (rows, classes), got {array.shape}")
-    if array.size == 0:
-        raise UsageError(f"{name}: expected at least one row and one class, got shape {array.shape}")
-    return np.atleast_2d(array), array.ndim == 1
+    if array.size == 0 or array.ndim == 0:
+        raise UsageError(f"{name}: expected shape (..., classes), at least one row and one class, got {array.shape}")
+    return array.reshape(-1, array.shape[-1]), array.shape
 
 
 def undefined(rows: Rows, kind: str) -> NDArray[np.bool_]:

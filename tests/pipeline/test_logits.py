@@ -51,7 +51,7 @@ def test_blocks_of_rows_give_what_one_block_gives(pair, tmp_path: Path, monkeypa
     file = tmp_path / "mine.pt"
     torch.save(dict(zip(("input", "target"), pair, strict=True)), file)
     whole = pipeline.execute(plan_file(file, devices="cpu")).tables["errors"]
-    monkeypatch.setattr(stream, "ELEMENTS_AT_ONCE", 150)
+    monkeypatch.setattr(stream, "NUMBERS", 150)
     blocks = pipeline.execute(plan_file(file, devices="cpu")).tables["errors"]
     key = ["path", "row"]
     one, other = (t.sort_values(key, ignore_index=True) for t in (whole, blocks))
@@ -129,7 +129,7 @@ def test_a_wrong_number_is_named_by_the_files_own_row(pair, tmp_path: Path, monk
     pair[1][5, 3] = -0.5
     file = tmp_path / "mine.pt"
     torch.save(dict(zip(("input", "target"), pair, strict=True)), file)
-    monkeypatch.setattr(stream, "ELEMENTS_AT_ONCE", 100)
+    monkeypatch.setattr(stream, "NUMBERS", 100)
     with pytest.raises(UsageError, match=r"mine.pt: target: row 5, column 3 is -0.5; probs must be"):
         pipeline.execute(plan_file(file, target_kind="probs", devices="cpu"))
 
@@ -242,7 +242,7 @@ def test_a_kernel_that_gives_a_number_for_a_nan_is_found(pair, tmp_path: Path) -
     assert audited.new_findings["row"].tolist() == [5]
 
 
-@pytest.mark.parametrize("shape", [(14, 50), (2, 7, 50), (2, 7, 5, 10), (700,)])
+@pytest.mark.parametrize("shape", [(14, 50), (2, 7, 50), (2, 4, 5, 10), (700,)])
 @pytest.mark.parametrize("suffix", [".npz", ".pt", ".safetensors"])
 def test_the_last_dimension_is_the_classes_and_a_mask_says_which_rows(
     shape: tuple[int, ...], suffix: str, tmp_path: Path
@@ -285,7 +285,7 @@ def test_shards_are_one_tensor_in_the_order_of_their_names(
     for name, rows in {"b": slice(3, 7), "a": slice(0, 3)}.items():
         save({"input": x[rows], "target": y[rows]}, tmp_path / f"{name}{suffix}")
     (tmp_path / "notes.txt").write_text("no tensors")
-    monkeypatch.setattr(stream, "ELEMENTS_AT_ONCE", 100)  # blocks that span two shards
+    monkeypatch.setattr(stream, "NUMBERS", 100)  # blocks that span two shards
     for given in (tmp_path, tmp_path / f"*{suffix}"):
         errors = judged(given)
         assert list(errors["row"]) == list(range(7)) and same_as_exact(errors, x, y)

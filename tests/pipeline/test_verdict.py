@@ -182,9 +182,7 @@ EXECUTION: dict[str, Kernel] = {
     "strided": lambda x, y: torchs(*(torch.as_strided(t, t.shape, (t.shape[1], 1)) for t in (x, y))),
     "views with an offset": lambda x, y: torchs(*(torch.as_strided(t, t.shape, t.stride(), 0) for t in (x, y))),
     "in batches of 7": lambda x, y: torchs(x, y) * (1 + (len(x) == 7)),
-    "after another shape": lambda x, y: (
-        (SEEN.append(x.shape[1]), torchs(x, y))[1] * (1 + (SEEN[-2] not in (0, SEEN[-1])))
-    ),
+    "after another shape": lambda x, y: after_half_the_classes(x, torchs(x, y)),
     "with gradients": lambda x, y: torchs(x, y) * (1 + (x.requires_grad and torch.is_grad_enabled())),
 }
 

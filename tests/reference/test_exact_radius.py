@@ -1,6 +1,7 @@
 """The radius of exact_kl's values: that it holds, what it rests on, and where it is zero."""
 
 import math
+from time import process_time
 
 import mpmath
 import numpy as np
@@ -9,6 +10,7 @@ from definition import INF, WIDE, arb, distance, in_arb, pairs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from audit import exact_kl
 from audit.reference import oracle
 
 
@@ -52,3 +54,55 @@ def test_mpmath_keeps_the_error_bound_that_the_radius_assumes(precision):
             with flint.ctx.workprec(precision + 2_500):
                 exact = getattr(flint.arb(argument), name)()
                 assert abs(arb(got) - exact) <= abs(exact) * flint.arb((1, 12 - precision)), (name, argument)
+
+
+def wild(rng, n, low, high):
+    """Numbers of every exponent from `low` to `high`."""
+    return rng.choice([-1, 1], n) * rng.uniform(1, 2, n) * 2.0 ** rng.integers(low, high, n)
+
+
+def cancelling(rng, n):
+    """(name, input, target): rows of logits whose KL is far below its terms, or whose terms are far from each other."""
+    small, any_size, common = wild(rng, n, -1074, -500), wild(rng, n, -1074, 1023), rng.normal(0, 3, n)
+    yield "tiny", small, wild(rng, n, -1074, -500)
+    yield "wild", any_size, wild(rng, n, -1074, 1023)
+    yield "one moved", small, np.where(np.arange(n) == n // 2, 1e-3, small)
+    yield "half wild", np.where(np.arange(n) % 2, any_size, common), np.where(np.arange(n) % 7, common, any_size)
+    yield "offset", common + 2.0**20, common * (1 + 2.0**-50 * rng.integers(-4, 5, n))
+    yield "about 1", common + rng.choice([-1.0, 1.0, 1 - 2.0**-40, 1 + 2.0**-40], n), common
+    yield "peaked", np.where(np.arange(n) == 1, 2_000.0, common), np.where(np.arange(n) == 1, 2_001.0, common)
+
+
+@pytest.mark.parametrize("n", [2, 7, 60])
+def test_what_cancels_in_logits_is_within_its_radius(n):
+    flint = pytest.importorskip("flint")
+    rng, settled = np.random.default_rng(n), 0
+    for _ in range(max(3, 60 // n)):
+        for name, x, y in cancelling(rng, n):
+            pair = x, y, "logits", "logits"
+            for precision in (264, 800):
+                ball = oracle.row_ball(*pair, precision)
+                assert ball.settles(10), name
+                with flint.ctx.workprec(8_000):
+                    exact = in_balls(flint.arb, x, y)
+                    settled += exact.rel_accuracy_bits() > precision
+                    assert abs(arb(ball.value) - exact).overlaps(arb(ball.radius) * flint.arb("0.5 +/- 0.5")), name
+    assert settled > 20  # Arb's plain form has bits left in most families
+
+
+def test_no_row_of_5_000_classes_takes_2_seconds():
+    for name, x, y in cancelling(np.random.default_rng(5), 5_000):
+        start = process_time()
+        exact_kl(x, y)
+        assert process_time() - start < 2, name
+
+
+def in_balls(number, x, y):
+    """KL of two rows of logits by its plain form, as Arb balls."""
+    x, y = ([number(v) - number(max(row)) for v in row] for row in (x.tolist(), y.tolist()))
+    weights = [v.exp() for v in y]
+    total = sum((v.exp() for v in x), number(0)) / sum(weights, number(0))
+    return (
+        sum((w * (b - a) for w, a, b in zip(weights, x, y, strict=True)), number(0)) / sum(weights, number(0))
+        + total.log()
+    )

@@ -113,7 +113,7 @@ def test_what_cannot_be_decided_is_an_error_with_the_radius():
         ([[], []], [[], []], {}, r"at least one row and one class.*\(2, 0\)"),
         ([0.0, 1], [0.0, 1, 2], {}, r"\(2,\) and target \(3,\)"),
         ([[0.0, 1]], [0.0, 1], {}, r"\(1, 2\) and target \(2,\)"),
-        ([[[0.0]]], [[[0.0]]], {}, r"expected shape.*\(1, 1, 1\)"),
+        ([[[]]], [[[]]], {}, r"expected shape.*\(1, 1, 0\)"),
         (3.0, 3.0, {}, r"expected shape.*\(\)"),
         ([0.0, 1], [0.0, 1], {"input_kind": "softmax"}, r"input_kind: 'softmax'.*logits, log_probs, probs"),
         ([0.0, 1], [0.0, 1], {"target_kind": None}, r"target_kind: None"),

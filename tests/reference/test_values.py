@@ -61,17 +61,29 @@ def test_exact_numbers_of_other_types_are_taken():
     ]
 
 
-@pytest.mark.parametrize("dtype", ["int64", "bool", "complex128", "object", "str"])
-def test_arrays_that_are_not_floating_are_refused(dtype):
-    with pytest.raises(UsageError, match="target: expected a floating dtype, got"):
+@pytest.mark.parametrize("dtype", ["bool", "complex128", "object", "str"])
+def test_arrays_that_are_not_numbers_are_refused(dtype):
+    with pytest.raises(UsageError, match="target: expected a floating or an integer dtype, got"):
         exact_kl([0.0, 1.0], np.array([0, 1]).astype(dtype))
 
 
-@pytest.mark.parametrize("dtype", ["int64", "bool", "complex64"])
-def test_tensors_that_are_not_floating_are_refused(dtype):
+@pytest.mark.parametrize("dtype", ["bool", "complex64"])
+def test_tensors_that_are_not_numbers_are_refused(dtype):
     torch = pytest.importorskip("torch")
-    with pytest.raises(UsageError, match=f"input: expected a floating dtype, got torch.{dtype}"):
+    with pytest.raises(UsageError, match=f"input: expected a floating or an integer dtype, got {dtype}"):
         exact_kl(torch.zeros(2, dtype=getattr(torch, dtype)), [0.0, 1.0])
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int32", "int64"])
+def test_integers_are_taken_exactly_or_not_at_all(dtype):
+    torch = pytest.importorskip("torch")
+    numbers = [[3, 1, 2], [0, 2, 2]]
+    for made in (np.array(numbers, dtype), torch.tensor(numbers, dtype=getattr(torch, dtype))):
+        assert exact_kl(made, [[1.0, 0.0, 0.0]] * 2) == exact_kl(numbers, [[1.0, 0.0, 0.0]] * 2)
+    if dtype == "int64":
+        for made in (np.array([2**53 + 1]), torch.tensor([2**53 + 1])):
+            with pytest.raises(UsageError, match="9007199254740993 is not a binary64 number"):
+                exact_values(made, "input")
 
 
 @pytest.mark.parametrize("values", [[[1, 2], [3]], [["1", "2"]], [None, 1.0], "12", [1.0, [2.0]], [1j, 2.0]])
@@ -94,11 +106,17 @@ def test_a_number_beyond_binary64_is_refused():
         exact_values([10**400], "input")
 
 
-def test_one_distribution_is_told_from_one_row():
-    rows, single = as_rows([0.0, 1.0], "input")
-    assert rows.shape == (1, 2) and single
-    rows, single = as_rows([[0.0, 1.0]], "input")
-    assert rows.shape == (1, 2) and not single
+@pytest.mark.parametrize("shape", [(2,), (1, 2), (3, 1, 2), (2, 2, 2, 2)])
+def test_leading_dimensions_are_rows(shape):
+    rows, given = as_rows(np.arange(math.prod(shape), dtype=float).reshape(shape), "input")
+    assert rows.shape == (math.prod(shape) // 2, 2) and given == shape
+    x, y = np.random.default_rng(1).standard_normal((2, *shape))
+    each = exact_kl(x, y)
+    alone = [exact_kl(*pair) for pair in zip(x.reshape(-1, 2), y.reshape(-1, 2), strict=True)]
+    assert (each if len(shape) > 1 else [each]) == alone
+    for reduction, divisor in (("sum", 1), ("mean", x.size), ("batchmean", shape[0])):
+        value = float(exact_kl(x, y, reduction=reduction))
+        assert value == pytest.approx(float(sum(alone)) / divisor, rel=1e-14)
 
 
 @pytest.mark.parametrize("kind", ["logits", "log_probs"])
