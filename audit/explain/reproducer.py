@@ -165,7 +165,9 @@ def _shows(path: Path, input: Tensor, target: Tensor, device: str, symptom: str)
 
 
 def _gradient_shows(path: Path, input: Tensor, target: Tensor, device: str, symptom: str) -> bool:
-    return any(g.symptom == symptom for g in Truth(input, target).gradients(path, device))
+    with suppress(RuntimeError):  # of a row that autograd finds nothing in to differentiate
+        return any(g.symptom == symptom for g in Truth(input, target).gradients(path, device))
+    return False
 
 
 def _hexadecimal(tensor: Tensor) -> str:
