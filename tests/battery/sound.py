@@ -147,7 +147,7 @@ def flushed(input: Tensor, target: Tensor) -> Tensor:
     return flush(flush(terms.sum(-1)).to(input.dtype))
 
 
-def clamped(input: Tensor, target: Tensor) -> Tensor:
+def clamped_at_zero(input: Tensor, target: Tensor) -> Tensor:
     """Never below 0, which a divergence is not either: never less accurate."""
     return plain(input, target).clamp(min=0)
 
@@ -159,5 +159,5 @@ def magnitude(input: Tensor, target: Tensor) -> Tensor:
 
 SOUND = [
     plain, permuted, reversed_classes, sequential, online, blocked, compensated, in_double, base_two, ratio_of_sums,
-    reciprocal, entropies_apart, flushed, clamped, magnitude,
+    reciprocal, entropies_apart, flushed, clamped_at_zero, magnitude,
 ]  # fmt: skip
