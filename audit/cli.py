@@ -267,8 +267,8 @@ def references(
 
 
 @app.command("list")
-def list_(what: Annotated[str, typer.Argument(help="cases, paths or devices.")]) -> None:
-    """One line for each case, path or device there is."""
+def list_(what: Annotated[str, typer.Argument(help="cases, paths, devices or causes.")]) -> None:
+    """One line for each case, path, device or known defect there is."""
     from audit.explain.coverage import listing
 
     for name, text in listing(what):

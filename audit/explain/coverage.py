@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from audit import cases, paths
+from audit import cases, causes, paths
 from audit.base.formats import FORMATS
 from audit.base.kinds import KINDS
 from audit.base.usage import UsageError
@@ -16,7 +16,7 @@ from audit.paths.execution import EXECUTIONS
 
 _HEAD = """# What is audited
 
-`python -m audit list cases|paths|devices` prints the same lines, with what is absent on the machine at hand.
+`python -m audit list cases|paths|devices|causes` prints the same lines, with what is absent on the machine at hand.
 
 ## Profiles
 
@@ -36,7 +36,7 @@ _COSTLY = "standard: log_softmax; full: the main paths"
 
 
 def listing(what: str) -> list[tuple[str, str]]:
-    """Name and one line for each case, path or device. Raises UsageError for anything else."""
+    """Name and one line for each case, path, device or cause. Raises UsageError for anything else."""
     if what == "cases":
         return [(c.name, f"{c.profile:9s} {c.summary}") for c in _cases()]
     if what == "paths":
@@ -44,9 +44,11 @@ def listing(what: str) -> list[tuple[str, str]]:
             (p.name, f"{p.kind:9s} {p.reduction:9s} {p.summary}" + (f" (absent: {p.absent})" if p.absent else ""))
             for p in _paths()
         ]
+    if what == "causes":
+        return [(c.name, c.summary) for c in causes.registered()]
     if what == "devices":
         return [(d.name, f"absent: {d.absent}" if d.absent else d.model) for d in devices.found()]
-    raise UsageError(f"list: {what!r} is not one of cases, paths, devices")
+    raise UsageError(f"list: {what!r} is not one of cases, paths, devices, causes")
 
 
 def page() -> str:

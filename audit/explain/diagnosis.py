@@ -183,6 +183,7 @@ class _Call:
         padded = not all_kept and (self.divisor > 1 or float(Rows(each, self.dim, ~self.keep).rows.sum()) != 0)
         if verdict in _RIGHT and padded:
             verdict = "padding"
+            self.remarks += [VERDICTS["mixed_dtypes"]] if self.x.dtype != self.y.dtype else []
         elif verdict == "sound" and kl is not None and exact is not None:
             verdict = self._sound(value, exact, size, kl, agree, x, y)
         if verdict in _RIGHT and kl is not None and self.divisor != len(x.rows):
@@ -190,7 +191,8 @@ class _Call:
                 f'"{self.reduction}" divides the sum of {len(self.keep)} rows by {self.divisor}; the mean over '
                 f'{len(x.rows)} rows, {kl:.6g}, is what reduction="rowmean" of audit.kl_div_from_logits gives.'
             )
-        call = "" if verdict in _NO_CALL or kl == math.inf else self._call(verdict, kl)
+        lost = kl == math.inf or (kl is None and verdict in _SIDES)
+        call = "" if verdict in _NO_CALL or lost else self._call(verdict, kl)
         return Diagnosis(verdict, value, exact, kl, " ".join([VERDICTS[verdict], *self.remarks]), self.evidence, call)
 
     def of_classes(self, indices: Tensor) -> Diagnosis:
@@ -201,12 +203,15 @@ class _Call:
         except RuntimeError:
             value = math.nan
         keep = (indices >= 0).flatten() & self.keep
+        if not keep.any():
+            raise UsageError("target: expected the index of a class in some row, got negative ones alone")
         x, classes = Rows(self.x, self.dim, keep), indices.flatten()[keep].unsqueeze(-1)
         log_q = x.rows.double().log() if x.probs else x.rows.double().log_softmax(-1)
         kl = float(-log_q.gather(-1, classes).mean())
         evidence = "one 1 a row, of an integer dtype" if one_hot else f"whole numbers of shape {tuple(self.y.shape)}"
         given, kept = f"target.argmax({self.dim})" if one_hot else "target.long()", "[mask]" if self.kept else ""
-        logits = f"input_logits.movedim({self.dim}, -1){kept}.reshape(-1, {x.classes})"
+        wide = ".float()" if self.x.dtype in (torch.float16, torch.bfloat16) else ""
+        logits = f"input_logits.movedim({self.dim}, -1){kept}.reshape(-1, {x.classes}){wide}"
         call = f"F.cross_entropy({logits}, {given}{kept}.reshape(-1))"
         return Diagnosis("class_indices", value, None, kl, VERDICTS["class_indices"], evidence, call)
 
@@ -263,7 +268,7 @@ class _Call:
         gone = (y.rows == (-math.inf if self.log_target else 0)).any(-1)
         if y.short(self.log_target) and (gone.all() or not alike):
             return "truncated"
-        factor = 1 / float(sums.mean())
+        factor = 1 / max(float(sums.mean()), 1e-300)
         if alike and is_temperature(factor, 8 * y.slack):
             self.remarks.append(f"As if divided by {factor:.4g}, a temperature outside the softmax.")
         return "unnormalised_target"
@@ -347,12 +352,13 @@ class _Call:
         logs = (not x.probs, y.log_probs or not (y.range[0] >= 0) or (self.log_target and not y.probs))
         pairs = (y, x) if verdict == "arguments_swapped" else (x, y)
         each, agree = divergence(*pairs, logs=logs[::-1] if verdict == "arguments_swapped" else logs)
-        return float(each.mean()), agree
+        kl = float(each.mean())
+        return (None if math.isnan(kl) else kl), agree
 
     def _exact(self, x: Rows, y: Rows) -> tuple[float | None, float]:
         """The formula on these numbers, and the size of its terms; None where a number is outside its domain."""
         sums, size = formula(x, y, self.log_target)
-        self.sums, value = sums, math.fsum(sums.tolist())
+        self.sums, value = sums, float(sums.sum())
         if abs(value) < 1e-3 * size and self.x.numel() <= EXACTLY:  # where binary64 keeps fewer than 12 digits
             sides = [side.rows.reshape(1, -1) for side in (x, y)]
             kind = "log_probs" if self.log_target else "probs"

@@ -18,7 +18,7 @@ from audit.base.text import plain
 from audit.base.usage import UsageError
 
 NEW, SHARED, LOSSY, ACKNOWLEDGED = "new", "shared", "lossy", "acknowledged"
-SCOPE = ("path", "case", "dtype", "device", "symptom")
+SCOPE = ("path", "case", "dtype", "device", "symptom", "cause")
 GROUP = ["path", "dtype", "device", "symptom", "shared", "acknowledged_by"]
 _KEY = ["path", "case", "dtype", "device"]
 _WHERE = ["path", "dtype", "device"]
@@ -188,17 +188,18 @@ def find(
     wrong = pd.MultiIndex.from_frame(pd.concat([errors[~errors["symptom"].isin(["", LOSSY])], uncomputed])[_KEY])
     slopes = slopes[~pd.MultiIndex.from_frame(slopes[_KEY]).isin(wrong)]
     rows = _together([errors, slopes, uncomputed, changed])
-    rows = rows[rows["symptom"] != ""].assign(acknowledged_by="")
+    rows = rows[rows["symptom"] != ""].assign(acknowledged_by="").fillna({"cause": ""})
     rows["shared"] = _shared(rows, torchs) if own else False
     stale = []
-    scope = [field for field in SCOPE if field != "symptom"]
+    scope = [field for field in SCOPE if field not in ("symptom", "cause")]
     ran = {True: slopes[scope].drop_duplicates(), False: errors.loc[gated, scope].drop_duplicates()}
     # Whatever is known of torch's path is the reason of what is shared with it.
     known_of = rows.assign(path=rows["path"].mask(rows["shared"], next(iter(torchs["path"]), "")))
     for known in acknowledgements:
         covered = known.covers(known_of)
         rows.loc[covered & (rows["acknowledged_by"] == ""), "acknowledged_by"] = known.name
-        if known.covers(ran[known.of_gradients]).any() and not covered.any():
+        # That no input of a run shows a cause says nothing of it.
+        if "cause" not in known.scope and known.covers(ran[known.of_gradients]).any() and not covered.any():
             stale.append(known.name)
     reasons = {a.name: a.reason for a in acknowledgements}
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -217,6 +218,7 @@ def find(
             | {
                 "status": _status(example),
                 "reason": reasons.get(str(key[-1]), ""),
+                "cause": " ".join(name for name in dict.fromkeys(group["cause"]) if name),
                 "results": len(group),
                 "cases": " ".join(dict.fromkeys(group["case"])),
                 "reductions": " ".join(dict.fromkeys(group["reduction"])),
@@ -245,6 +247,6 @@ def _status(row: pd.Series) -> str:
 
 
 _FIELDS = [
-    "status", "reason", "results", "cases", "reductions", "worst_ratio", "case", "row", "reduction", "reference",
-    "computed", "bound", "scaled_error", "note", "fails_at", "passes_at",
+    "status", "reason", "cause", "results", "cases", "reductions", "worst_ratio", "case", "row", "reduction",
+    "reference", "computed", "bound", "scaled_error", "note", "fails_at", "passes_at",
 ]  # fmt: skip

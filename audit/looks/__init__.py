@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from audit.base.workers import Later, Submit, later
 from audit.cases import Problem, build
@@ -24,7 +26,7 @@ class Trial:
     """A problem, the paths that take it, and what their results will be compared with.
 
     `references` are the exact values of each quantity that a path means to compute, and of "kl"; `before` is KL before
-    rounding to the dtype.
+    rounding to the dtype. `numbers`: the rows whose numbers are still there, and those, where the problem is slim.
     """
 
     problem: Problem
@@ -32,6 +34,7 @@ class Trial:
     limits: Later[Limits]
     references: Mapping[str, Later[References]]
     before: Later[References] | None
+    numbers: tuple[NDArray[np.int64], Problem] | None = None
 
 
 def begin_trials(plan: Plan, engine: Engine, submit: Submit) -> Iterator[Trial]:

@@ -9,19 +9,24 @@ from itertools import chain
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
+from audit import causes
 from audit.base.formats import FORMATS
 from audit.base.supervision import on_case
 from audit.base.text import describe
-from audit.base.workers import Later
+from audit.base.workers import Later, later
 from audit.cases import Rows
+from audit.causes.matching import Results, name_causes
 from audit.judge.bounds import keeps
 from audit.judge.errors import error_columns
+from audit.judge.findings import symptoms
 from audit.judge.references import References, divisor, published, reduced
 from audit.looks import Look, Run, Trial
 from audit.machine.devices import examine, lost
 from audit.machine.measure import TOO_SLOW, Result, measure
 from audit.paths import Path
+from audit.paths.rounding import Rounding
 
 _EXACT = Context(prec=2_000)
 
@@ -104,10 +109,34 @@ def error_table(results: Sequence[Measured]) -> pd.DataFrame:
     table = pd.concat([table.drop(columns="result_class"), error_columns(table)], axis=1)
     table["within_bound"] = within_bound(table)
     table["lossy"] = table["within_bound"] & ~within_bound(table.assign(bound=table["attainable"]))
+    table["cause"] = _causes(table, results)
     table["input_error"] = [
         _difference(exact, before) for exact, before in zip(table["exact_kl"], table["before"], strict=True)
     ]
     return table
+
+
+def _causes(table: pd.DataFrame, results: Sequence[Measured]) -> NDArray[np.object_]:
+    """The known defect whose formula gives a wrong or lossy result, of those that mean to be KL."""
+    wrong = (symptoms(table) != "").to_numpy(bool) & (table["kind"] == "kl").to_numpy(bool)
+    exact = table["reference"].map(float).to_numpy(np.float64)
+    names = np.full(len(table), "", dtype=object)
+    made: dict[tuple[int, Rounding], Later[causes.Rows]] = {}
+    judged: list[tuple[NDArray[np.int64], Results]] = []
+    start = 0
+    for measured in results:
+        path, result = measured.path, measured.result
+        everywhere = np.arange(start, start := start + len(result.computed))
+        if path.kind == "kl" and not result.note:
+            kept, problem = measured.trial.numbers or (slice(None), measured.trial.problem)
+            places, computed = everywhere[kept], result.computed[kept]
+            rows = later(causes.Rows.of, problem.input, problem.target, problem.case.kinds[::-1], path.rounding)
+            rows = made.setdefault((id(problem), path.rounding), rows)
+            where = path.name, measured.device, path.reduction
+            judged.append((places, Results(*where, rows, computed, exact[places], wrong[places], result.dtype)))
+    for (places, _), found in zip(judged, name_causes([r for _, r in judged]), strict=True):
+        names[places] = found
+    return names
 
 
 def _shared_columns(measured: Measured) -> dict[str, object]:

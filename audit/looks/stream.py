@@ -106,6 +106,7 @@ def _compared(
     merged = replace(
         trial,
         problem=problem.slim(),
+        numbers=(asked, part),
         limits=later(_limits, enclosed, paths, problem.dtype, asked, limits),
         references={q: later(_references, enclosed, texts, asked, exact.get(q)) for q in quantities},
     )

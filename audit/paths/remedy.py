@@ -223,7 +223,7 @@ def _divergence(x: Tensor, y: Tensor, scale: float, exact: bool, wanted: tuple[b
 
 
 def _near(x: Tensor, y: Tensor, scale: float, reach: float, wanted: tuple[bool, ...]) -> _Rows | None:
-    """By the series, with every rounding error carried along; None where the differences spread further."""
+    """By the series, with every rounding error carried along; None where the differences spread further or overflow."""
     e, top = x - y, y.amax(-1, keepdim=True)
     spread = _spread(e) * scale
     if not spread <= reach or x.amax().isnan():
@@ -235,7 +235,10 @@ def _near(x: Tensor, y: Tensor, scale: float, reach: float, wanted: tuple[bool, 
     w.exp_()
     w.addcmul_(w, y_low)
     mass = w.sum(-1, keepdim=True)
-    d = e.sub_(_dot(w, e) / mass).add_(e_low)
+    centre = _dot(w, e) / mass
+    if not centre.isfinite().all():  # an offset near the largest number: the sum of as many overflows
+        return None
+    d = e.sub_(centre).add_(e_low)
     d.sub_(_dot(w, d) / mass)
     return _by_series(d.mul_(scale) if scale != 1 else d, w, mass, spread, _BITS[False], wanted)
 

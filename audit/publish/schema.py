@@ -34,6 +34,7 @@ _KEY = [
 _CASE, _PATH, _REDUCTION, _DTYPE, _DEVICE, _KIND = _KEY
 _WHERE = [_PATH, _DTYPE, _DEVICE]
 _UNCOMPUTED = "nothing was computed"
+_UNNAMED = "none was recognised, or nothing is wrong"
 _RAISED = "an exception was observed"
 
 SCHEMAS: dict[str, list[Column]] = {
@@ -88,6 +89,7 @@ SCHEMAS: dict[str, list[Column]] = {
             "misuse and estimators",
         ),
         Column("lossy", BOOLEAN, "within bound, but not within attainable", empty="bound is empty"),
+        Column("cause", TEXT, "the known defect whose formula gives this result (`list causes`)", empty=_UNNAMED),
         Column("negative", BOOLEAN, "computed < 0", empty=_UNCOMPUTED),
         Column("false_zero", BOOLEAN, "computed = 0 though the reference rounds to another number", empty=_UNCOMPUTED),
     ],
@@ -119,6 +121,7 @@ SCHEMAS: dict[str, list[Column]] = {
             "result_class; for a gradient input_gradient_ or target_gradient_, followed by "
             "beyond_bound or not_finite; changes, for what should change nothing",
         ),
+        Column("cause", TEXT, "the known defects that give some of these results, or all", empty=_UNNAMED),
         Column("acknowledged_by", TEXT, "name of the acknowledgement", empty="the finding is not acknowledged"),
         Column("reason", TEXT, "its reason", empty="the finding is not acknowledged"),
         Column("results", INTEGER, "results it stands for"),

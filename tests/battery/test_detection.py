@@ -37,7 +37,7 @@ UNTOLD = {
     "rows_from_128_lost": HALVES | {"float64"},  # so many rows are there in float32 alone
     "rows_from_65535_lost": {"float16", "float64"},  # so many rows are there in the other two alone
     "square_is_transposed": HALVES | {"float64"},  # a square is there in float32 alone
-    "unshifted_log_sum_exp": set(),
+    "unshifted_log_sum_exp": HALVES,
     # In rows of 128,256 classes, where a stored half rounds more than that away.
     "block_of_a_wide_row_left_out": HALVES,
     "block_of_a_wide_row_twice": HALVES,

@@ -102,6 +102,13 @@ def test_impossible_classes(dtype: str) -> None:
     assert values[2] == pytest.approx(exact[2], rel=2 * FORMATS[dtype].unit_roundoff)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_common_offset_near_the_largest_number_costs_nothing(dtype: torch.dtype) -> None:
+    offset = torch.finfo(dtype).max / 4
+    x = torch.full((3, 32), offset, dtype=dtype)
+    assert (kl_div_from_logits(x, -x, reduction="none") == 0).all()
+
+
 def test_a_nan_is_not_lost() -> None:
     y = torch.zeros(2, 3)
     x = torch.tensor([[0.0, float("nan"), 0.0], [1.0, 2.0, 3.0]])

@@ -1,0 +1,135 @@
+"""Known defects, by name: each a plain function that gives, class by class, what the defect adds up.
+
+A cause takes `Rows` and returns the terms of its sum, rows x classes, or several sets of them that are summed apart.
+In binary64 they say what the defect means; where it is a rounding they are tensors of the path's own formats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from audit.paths.rounding import PLAIN, Rounding
+
+Terms = Tensor | tuple[Tensor, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Input and target, rows x classes in their dtype, the roundings of the path that was given them, and in binary64
+    their logits x and y (the logarithms of what was given as probabilities), log q, log p, q, p and the divergence's
+    terms. `kinds`: what input and target are. `values` keeps what was computed of them.
+    """
+
+    input: Tensor
+    target: Tensor
+    kinds: tuple[str, str]
+    rounding: Rounding
+    x: Tensor
+    y: Tensor
+    log_q: Tensor
+    log_p: Tensor
+    q: Tensor
+    p: Tensor
+    terms: Tensor
+    values: dict[Any, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls, input: Tensor, target: Tensor, kinds: tuple[str, str] = ("logits", "logits"), rounding: Rounding = PLAIN
+    ) -> Rows:
+        pairs = list(zip((input, target), kinds, strict=True))
+        x, y = (t.double().log() if kind == "probs" else t.double() for t, kind in pairs)
+        log_q, log_p = (t.log_softmax(-1) if kind == "logits" else t for t, kind in zip((x, y), kinds, strict=True))
+        terms = kl_terms(log_p, log_q)
+        return cls(input, target, kinds, rounding, x, y, log_q, log_p, log_q.exp(), log_p.exp(), terms)
+
+    def stored(self, t: Tensor) -> Tensor:
+        """In the format that the path's tensors have."""
+        return t.to(getattr(torch, self.rounding.storage) if self.rounding.storage else self.input.dtype)
+
+    def shifted(self, t: Tensor) -> Tensor:
+        """Logits less their maximum, in the format that kernels compute in: float32 for halves."""
+        wide = torch.promote_types(self.stored(t).dtype, torch.float32)
+        return t.to(wide) - t.to(wide).amax(-1, keepdim=True)
+
+    def probabilities(self) -> Tensor:
+        """The target's, stored."""
+        return self.target if self.kinds[1] == "probs" else self.stored(self.shifted(self.target).softmax(-1))
+
+    def divergence(self, log_q: Tensor, p: Tensor, log_p: Tensor) -> Terms:
+        """The terms that the path makes of stored (log-)probabilities, in its formats."""
+        result = getattr(torch, self.rounding.result) if self.rounding.result else log_q.dtype
+        log_q, p, log_p = (t.to(result) for t in (log_q, p, log_p))
+        if self.rounding.target == "log_softmax":
+            return F.kl_div(log_q, log_p, reduction="none", log_target=True)
+        if self.rounding.masses:
+            return torch.xlogy(p, p) - p * log_q - p + log_q.exp()
+        if self.rounding.separate:
+            return torch.xlogy(p, p), -(p * log_q)
+        return F.kl_div(log_q, p, reduction="none")
+
+
+Variant = Callable[[Rows], Terms]
+
+
+def kl_terms(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """p (log p - log q), 0 where p = 0."""
+    p = log_p.exp()
+    return torch.where(p > 0, p * (log_p - log_q), 0.0)
+
+
+@dataclass(frozen=True)
+class Cause:
+    """A defect and its `variants`, each the function that may be it.
+
+    `paths`: those of the audit's own that have it by construction, so that it need not be shown there again.
+    `emulated`: its terms have the roundings of the path's stored tensors, in halves to the bit. `chance`: how likely
+    any other defect gives its result, at the least, where that is one of few.
+    """
+
+    name: str
+    summary: str
+    variants: tuple[Variant, ...]
+    paths: tuple[str, ...] = ()
+    emulated: bool = False
+    chance: float = 0.0
+
+
+_REGISTRY: dict[str, Cause] = {}
+_MODULES = ("torch_kernels", "own_kernels")
+
+
+def register(cause: Cause) -> None:
+    """Adds a cause; its name must be new."""
+    if cause.name in _REGISTRY:
+        raise ValueError(f"cause {cause.name!r} is registered already")
+    _REGISTRY[cause.name] = cause
+
+
+def cause(
+    paths: Sequence[str] = (), emulated: bool = False, **variants: Sequence[Any]
+) -> Callable[[Callable[..., Terms]], Callable[..., Terms]]:
+    """Decorator: registers a function of Rows as a cause; `variants` are the values that one keyword may have."""
+
+    def decorate(function: Callable[..., Terms]) -> Callable[..., Terms]:
+        each = [partial(function, **{key: value}) for key, values in variants.items() for value in values]
+        summary = (function.__doc__ or "").splitlines()[0]
+        register(Cause(function.__name__, summary, tuple(each) or (function,), tuple(paths), emulated))
+        return function
+
+    return decorate
+
+
+def registered() -> list[Cause]:
+    """Every cause, in the order of registration."""
+    for module in _MODULES:
+        import_module(f"audit.causes.{module}")
+    return list(_REGISTRY.values())

@@ -1,0 +1,188 @@
+"""Which results are what a known defect gives: the column `cause`.
+
+A result matches a cause that predicts v, where the divergence is e, if it is within t of v: what roundings may do of
+which the cause does not speak. How likely is that by chance? An error whose density falls off on both sides of 0 has a
+density of at most 1 / |v - e| at v - e, so c = 2 t / (|v - e| - t). Of a result that is not finite there are no digits,
+only that it is not: c = 1/2.
+
+A cause is shown for a path where it is borne out by at least half of the results that it should explain, and by the
+product over them of 0.001 + 0.999 / c for each that matches and of 0.001 for each that does not. By chance the
+expectation is at most 1: it is an e-value, as is the mean of several (Vovk and Wang, Annals of Statistics 49, 2021),
+which is taken over results whose predictions are one multiple of e, as they say the same thing. By Markov's inequality
+it exceeds a million times the number of causes with a probability below one in a million, for all of them together.
+Where a path has a cause by construction nothing need be shown: a result within t of what the defect gives has no other
+error above t.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, cached_property, partial
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from audit.base.formats import FORMATS
+from audit.causes import Rows, Variant, registered
+
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+CHANCE = 1e-6
+STAKE = 0.999  # of each row's evidence, on a match
+SHARE = 0.5  # of the results that a cause should explain, what it must
+SAMPLE = 2**16  # numbers of a problem on which causes are tried that are not shown yet
+
+
+class Hypothesis(NamedTuple):
+    """One variant of a cause; see Cause."""
+
+    name: str
+    variant: Variant
+    paths: tuple[str, ...]
+    emulated: bool
+    chance: float
+
+
+@dataclass(frozen=True, eq=False)
+class Results:
+    """What a path gave for some rows, or for all in one, beside the exact values; `failing`: which are to be named.
+
+    `dtype` is the results' own, `made` gives the rows they are of.
+    """
+
+    path: str
+    device: str
+    reduction: str
+    made: Callable[[], Rows]
+    computed: Floats
+    exact: Floats
+    failing: Bools
+    dtype: str
+
+    @cached_property
+    def rows(self) -> Rows:
+        return self.made()
+
+    def sample(self) -> Results:
+        """So few rows that many causes can be tried, those first that are to be named; a reduced result as it is."""
+        most = max(1, SAMPLE // self.rows.input.shape[-1])
+        if self.reduction != "none" or len(self.computed) <= most:
+            return self
+        some = np.argsort(~self.failing, kind="stable")[:most]
+        whole = self.rows
+        made = partial(Rows.of, whole.input[some], whole.target[some], whole.kinds, whole.rounding)
+        return replace(
+            self, made=made, computed=self.computed[some], exact=self.exact[some], failing=self.failing[some]
+        )
+
+    @cached_property
+    def rounding(self) -> tuple[Floats, Floats]:
+        """What sums made in pairs may do in the format computed in, and what tensors stored in theirs may do."""
+        rows = self.rows
+        logs = torch.where(rows.log_p.isfinite() & rows.log_q.isfinite(), rows.log_p.abs() + rows.log_q.abs(), 0.0)
+        size = 1 + ((rows.p + rows.q) * logs).sum(-1).numpy()
+        if self.reduction != "none":
+            size = np.array([size.mean() if self.reduction == "batchmean" else size.sum()])
+            size /= rows.x.numel() if self.reduction == "mean" else 1
+        stored, computed = (torch.finfo(t.dtype).eps / 2 for t in (rows.stored(rows.input), rows.shifted(rows.input)))
+        return (math.log2(rows.x.shape[-1]) + 10) * computed * size, 3 * stored * size
+
+    def matches(self, hypotheses: Sequence[Hypothesis]) -> tuple[Floats, Bools, Bools, Floats]:
+        """What each predicts, hypotheses x results; which of it is off, which of that matches, and by what chance."""
+        for h in hypotheses:
+            if (h, self.reduction) not in self.rows.values:
+                self.rows.values[h, self.reduction] = _total(h.variant(self.rows), self.reduction)
+        values = np.stack([self.rows.values[h, self.reduction] for h in hypotheses])
+        format = FORMATS[self.dtype]
+        sums, stored = self.rounding
+        emulation = np.zeros_like(sums) if (stored > sums).all() else sums
+        within = 2 * format.unit_roundoff * np.abs(values) + 2 * format.smallest_subnormal
+        within += np.where([[h.emulated] for h in hypotheses], emulation, sums + stored)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            gap = np.abs(values - self.exact)
+            off = ~((gap <= 2 * within) & np.isfinite(values)) & (values != self.exact)
+            close = np.abs(self.computed - values) <= within
+            chance = np.where(np.isfinite(gap), 2 * within / (gap - within), 0.5)
+        alike = (values == self.computed) | (np.isnan(values) & np.isnan(self.computed))
+        return (
+            values,
+            off,
+            off & np.where(np.isfinite(values), close, alike),
+            np.clip(chance, [[max(h.chance, 2.0**-50)] for h in hypotheses], 1.0),
+        )
+
+
+def _total(terms: Tensor | tuple[Tensor, ...], reduction: str) -> Floats:
+    """Summed over the classes, and reduced as a path reduces, in the terms' own format."""
+    parts = terms if isinstance(terms, tuple) else (terms,)
+    if reduction == "none":
+        sums = [part.sum(-1) if part.dim() == 2 else part for part in parts]
+    elif reduction == "mean":
+        sums = [part.mean() for part in parts]
+    else:
+        sums = [part.sum() / (len(part) if reduction == "batchmean" else 1) for part in parts]
+    return np.asarray(sum(sums[1:], start=sums[0]).double().reshape(-1).numpy())
+
+
+@cache
+def _hypotheses() -> list[Hypothesis]:
+    return [Hypothesis(c.name, variant, c.paths, c.emulated, c.chance) for c in registered() for variant in c.variants]
+
+
+def name_causes(results: Sequence[Results]) -> list[list[str]]:
+    """The cause of each result of each, "" where none is shown and where none need be named."""
+    names = [np.full(len(r.computed), "", dtype=object) for r in results]
+    for path, device in dict.fromkeys((r.path, r.device) for r in results if r.failing.any()):
+        own = [i for i, r in enumerate(results) if (r.path, r.device) == (path, device)]
+        wrong = [i for i in own if results[i].failing.any()]
+        for i in wrong:
+            _name(results[i], names[i], [h for h in _hypotheses() if path in h.paths], (True, False))
+        if all((names[i] != "")[results[i].failing].all() for i in wrong):
+            continue
+        likely = _shown([results[i].sample() for i in wrong], _hypotheses())
+        tried = list(dict.fromkeys(hypothesis for hypothesis, _ in likely))
+        # What is shown where results are wrong must also be borne out where they are right.
+        for hypothesis, finite in _shown([results[i].sample() for i in own], tried) if tried else ():
+            for i in wrong:
+                _name(results[i], names[i], [hypothesis], (finite,))
+    return [list(n) for n in names]
+
+
+def _name(
+    results: Results, names: NDArray[np.object_], hypotheses: Sequence[Hypothesis], finite: tuple[bool, ...]
+) -> None:
+    """Names what matches one of the hypotheses and has no name yet, of results that are finite, or not, or both."""
+    for hypothesis in hypotheses:
+        wanted = results.failing & (names == "") & np.isin(np.isfinite(results.computed), finite)
+        if wanted.any():
+            _, _, matched, _ = results.matches([hypothesis])
+            names[wanted & matched[0]] = hypothesis.name
+
+
+def _shown(samples: Sequence[Results], hypotheses: Sequence[Hypothesis]) -> list[tuple[Hypothesis, bool]]:
+    """The hypotheses that are shown, those with the most evidence first, for finite results and for others apart."""
+    parts = []
+    for results in samples:
+        values, off, matched, chance = results.matches(hypotheses)
+        place, row = np.nonzero(off | results.failing)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            factor = values[place, row] / results.exact[row] - 1
+            factor = np.sign(factor) * np.round(2**10 * np.log2(np.abs(factor)))
+        evidence = 1 - STAKE + np.where(matched, STAKE / chance, 0.0)[place, row]
+        finite = np.where(results.failing, np.isfinite(results.computed), np.isfinite(values))[place, row]
+        columns = {"place": place, "finite": finite, "factor": factor, "evidence": evidence}
+        parts.append(pd.DataFrame(columns | {"matched": matched[place, row]}))
+    rows = pd.concat(parts, ignore_index=True)
+    alone = ~np.isfinite(rows["factor"])
+    rows.loc[alone, "factor"] = -1e9 - rows.index[alone]
+    by_factor = rows.groupby(["place", "finite", "factor"])["evidence"].mean()
+    evidence = np.log(by_factor).groupby(["place", "finite"]).sum().sort_values(ascending=False, kind="stable")
+    share = rows.groupby(["place", "finite"])["matched"].mean()
+    shown = evidence.index[(evidence > math.log(len(_hypotheses()) / CHANCE)) & (share[evidence.index] >= SHARE)]
+    return [(hypotheses[place], finite) for place, finite in shown]

@@ -1,0 +1,153 @@
+"""Causes: each planted defect is named, and no other; sound kernels never; what is random, hardly ever."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor
+
+from audit.causes import Rows, registered
+from audit.causes.matching import Results, name_causes
+from audit.machine.plan import plan, plan_file
+from audit.pipeline.loop import execute
+from tests.battery import defects, sound
+
+# Planted in tests/battery, which computes them its own way.
+NAMES = {
+    "tail_block_dropped": "tail_left_out",
+    "last_class_dropped": "last_class_left_out",
+    "tail_left_out_of_normaliser": "tail_left_out_of_normaliser",
+    "last_class_counted_twice": "last_class_twice",
+    "arguments_swapped": "swapped_sides",
+    "mean_over_classes": "mean_over_classes",
+    "in_bits": "in_bits",
+    "negative_terms_dropped": "negative_terms_dropped",
+    "absolute_terms": "absolute_terms",
+    "stale_rows": "another_row",
+    "first_row_everywhere": "first_row",
+    "always_zero": "always_zero",
+    "first_class_dropped": "first_class_left_out",
+    "unnormalised_target": "unnormalised_target",
+    "entropy_left_out": "entropy_left_out",
+    "eps_1e5_in_log": "eps_in_log",
+    "eps_1e8_in_log": "eps_in_log",
+    "clamp_1e10_in_log": "clamp_in_log",
+    "clamp_1e6_in_log": "clamp_in_log",
+    "eps_in_normaliser": "eps_in_normaliser",
+    "half_normaliser": "half_normaliser",
+    "half_terms": "short_products",
+    "terms_of_ten_bits": "short_products",
+    "half_logits": "half_logits",
+    "skips_small_probabilities": "threshold",
+    "no_max_subtraction": "unshifted_exponentials",
+    "nan_at_zero_probability": "zero_times_infinity",
+}
+# Of which no cause is registered, or whose formula another has where it shows.
+NAMELESS = ["max_over_wrong_axis", "mean_over_rows", "online_without_rescaling", "reverse_normalisation", "half_exp",
+            "bfloat16_log", "bfloat16_accumulation", "one_ninth_of_logits", "truncated_exp", "skips_small_inputs",
+            "rows_from_128_lost", "double_computed_in_single", "single_normaliser_in_double"]  # fmt: skip
+CASES = [
+    "random_scale1",
+    "random_scale10",
+    "near_1e-02",
+    "gap_17",
+    "impossible_matched",
+    "random_160x5",
+    "offset_1e+04",
+]
+
+
+@pytest.fixture(scope="module")
+def errors() -> pd.DataFrame:
+    kernels = [getattr(defects, name) for name in (*NAMES, *NAMELESS)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("audit.explain.reproducer.Shrinker.reproduce", lambda *_: None)
+        return execute(plan("standard", CASES, [*kernels, *sound.SOUND], ["bfloat16", "float32"], "cpu")).tables[
+            "errors"
+        ]
+
+
+@pytest.mark.parametrize("kernel", NAMES)
+def test_a_planted_defect_is_named_and_no_other(errors: pd.DataFrame, kernel: str) -> None:
+    rows = errors[(errors["path"] == kernel) & (errors["within_bound"] == False)]  # noqa: E712
+    assert set(rows["cause"]) - {""} == {NAMES[kernel]}
+    assert (rows["cause"] != "").mean() > 0.5
+
+
+@pytest.mark.parametrize("kernel", NAMELESS)
+def test_a_defect_that_is_none_of_them_has_no_name(errors: pd.DataFrame, kernel: str) -> None:
+    assert set(errors.loc[errors["path"] == kernel, "cause"]) == {""}
+
+
+def test_what_is_sound_has_no_name(errors: pd.DataFrame) -> None:
+    rows = errors[errors["path"].isin([f.__name__ for f in sound.SOUND])]
+    assert len(rows) > 1_000 and set(rows["cause"]) == {""}
+
+
+def judged(computed: Tensor, rows: Rows) -> Results:
+    exact, name = rows.terms.sum(-1).numpy(), str(rows.input.dtype).removeprefix("torch.")
+    return Results(
+        "mine", "cpu", "none", lambda: rows, computed.double().numpy(), exact, np.full(len(exact), True), name
+    )
+
+
+def problems(seed: int, dtype: torch.dtype, count: int = 4) -> list[Rows]:
+    generator = torch.Generator().manual_seed(seed)
+    shapes = [(16, 10), (8, 33), (12, 5), (4, 100)][:count]
+    return [Rows.of(*(2 * torch.randn(2, *shape, generator=generator)).to(dtype).unbind()) for shape in shapes]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "kernel",
+    [
+        lambda r, g: r.terms.sum(-1) * (2 * torch.rand(1, generator=g).item()),
+        lambda r, g: r.terms.sum(-1) * 2 * torch.rand(len(r.x), generator=g),
+        lambda r, g: r.terms.sum(-1) + torch.randn(len(r.x), generator=g),
+        lambda r, g: r.terms.sum(-1) * torch.exp2(-20 * torch.rand(len(r.x), generator=g)),
+        lambda r, g: (torch.rand(r.x.shape[-1], generator=g) > 0.2).double().mul(r.terms).sum(-1),
+        lambda r, g: r.terms.sum(-1).masked_fill(torch.rand(len(r.x), generator=g) < 0.5, torch.nan),
+    ],
+    ids=["one factor", "factors", "noise", "shrunk", "classes lost", "NaN at random"],
+)
+def test_random_kernels_are_not_named(kernel: Callable[[Rows, torch.Generator], Tensor], dtype: torch.dtype) -> None:
+    for seed in range(3):
+        generator = torch.Generator().manual_seed(seed)
+        results = [judged(kernel(rows, generator).to(dtype), rows) for rows in problems(seed, dtype)]
+        assert {name for names in name_causes(results) for name in names} == {""}, seed
+
+
+def test_few_results_of_few_digits_are_not_enough_but_many_are() -> None:
+    def swapped(rows: Rows) -> Tensor:
+        return sound.plain(rows.target, rows.input)
+
+    few = [judged(swapped(rows), rows) for rows in problems(1, torch.float16, 1)]
+    two = Rows.of(few[0].rows.input[:2], few[0].rows.target[:2])
+    assert {n for names in name_causes([judged(swapped(two), two)]) for n in names} == {""}
+    many = [judged(swapped(rows), rows) for seed in range(3) for rows in problems(seed, torch.float16)]
+    assert {n for names in name_causes(many) for n in names} >= {"swapped_sides"}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_confident_half_logits_of_a_users_file_are_explained(dtype: torch.dtype, tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(5)
+    target = torch.randn(64, 10, generator=generator)
+    target[torch.arange(64), torch.randint(10, (64,), generator=generator)] += 7
+    input = target + 0.02 * torch.randn(64, 10, generator=generator)
+    file = tmp_path / "confident.pt"
+    torch.save({"input": input.to(dtype), "target": target.to(dtype)}, file)
+    run = execute(plan_file(file, devices="cpu"))
+    wrong = run.tables["errors"].query("within_bound == False")
+    assert len(wrong) and set(wrong["cause"]) == {"half_rounded_sum"}
+    assert set(run.tables["findings"]["status"]) == {"acknowledged"}
+
+
+def test_every_cause_is_listed_with_what_it_is() -> None:
+    assert len(registered()) > 30
+    assert all(cause.summary and cause.variants for cause in registered())
+    assert len({cause.name for cause in registered()}) == len(registered())
