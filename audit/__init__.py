@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from audit.base.usage import UsageError as UsageError
     from audit.explain.diagnosis import diagnose as diagnose
+    from audit.explain.tokens import diagnose_tokens as diagnose_tokens
     from audit.paths import path as path
     from audit.paths.foreign import from_numpy as from_numpy
     from audit.paths.remedy import kl_div_from_logits as kl_div_from_logits
@@ -34,6 +35,7 @@ _HOMES = {
     "assert_sound": "audit.pipeline.verdict",
     "check": "audit.pipeline.verdict",
     "diagnose": "audit.explain.diagnosis",
+    "diagnose_tokens": "audit.explain.tokens",
     "exact_kl": "audit.reference.exact",
     "from_numpy": "audit.paths.foreign",
     "kl_div_from_logits": "audit.paths.remedy",

@@ -18,6 +18,7 @@ from typing import Annotated, Any
 import typer
 import typer.core
 
+from audit.base.kinds import TOKENS
 from audit.base.supervision import Ended, finished, supervise
 from audit.base.text import describe, plain
 from audit.base.usage import UsageError
@@ -103,8 +104,10 @@ def run(
     mask_name: Annotated[str, typer.Option(help="Of the tensor that is true for rows to judge.")] = "mask",
     classes: Annotated[int | None, typer.Option(help="Of --logits: the first N classes of both sides.")] = None,
     unpacked_limit: Annotated[int, typer.Option(help="MB that a small file may unpack to.")] = 256,
-    input_kind: Annotated[str, typer.Option(help="Of --logits: logits, log_probs or probs.")] = "logits",
-    target_kind: Annotated[str, typer.Option(help="Of --logits: logits, log_probs or probs.")] = "logits",
+    input_kind: Annotated[
+        str, typer.Option(help="Of --logits: logits, log_probs, probs or token_log_probs.")
+    ] = "logits",
+    target_kind: Annotated[str, typer.Option(help="Of --logits: the same.")] = "logits",
     acknowledgements: Annotated[
         list[Path] | None, typer.Option(help="Findings that are understood, beside the committed ones.")
     ] = None,
@@ -193,12 +196,14 @@ Baselines = Annotated[Path, typer.Option(help="Folder of the baselines.")]
 @app.command()
 def compare(baseline: Path, current: Path, format: Format = "text") -> None:
     """Compare two report folders; exit status 1 where the second is worse."""
-    from audit.publish.changes import check_format, render
+    from audit.publish.changes import check_format, render, side
     from audit.regress.comparison import compare, read_report
 
     check_format(format)
-    changes = compare(read_report(baseline), read_report(current))
-    typer.echo(render(changes, str(baseline), format))
+    before, after = read_report(baseline), read_report(current)
+    changes = compare(before, after)
+    sides = side(str(baseline), before.environment), side(str(current), after.environment)
+    typer.echo(render(changes, *sides, format))
     if changes["worse"].any():
         raise typer.Exit(1)
 
@@ -206,7 +211,7 @@ def compare(baseline: Path, current: Path, format: Format = "text") -> None:
 @app.command()
 def regress(report: Path = LATEST, baselines: Baselines = Path("reports/baselines"), format: Format = "text") -> None:
     """Compare a report, and the benchmarks beside it, with this machine's newest baseline."""
-    from audit.publish.changes import check_format, render
+    from audit.publish.changes import check_format, render, side
     from audit.regress.baselines import newest
     from audit.regress.comparison import compare, read_report
     from audit.regress.timing import measure_again
@@ -222,7 +227,8 @@ def regress(report: Path = LATEST, baselines: Baselines = Path("reports/baseline
         )
     else:
         changes = compare(before[0], current, same_machine=True, repeat=measure_again)
-        typer.echo(render(changes, before[1], format))
+        sides = side(before[1], before[0].environment), side(str(report), current.environment)
+        typer.echo(render(changes, *sides, format))
         new = int(changes["worse"].sum())
     if new:
         raise typer.Exit(1)
@@ -238,6 +244,18 @@ def baseline(
     from audit.regress.baselines import record
 
     typer.echo(f"recorded {record(report, reason, baselines)}")
+
+
+@app.command()
+def history(
+    path: Annotated[list[str] | None, typer.Option(help="Path name or glob; repeatable.")] = None,
+    reports: Annotated[Path, typer.Option(help="Folder with history.csv.")] = LATEST.parent,
+) -> None:
+    """Show what each path gave, run by run: where a number changed, and with which versions."""
+    from audit.publish.tables import read_table
+    from audit.regress.history import stretches, text
+
+    typer.echo(text(stretches(read_table(reports, "history"), path)))
 
 
 @app.command()
@@ -295,16 +313,25 @@ def diagnose(
     log_target: Annotated[bool, typer.Option("--log-target", help="As the loss had it.")] = False,
     dim: Annotated[int, typer.Option(help="Where the classes are.")] = -1,
     mask_name: Annotated[str, typer.Option(help="A boolean a row, true for those that count; optional.")] = "mask",
+    kind: Annotated[
+        str, typer.Option(help="distributions, or token_log_probs: a number a sampled token.")
+    ] = "distributions",
 ) -> None:
     """Say what a negative, NaN or odd value of KLDivLoss means."""
     from rich.console import Console
 
     from audit.cases.files import NAMES, read_pair
     from audit.explain.diagnosis import diagnose
+    from audit.explain.tokens import diagnose_tokens
 
+    if kind not in ("distributions", TOKENS):
+        raise UsageError(f"--kind {kind}: expected distributions or {TOKENS}")
     with Console(stderr=True).status(f"diagnosing {file}"):
         input, target, mask = read_pair(file, (*NAMES[:2], mask_name))
-        found = diagnose(input, target, reduction=reduction, log_target=log_target, dim=dim, mask=mask)
+        if kind == TOKENS:
+            found: object = diagnose_tokens(input, target, mask)
+        else:
+            found = diagnose(input, target, reduction=reduction, log_target=log_target, dim=dim, mask=mask)
     typer.echo(str(found))
 
 

@@ -7,3 +7,5 @@ KINDS = {
     "misuse": "A known mistake: compared with the exact value of its own formula, beside the KL that was meant.",
 }
 GATED = ("kl", "identity")
+# What a file may hold besides distributions: log-probabilities of sampled tokens, each a row of one number.
+TOKENS = "token_log_probs"

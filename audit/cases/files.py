@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from audit.base.formats import FORMATS, Format
+from audit.base.kinds import TOKENS
 from audit.base.text import plain
 from audit.base.usage import UsageError
 from audit.cases import Case, Rows
@@ -94,12 +95,15 @@ class Pair:
         dtypes and kinds that do not fit, saying what was found and the option that would read it.
         """
         for side, kind in zip(names, (input_kind, target_kind), strict=False):
-            if kind not in TENSOR_KINDS:
-                raise UsageError(f"{side} kind {kind!r} is not one of {', '.join(TENSOR_KINDS)}")
+            if kind not in (*TENSOR_KINDS, TOKENS):
+                raise UsageError(f"{side} kind {kind!r} is not one of {', '.join((*TENSOR_KINDS, TOKENS))}")
+        tokens = input_kind == TOKENS
+        if tokens != (target_kind == TOKENS):
+            raise UsageError(f"{TOKENS} is a kind of both sides: give --input-kind and --target-kind {TOKENS}")
         held = [open_tensors(file, limit) for file in _files(logits)]
         apart = held if target is None else [open_tensors(file, limit) for file in _files(target)]
         inputs, targets = (
-            [_chosen(tensors, names, side, target is not None) for tensors in part]
+            [_chosen(tensors, names, side, target is not None).split(tokens) for tensors in part]
             for side, part in enumerate((held, apart))
         )
         masks = [tensors[names[2]] for tensors in held if names[2] in tensors]

@@ -7,7 +7,7 @@ import math
 import pickle
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import IO, Any
@@ -45,6 +45,18 @@ class Source:
     @property
     def count(self) -> int:
         return math.prod(self.shape[:-1])
+
+    def split(self, tokens: bool) -> Source:
+        """Itself, or where its numbers are `tokens` each a row of one class."""
+        if not tokens or not self.shape:
+            return self
+        width = self.shape[-1]
+
+        def read(start: int, stop: int) -> Tensor:
+            first = start // width
+            return self.read(first, -(-stop // width)).reshape(-1, 1)[start - first * width : stop - first * width]
+
+        return replace(self, shape=(*self.shape, 1), read=read)
 
     def rows(self, start: int, stop: int) -> Tensor:
         """Shape (stop - start, classes), in memory of its own. Raises UsageError where they cannot be read."""

@@ -509,7 +509,7 @@ def attainable(promise: Promise, exact: Exact, dtype: str) -> NDArray[np.float64
 
 def bound(promise: Promise, exact: Exact, dtype: str) -> NDArray[np.float64]:
     """The bound of a path's results; NaN for what means to compute neither KL nor 0."""
-    kind, reduction, rounding = promise
+    kind, reduction, rounding, _ = promise
     if kind == "kl" or rounding.temperature != 1:
         return kl_bound(exact, rounding, dtype, reduction)
     if kind == "identity":

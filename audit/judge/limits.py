@@ -9,9 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from audit.base.formats import FORMATS
+from audit.base.kinds import TOKENS
 from audit.base.workers import Later, Submit, later
 from audit.cases import Problem, Rows
 from audit.judge.bounds import OVERFLOWS, Both, Exact, bounds
+from audit.judge.tokens import token_bound
 from audit.paths import Path
 from audit.paths.rounding import Promise
 from audit.reference.values import undefined
@@ -38,6 +40,9 @@ def begin_limits(problem: Problem, paths: Sequence[Path], submit: Submit = later
 def _limits(
     input: Rows, target: Rows, target_kind: str, input_kind: str, dtype: str, promises: Sequence[Promise]
 ) -> Limits:
+    if input_kind == TOKENS:
+        found = {p: (token_bound(p.quantity, input, target, dtype),) * 2 for p in promises}
+        return Limits(1 + np.abs(input[:, 0]) + np.abs(target[:, 0]), np.full(len(input), np.nan), found)
     exact = Exact.of(input, target, target_kind, input_kind)
     found = bounds(promises, exact, dtype)
     lost = undefined(input, input_kind) | undefined(target, target_kind)

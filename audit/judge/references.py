@@ -10,6 +10,7 @@ from functools import cache, cached_property, lru_cache, partial
 import numpy as np
 from numpy.typing import NDArray
 
+from audit.base.kinds import TOKENS
 from audit.base.workers import Later, Submit, later
 from audit.cases import Problem
 from audit.reference.cache import Cache
@@ -101,6 +102,9 @@ class Engine:
         if quantity == "zero":
             lost = undefined(problem.numbers[0], problem.case.input_kind)
             return lambda: References([Certified("nan" if row else "0", "proof") for row in lost], [False] * rows)
+        if quantity == "kl" and problem.case.input_kind == TOKENS:
+            # One token of a distribution does not tell its KL.
+            return lambda: References([Certified("nan", "proof")] * rows, [False] * rows)
         keys = reference_keys(problem, quantity)
         if quantity == "kl":
             for row in np.flatnonzero(undefined_rows(problem)):

@@ -8,6 +8,7 @@ from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any
 
 from audit.base.formats import FORMATS
+from audit.base.kinds import TOKENS
 from audit.base.usage import UsageError, choose
 from audit.cases import PROFILES, Case, Problem, build
 from audit.cases import registered as registered_cases
@@ -99,7 +100,8 @@ def plan_file(
     """
     pair = Pair.open(file, input_kind, target_kind, **options)
     first = pair.case(slice(0, 1))
-    return _plan("file", [first], paths or (*MAIN, GIVEN), dtypes or pair.dtype, devices, pair)
+    main = ["token_*"] if input_kind == TOKENS else [*MAIN, GIVEN]
+    return _plan("file", [first], paths or main, dtypes or pair.dtype, devices, pair)
 
 
 def _plan(

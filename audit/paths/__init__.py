@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from audit.base.formats import FORMATS
-from audit.base.kinds import KINDS
+from audit.base.kinds import KINDS, TOKENS
 from audit.base.text import plain
 from audit.base.usage import UsageError
 from audit.paths.rounding import Promise, Rounding
@@ -30,8 +30,8 @@ UNDECLARED = Rounding()
 _WORDS: dict[str, Collection[str]] = {
     "kind": KINDS,
     "reduction": REDUCTIONS,
-    "input_kind": TENSOR_KINDS,
-    "target_kind": TENSOR_KINDS,
+    "input_kind": (*TENSOR_KINDS, TOKENS),
+    "target_kind": (*TENSOR_KINDS, TOKENS),
 }
 
 
@@ -76,7 +76,7 @@ class Path:
 
     @property
     def promise(self) -> Promise:
-        return Promise(self.kind, self.reduction, self.rounding)
+        return Promise(self.kind, self.reduction, self.rounding, self.quantity if self.input_kind == TOKENS else "")
 
     def runs_on(self, device: str) -> bool:
         return self.where in ("", "cpu" if device == "cpu" else "accelerator")
@@ -98,6 +98,7 @@ _MODULES = (
     "remedy",
     "thread_era",
     "estimators",
+    "tokens",
     "misuse",
 )
 

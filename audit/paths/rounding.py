@@ -46,11 +46,13 @@ FUSED = Rounding(storage="compute", result="logits")
 
 
 class Promise(NamedTuple):
-    """What a path says of itself that its bound depends on: its kind, how it reduces rows, where it rounds."""
+    """What a path says of itself that its bound depends on: its kind, how it reduces rows, where it rounds, and for
+    tokens the quantity it gives."""
 
     kind: str
     reduction: str
     rounding: Rounding
+    quantity: str = ""
 
 
 # softmax, log_softmax and p (log p - log q), with a library's exp: what sums in any order, and what sums as torch does.

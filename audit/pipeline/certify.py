@@ -83,7 +83,9 @@ def verify(folder: Path, everything: bool, cases: str | None = None) -> tuple[li
             if quantity == "kl":
                 right = agrees(input[row], target[row], problem.case.target_kind, value, DIGITS)
             else:
-                again = again or [as_text(v, DIGITS) for v in evaluate(quantity, input, target, CHECKING_BITS)]
+                again = again or [
+                    as_text(quantity, v, DIGITS) for v in evaluate(quantity, input, target, CHECKING_BITS)
+                ]
                 right = value == again[row]
             if not right:
                 problems.append(f"wrong: {where}: {value}")

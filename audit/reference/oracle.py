@@ -189,7 +189,7 @@ def _of_logits(input: Rows, target: Rows, precision: int) -> Ball:
     for w, v, difference in zip(weights, b, e, strict=True):
         d = +ctx.fsub(difference, centre, exact=True)
         moments.append(w * d)
-        terms.append(w * _phi(d, precision) if abs(d) < 1 else _exp(ctx.fsub(v, centre, exact=True)) - w - w * d)
+        terms.append(w * phi(d, precision) if abs(d) < 1 else _exp(ctx.fsub(v, centre, exact=True)) - w - w * d)
     for v in _log_terms(input, "logits", beyond, origin):
         terms.append(_exp(ctx.fsub(v, centre, exact=True)))
     s, r, deviation = (ctx.fsum(t, absolute=a) / mass for t, a in ((terms, False), (moments, False), (moments, True)))
@@ -202,7 +202,7 @@ def _of_logits(input: Rows, target: Rows, precision: int) -> Ball:
     return Ball(value, ctx.ldexp(size, 16 - precision))
 
 
-def _phi(d: Any, precision: int) -> Any:
+def phi(d: Any, precision: int) -> Any:
     """exp(d) - 1 - d for |d| < 1."""
     return _second_order(d, precision, context().exp, lambda k: math.factorial(k)) if d else d
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from audit.base.usage import UsageError
-from audit.reference.oracle import GUARD_DIGITS, MAX_PRECISION, context
+from audit.reference.oracle import GUARD_DIGITS, MAX_PRECISION, context, phi
 from audit.reference.softmax import softmax
 from audit.reference.values import Rows
 
@@ -36,8 +36,9 @@ def quantity_references(name: str, input: Rows, target: Rows, digits: int = 60) 
     """The quantity a row, of two rows x classes of logits, as text of `digits` significant digits.
 
     "nan" where the formula takes the logarithm of a negative number, as torch's does; "0" for what is below
-    10^(-2 digits), since equal inputs give noise there and no case comes near it otherwise. Raises UsageError where
-    MAX_PRECISION bits do not settle the digits.
+    10^(-2 digits), since equal inputs give noise there and no case comes near it otherwise; but those of tokens, which
+    cancel nothing, have their digits wherever they are. Raises UsageError where MAX_PRECISION bits do not settle the
+    digits.
     """
     ctx = context()
     precision = math.ceil((digits + GUARD_DIGITS) * math.log2(10)) + 32
@@ -47,17 +48,18 @@ def quantity_references(name: str, input: Rows, target: Rows, digits: int = 60) 
         current = evaluate(name, input, target, precision)
         with ctx.workprec(precision):
             if previous is not None and all(
-                ctx.isnan(new) or abs(new - old) <= max(abs(new), tolerance) * tolerance
+                ctx.isnan(new) or new == old or abs(new - old) <= max(abs(new), tolerance) * tolerance
                 for new, old in zip(current, previous, strict=True)
             ):
-                return [as_text(v, digits) for v in current]
+                return [as_text(name, v, digits) for v in current]
         previous, precision = current, precision * 3 // 2
     raise UsageError(f"{name}: {digits} digits are not settled at {MAX_PRECISION} bits")
 
 
-def as_text(number: Any, digits: int) -> str:
+def as_text(quantity: str, number: Any, digits: int) -> str:
     ctx = context()
-    return "0" if abs(number) <= ctx.mpf(10) ** (-2 * digits) else str(ctx.nstr(number, digits))
+    noise = ctx.zero if quantity.startswith("token_") else ctx.mpf(10) ** (-2 * digits)
+    return "0" if abs(number) <= noise else str(ctx.nstr(number, digits))
 
 
 def evaluate(name: str, input: Rows, target: Rows, precision: int) -> list[Any]:
@@ -175,6 +177,59 @@ def k2(x: list[Any], y: list[Any]) -> Any:
 def k3(x: list[Any], y: list[Any]) -> Any:
     ratio = _log_ratio(x, y)
     return context().expm1(ratio) - ratio
+
+
+# Of one token: x and y are its log-probabilities on either side.
+
+
+def _clamped(value: Any, limit: int) -> Any:
+    return min(max(value, -limit), limit)
+
+
+def _k3(ratio: Any) -> Any:
+    ctx = context()
+    if abs(ratio) < 1:
+        return phi(ratio, ctx.prec)
+    return ratio if ratio == ctx.inf else ctx.expm1(ratio) - ratio
+
+
+@row_quantity
+def token_k1(x: list[Any], y: list[Any]) -> Any:
+    return y[0] - x[0]
+
+
+@row_quantity
+def token_k2(x: list[Any], y: list[Any]) -> Any:
+    return (x[0] - y[0]) ** 2 / 2
+
+
+@row_quantity
+def token_k3(x: list[Any], y: list[Any]) -> Any:
+    return _k3(x[0] - y[0])
+
+
+@row_quantity
+def token_k3_verl(x: list[Any], y: list[Any]) -> Any:
+    ratio = x[0] - y[0]
+    return ratio if context().isnan(ratio) else _clamped(_k3(_clamped(ratio, 20)), 10)
+
+
+@row_quantity
+def token_k3_openrlhf(x: list[Any], y: list[Any]) -> Any:
+    ratio = _k3(x[0] - y[0])
+    return ratio if context().isnan(ratio) else _clamped(ratio, 10)
+
+
+@row_quantity
+def token_ratio(x: list[Any], y: list[Any]) -> Any:
+    return context().exp(x[0] - y[0])
+
+
+@row_quantity
+def token_ratio_clipped(x: list[Any], y: list[Any]) -> Any:
+    ctx = context()
+    ratio = ctx.exp(x[0] - y[0])
+    return ratio if ctx.isnan(ratio) else min(max(ratio, ctx.mpf(4) / 5), ctx.mpf(6) / 5)
 
 
 def _columns(rows: Matrix, function: Callable[[list[Any]], list[Any]]) -> Matrix:

@@ -12,13 +12,14 @@ PAGE = (Path(__file__).parents[2] / "docs" / "questions.md").read_text()
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_every_call_gives_what_the_page_says() -> None:
+@pytest.mark.parametrize(("part", "fewest"), [(PAGE.split("## Sign")[0], 20), (PAGE.split("## Log-prob")[1], 12)])
+def test_every_call_gives_what_the_page_says(part: str, fewest: int) -> None:
     said, got = [], []
     names: dict[str, Any] = {"print": got.append}
-    for block in re.findall(r"^```python\n(.*?)^```$", PAGE.split("## Sign")[0], re.S | re.M):
+    for block in re.findall(r"^```python\n(.*?)^```$", part, re.S | re.M):
         exec(block, names)
         said += re.findall(r"^print.*  # (\S+)$", block, re.M)
-    assert len(said) == len(got) >= 20
+    assert len(said) == len(got) >= fewest
     for text, value in zip(said, got, strict=True):
         if isinstance(value, str):
             assert value == text

@@ -21,13 +21,15 @@ def test_every_quantity_has_its_path() -> None:
 @pytest.mark.parametrize("path", MISTAKES, ids=lambda p: p.name)
 def test_a_quantity_is_what_its_path_computes_in_float64(path) -> None:
     generator = torch.Generator().manual_seed(3)
-    shape = (3, 64) if path.cases == (MAPS,) else (5, 7)
+    shape = (3, 64) if path.cases == (MAPS,) else (5, 7 if path.input_kind == "logits" else 1)
     x, y = (torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(2))
     exact = quantity_references(path.quantity, x.numpy(), y.numpy())
     total = sum((Decimal(v) for v in exact), Decimal(0)) / shape[0]
     computed = measure(path, x, y).computed.mean()
     # At most 192 terms below 10 in magnitude, rounded to 2^-53 a few times each; another formula is off by over 1e-4.
-    assert (np.isnan(computed) and total.is_nan()) or abs(float(total) - computed) < 1e-12
+    assert (np.isnan(computed) and total.is_nan()) or abs(float(total) - computed) < (
+        1e-6 if "float32" in path.summary else 1e-12
+    )
 
 
 def test_half_mass_of_equal_logits_is_half_log_half() -> None:
