@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path as FilePath
 from time import perf_counter
@@ -20,11 +21,13 @@ from audit.looks import Run, attribution, elements, errors, gradients, growth, i
 from audit.machine.devices import REMARKS, found
 from audit.machine.environment import describe_environment
 from audit.machine.measure import COMPILING, TORCH
+from audit.machine.pace import pace
 from audit.machine.plan import COMPARISON, REDUCED, Plan, plan
 from audit.publish.devices import failed_devices
 from audit.publish.figures import Plot, draw
 from audit.publish.folder import check_replaceable
 from audit.publish.schema import SCHEMA_VERSION, typed
+from audit.publish.spool import Spool
 from audit.publish.tables import summarise
 from audit.reference.cache import Cache, default_file
 from audit.reference.gold import COMMITTED_GOLD, read_gold
@@ -43,6 +46,7 @@ class Audit:
 
     `seconds` says how many it took in all, torch alone, and compiling. `stale` names the acknowledgements that met no
     finding, `damaged` the gold records that were not used, `failed_devices` says which were lost or computed nothing.
+    `paces`: how many times as fast as torch's path each kernel of the user's own is.
     """
 
     tables: dict[str, pd.DataFrame]
@@ -52,6 +56,7 @@ class Audit:
     stale: list[str]
     damaged: list[str]
     failed_devices: list[str]
+    paces: dict[str, float]
 
     @property
     def new_findings(self) -> pd.DataFrame:
@@ -69,11 +74,14 @@ def execute(
     advance: Callable[[str], None] = lambda _: None,
     acknowledgements: Sequence[FilePath] = (),
     references: FilePath = COMMITTED_GOLD,
+    spool: Spool | None = None,
+    executor: Executor | None = None,
 ) -> Audit:
     """Runs a plan, by itself or among `workers`; `advance` is told of each problem as it begins.
 
     `acknowledgements` are files beside the committed one. `references` is the folder of the gold table; what it does
-    not hold, or holds damaged, is computed. Raises UsageError for acknowledgements that cannot be read.
+    not hold, or holds damaged, is computed. Of a file, parts are kept in `spool`, and judged by `executor` where one is
+    given. Raises UsageError for acknowledgements that cannot be read.
     """
     acknowledged = read_acknowledgements(COMMITTED, *acknowledgements)
     start, spent = perf_counter(), (TORCH.seconds, COMPILING.seconds)
@@ -81,7 +89,7 @@ def execute(
     gold, workers = read_gold(references), workers or Workers(1)
     engine = Engine(workers.submit, gold.values, Cache(default_file()) if plan.file is not None else None)
 
-    run = Run(plan, engine, workers.submit, advance)
+    run = Run(plan, engine, workers.submit, advance, spool or Spool(), executor)
     begun = [(look.table, look.begin(run)) for look in LOOKS if plan.kind in look.runs]
     for name, rows in begun:
         advance(name)
@@ -93,9 +101,11 @@ def execute(
     gradients = run.tables.get("gradients")
     findings, stale = find(run.tables["errors"], acknowledged, gradients, plan.own, invariance, plan.asked)
     run.tables["findings"] = typed(with_examples(findings, plan), "findings")
-    run.tables["summary"] = summarise(run.tables["errors"])
+    if "summary" not in run.tables:  # as it is of a file, of whose rows not all may be in errors.csv
+        run.tables["summary"] = summarise(run.tables["errors"])
     seconds = {"torch": TORCH.seconds - spent[0], "compiling": COMPILING.seconds - spent[1]}
     seconds["total"] = perf_counter() - start
+    paces, failed = _paces(plan), failed_devices(run.tables["errors"])
     environment = describe_environment(
         plan.devices,
         found(),
@@ -105,13 +115,26 @@ def execute(
         paths={p.name: p.summary for p in plan.paths},
         dtypes=plan.dtypes,
         kernels={p.name: COMPARISON if p.reduction == "none" else REDUCED for p in plan.paths if p.name in plan.own},
+        paces=paces,
         workers=workers.count,
         seconds={name: round(value, 3) for name, value in seconds.items()},
         remarks=sorted(REMARKS),
     )
     # A file's numbers are none of those the acknowledgements are about.
     stale = stale if plan.file is None else []
-    return Audit(run.tables, plots, environment, seconds, stale, gold.damaged, failed_devices(run.tables["errors"]))
+    return Audit(run.tables, plots, environment, seconds, stale, gold.damaged, failed, paces)
+
+
+def _paces(plan: Plan) -> dict[str, float]:
+    """How many times as fast as torch's the kernels of the user's own are that take logits."""
+    logits = [p for p in plan.paths if p.input_kind == p.target_kind == "logits" and plan.kind == "kernel"]
+    torchs = {p.reduction: p for p in logits if p.name in (COMPARISON, REDUCED)}
+    device = plan.devices[-1].name
+    return {
+        p.name: round(pace(p, torchs[p.reduction], device), 3)
+        for p in logits
+        if p.name in plan.own and p.reduction in torchs and p.runs_on(device)
+    }
 
 
 def run(
