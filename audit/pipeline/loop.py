@@ -17,7 +17,7 @@ from audit.base.workers import Later, Workers
 from audit.explain.reproducer import with_examples
 from audit.judge.findings import COMMITTED, LOSSY, NEW, find, read_acknowledgements
 from audit.judge.references import Engine
-from audit.looks import Run, attribution, elements, errors, gradients, invariance, stream, thread
+from audit.looks import Run, attribution, elements, errors, gradients, growth, invariance, stream, thread
 from audit.machine.devices import REMARKS, found
 from audit.machine.environment import describe_environment, source_digest
 from audit.machine.measure import COMPILING, TORCH
@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     from audit.machine.plan import Names, Own
 
 # In the order in which they are taken: the others may want the table of errors.
-LOOKS = (errors.LOOK, stream.LOOK, thread.LOOK, invariance.LOOK, elements.LOOK, attribution.LOOK, gradients.LOOK)
+LOOKS = (errors.LOOK, stream.LOOK, thread.LOOK, invariance.LOOK, elements.LOOK, attribution.LOOK, growth.LOOK,
+         gradients.LOOK)  # fmt: skip
 
 
 @dataclass(frozen=True)
