@@ -101,7 +101,7 @@ def _made(case: Case, format: Format) -> tuple[Rows, Rows]:
 
 
 _REGISTRY: dict[str, Case] = {}
-_MODULES = ("thread", "closeness", "shapes", "digits", "mistakes", "sampled", "extreme", "vocabulary")
+_MODULES = ("thread", "closeness", "shapes", "digits", "mistakes", "sampled", "extreme", "vocabulary", "worst")
 
 
 def register(case: Case) -> None:
