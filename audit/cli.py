@@ -196,12 +196,14 @@ Baselines = Annotated[Path, typer.Option(help="Folder of the baselines.")]
 @app.command()
 def compare(baseline: Path, current: Path, format: Format = "text") -> None:
     """Compare two report folders; exit status 1 where the second is worse."""
-    from audit.publish.changes import check_format, render
+    from audit.publish.changes import check_format, render, side
     from audit.regress.comparison import compare, read_report
 
     check_format(format)
-    changes = compare(read_report(baseline), read_report(current))
-    typer.echo(render(changes, str(baseline), format))
+    before, after = read_report(baseline), read_report(current)
+    changes = compare(before, after)
+    sides = side(str(baseline), before.environment), side(str(current), after.environment)
+    typer.echo(render(changes, *sides, format))
     if changes["worse"].any():
         raise typer.Exit(1)
 
@@ -209,7 +211,7 @@ def compare(baseline: Path, current: Path, format: Format = "text") -> None:
 @app.command()
 def regress(report: Path = LATEST, baselines: Baselines = Path("reports/baselines"), format: Format = "text") -> None:
     """Compare a report, and the benchmarks beside it, with this machine's newest baseline."""
-    from audit.publish.changes import check_format, render
+    from audit.publish.changes import check_format, render, side
     from audit.regress.baselines import newest
     from audit.regress.comparison import compare, read_report
     from audit.regress.timing import measure_again
@@ -225,7 +227,8 @@ def regress(report: Path = LATEST, baselines: Baselines = Path("reports/baseline
         )
     else:
         changes = compare(before[0], current, same_machine=True, repeat=measure_again)
-        typer.echo(render(changes, before[1], format))
+        sides = side(before[1], before[0].environment), side(str(report), current.environment)
+        typer.echo(render(changes, *sides, format))
         new = int(changes["worse"].sum())
     if new:
         raise typer.Exit(1)
@@ -241,6 +244,18 @@ def baseline(
     from audit.regress.baselines import record
 
     typer.echo(f"recorded {record(report, reason, baselines)}")
+
+
+@app.command()
+def history(
+    path: Annotated[list[str] | None, typer.Option(help="Path name or glob; repeatable.")] = None,
+    reports: Annotated[Path, typer.Option(help="Folder with history.csv.")] = LATEST.parent,
+) -> None:
+    """Show what each path gave, run by run: where a number changed, and with which versions."""
+    from audit.publish.tables import read_table
+    from audit.regress.history import stretches, text
+
+    typer.echo(text(stretches(read_table(reports, "history"), path)))
 
 
 @app.command()

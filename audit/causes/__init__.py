@@ -53,7 +53,14 @@ class Rows:
 
     def stored(self, t: Tensor) -> Tensor:
         """In the format that the path's tensors have."""
-        return t.to(getattr(torch, self.rounding.storage) if self.rounding.storage else self.input.dtype)
+        return t.to(self._format(self.rounding.storage or "logits"))
+
+    def _format(self, name: str) -> torch.dtype:
+        """What a Rounding's word for a format stands for."""
+        if name == "compute":
+            inside = torch.promote_types(self.input.dtype, torch.float32)
+            return getattr(torch, self.rounding.compute) if self.rounding.compute else inside
+        return self.input.dtype if name == "logits" else getattr(torch, name)
 
     def shifted(self, t: Tensor) -> Tensor:
         """Logits less their maximum, in the format that kernels compute in: float32 for halves."""
@@ -66,7 +73,7 @@ class Rows:
 
     def divergence(self, log_q: Tensor, p: Tensor, log_p: Tensor) -> Terms:
         """The terms that the path makes of stored (log-)probabilities, in its formats."""
-        result = getattr(torch, self.rounding.result) if self.rounding.result else log_q.dtype
+        result = self._format(self.rounding.result) if self.rounding.result else log_q.dtype
         log_q, p, log_p = (t.to(result) for t in (log_q, p, log_p))
         if self.rounding.target == "log_softmax":
             return F.kl_div(log_q, log_p, reduction="none", log_target=True)

@@ -26,7 +26,7 @@ from audit.base.usage import UsageError
 from audit.judge.bounds import Exact, bound, keeps
 from audit.judge.errors import exact_error, result_class
 from audit.judge.findings import LOSSY
-from audit.judge.gradients import Truth
+from audit.judge.gradients import Gradient, Truth
 from audit.judge.references import reduced
 from audit.machine.devices import lost
 from audit.machine.measure import TOO_SLOW, bits, measure
@@ -165,7 +165,11 @@ def _shows(path: Path, input: Tensor, target: Tensor, device: str, symptom: str)
 
 
 def _gradient_shows(path: Path, input: Tensor, target: Tensor, device: str, symptom: str) -> bool:
-    return any(g.symptom == symptom for g in Truth(input, target).gradients(path, device))
+    return any(g.symptom == symptom for g in _gradients(path, input, target, device))
+
+
+def _gradients(path: Path, input: Tensor, target: Tensor, device: str) -> list[Gradient]:
+    return Truth(input, target, target_kind=path.target_kind).gradients(path, device)
 
 
 def _hexadecimal(tensor: Tensor) -> str:
@@ -194,10 +198,10 @@ def _script(path: Path, input: Tensor, target: Tensor, device: str, side: str) -
     scale += f" / {input.shape[1]}" if path.reduction == "mean" else ""
     value = f'{call}(input.to("{device}"), target.to("{device}"))'
     if side:
-        gradient = next(g for g in Truth(input, target).gradients(path, device) if g.side == side)
+        gradient = next(g for g in _gradients(path, input, target, device) if g.side == side)
         i = int(np.argmax(gradient.ratio))
         value = f"torch.autograd.grad({value}.sum(), {side}, materialize_grads=True)[0][0, {i}]"
-        exact = f"x[{i}] - y[{i}]" if side == "input" else f"y[{i}] * (mp.log(y[{i}] / x[{i}]) - {exact})"
+        exact = f"x[{i}] * mp.fsum(y) - y[{i}]" if side == "input" else f"y[{i}] * (mp.log(y[{i}] / x[{i}]) - {exact})"
     return f"""\
 import base64, functools, zlib
 from functools import partial

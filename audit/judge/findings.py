@@ -117,7 +117,14 @@ def _one_signed(errors: pd.DataFrame) -> pd.DataFrame:
 def _as_errors(gradients: pd.DataFrame) -> pd.DataFrame:
     """Rows of gradients.csv with the columns that a finding is made of."""
     error = (gradients["computed"] - gradients["reference"]).abs()
-    return gradients.assign(abs_error=error, reference=gradients["reference"].map(repr), note=gradients["backward"])
+    how = gradients["backward"].where(gradients["backward"] == "", ", " + gradients["backward"])
+    off = gradients["worst_relative"].map(", off by {:.2g} of the largest".format)
+    off = off.where(gradients["worst_relative"].notna(), "")
+    numbers = zip(gradients["computed"], gradients["reference"], strict=True)
+    given = [f": computed {computed:.6g}, exact {exact:.6g}" for computed, exact in numbers]
+    note = "class " + gradients["class"].astype(str) + given + off + how
+    note = note.where(gradients["symptom"] != "", "")
+    return gradients.assign(abs_error=error, reference=gradients["reference"].map(repr), note=note)
 
 
 def _uncomputed(errors: pd.DataFrame, own: Collection[str], asked: bool) -> pd.DataFrame:
@@ -143,7 +150,7 @@ def _changed(invariance: pd.DataFrame) -> pd.DataFrame:
     """Checks under which a path gave what two sound results cannot both be."""
     apart = invariance[(invariance["largest_of_bound"] > APART) | (invariance["non_finite"] > 0)]
     change = apart["largest_of_bound"].map("{:.3g} times its bound away".format)
-    note = apart["check"] + ": the result is " + change.where(apart["non_finite"] == 0, "not finite")
+    note = apart["check"] + ": " + change.where(apart["non_finite"] == 0, "not finite")
     named = apart.assign(symptom="changes", reduction="none", reference="nan", note=note)
     return named.assign(classes=np.nan, computed=np.nan, abs_error=np.nan, bound=np.nan)
 

@@ -49,9 +49,9 @@ class Gradient:
     @cached_property
     def ratio(self) -> Rows:
         """|computed - exact| / bound, infinite where nothing finite was computed."""
-        with np.errstate(invalid="ignore"):
-            error = np.abs(self.computed - self.exact)
-        return np.where(np.isfinite(self.computed) & np.isfinite(self.exact), error / self.bound, np.inf)
+        with np.errstate(invalid="ignore", over="ignore"):
+            ratio = np.abs(self.computed - self.exact) / self.bound
+        return np.where(np.isfinite(self.computed) & np.isfinite(self.exact), ratio, np.inf)
 
     @property
     def symptom(self) -> str:
@@ -65,12 +65,12 @@ class Gradient:
 def gradient_bounds(exact: Exact, rounding: Rounding, dtype: str) -> tuple[Rows, Rows]:
     """The largest errors of autograd's gradients of a row's divergence, by input and by target logits.
 
-    `exact` is of two sides of logits. The gradients are q - p and p (L - KL), each element's bound is its own.
+    `exact` is of an input of logits. The gradients are q sum p - p and p (L - KL), each element's bound is its own. A
+    target that is given as probabilities is rounded to the storage format at most, and has no second bound (NaN).
     """
     if (degree := rounding.temperature) != 1:
         tempered = gradient_bounds(exact.tempered(degree), replace(rounding, temperature=1.0), dtype)
         return degree * tempered[0], degree * tempered[1]
-    assert exact.softmax is not None
     kernel = Kernel.of(rounding, dtype)
     storage, compute = kernel.storage, kernel.compute
     us, uc, lost = storage.unit_roundoff, compute.unit_roundoff, storage.smallest_subnormal
@@ -86,25 +86,38 @@ def gradient_bounds(exact: Exact, rounding: Rounding, dtype: str) -> tuple[Rows,
     eq = {"softmax": rq, "log_softmax": eq}.get(rounding.input, np.maximum(eq, rq))
     qe = q * eq + tiny_q
 
-    r, tiny = softmax_error(exact.softmax, kernel)
-    Dp = log_softmax_error(exact.softmax, kernel)
-    if rounding.target == "softmax":
-        log_error = log_of_softmax_error(exact.softmax, kernel)
+    if exact.softmax is None:
+        r, tiny = np.full_like(p, us), np.full_like(p, lost)
     else:
-        log_error = Dp
-        exponential = (EXP + 1 + rounding.exp_slope * log_p) * uc + us
-        r = np.maximum(r, np.expm1(np.minimum(Dp, 1.0)) + exponential)
+        r, tiny = softmax_error(exact.softmax, kernel)
+        Dp = log_softmax_error(exact.softmax, kernel)
+        log_error = log_of_softmax_error(exact.softmax, kernel) if rounding.target == "softmax" else Dp
+        if rounding.target != "softmax":
+            exponential = (EXP + 1 + rounding.exp_slope * log_p) * uc + us
+            r = np.maximum(r, np.expm1(np.minimum(Dp, 1.0)) + exponential)
     pe = p * r + tiny
     P = p + pe
 
     def total(terms: Rows) -> Rows:
         return np.asarray(terms.sum(axis=1, keepdims=True))
 
+    def widened(error: Rows, size: Rows) -> Rows:
+        if not rounding.cascade:
+            # The maximum that was subtracted, of the row or of a part, has a gradient of 0: of the others' errors.
+            error = error + total(error) + growth * total(size)
+        u, smallest = FORMATS[dtype].unit_roundoff, FORMATS[dtype].smallest_subnormal
+        return np.asarray(error * (1 + u) + (u + 2.0**-50) * size + 3 * (smallest + lost))
+
     # By input: -p^ + exp(l^) sum p^.
+    if exact.softmax is None:
+        q, qe = q * total(p), qe * total(p)
     mass = total(pe) + (growth + 2 * uc + us) * total(P) + classes * lost
     if rounding.masses:
         mass = mass + total(qe) + growth * total(q + qe)
     by_input = pe + qe + (q + qe) * mass + (3 * uc + 2 * us) * (P + q + qe)
+    by_input = widened(by_input, np.abs(q - p))
+    if exact.softmax is None:
+        return by_input, np.full_like(p, np.nan)
 
     # By target: p^ (g - sum p^ g), with g = log p^ + 1 - l^.
     log_error = np.where(np.isfinite(exact.log_p), log_error, 0.0)
@@ -116,15 +129,7 @@ def gradient_bounds(exact: Exact, rounding: Rounding, dtype: str) -> tuple[Rows,
     mean_error = total(pe * slope + P * slopes + (growth + 2 * uc + 2 * us) * P * (slope + slopes)) + classes * lost
     moved = pe * (np.abs(L - kl) if rounding.target == "softmax" else slope + mean)
     by_target = moved + P * (slopes + mean_error) + (3 * uc + 2 * us) * P * (slope + mean + slopes + mean_error)
-
-    u, smallest = FORMATS[dtype].unit_roundoff, FORMATS[dtype].smallest_subnormal
-    bounds = []
-    for error, size in ((by_input, np.abs(q - p)), (by_target, p * np.abs(L - kl))):
-        if not rounding.cascade:
-            # The maximum that was subtracted, of the row or of a part, has a gradient of 0: of the others' errors.
-            error = error + total(error) + growth * total(size)
-        bounds.append(error * (1 + u) + (u + 2.0**-50) * size + 3 * (smallest + lost))
-    return bounds[0], bounds[1]
+    return by_input, widened(by_target, p * np.abs(L - kl))
 
 
 @dataclass(frozen=True)
@@ -150,16 +155,25 @@ LOSS_SCALE = {"float16": 2.0**8}
 
 
 class Truth:
-    """Rows of logits (on the CPU), and of some of them the exact gradients and their bounds, each computed once."""
+    """Rows of logits (on the CPU), the target's perhaps "probs", and of some the exact gradients and their bounds.
+
+    Each is computed once.
+    """
 
     def __init__(
-        self, input: Tensor, target: Tensor, rows: Sequence[int] | None = None, submit: Submit = later
+        self,
+        input: Tensor,
+        target: Tensor,
+        rows: Sequence[int] | None = None,
+        submit: Submit = later,
+        target_kind: str = "logits",
     ) -> None:
         self.input, self.target, self.rows = input, target, list(rows or range(len(input)))
         self.numbers = input[self.rows].double().numpy(), target[self.rows].double().numpy()
         self.dtype = str(input.dtype).removeprefix("torch.")
-        self._exact = {1.0: submit(exact_gradients, *self.numbers)}
-        self.bounds = cache(lambda rounding: gradient_bounds(Exact.of(*self.numbers, "logits"), rounding, self.dtype))
+        self._exact = {1.0: submit(exact_gradients, *self.numbers, target_kind)}
+        exact = Exact.of(*self.numbers, target_kind)
+        self.bounds = cache(lambda rounding: gradient_bounds(exact, rounding, self.dtype))
 
     def exact(self, degree: float) -> tuple[Rows, Rows]:
         """The gradients at a temperature, of the tempered logits."""
@@ -186,7 +200,7 @@ class Truth:
             found[0] = np.zeros_like(found[1])  # a loss of the target alone moves no student
         given = []
         for side, grad, exact, bound in zip(SIDES, found, self.exact(degree), self.bounds(path.rounding), strict=True):
-            if grad is not None:
+            if grad is not None and not np.isnan(exact).all():
                 if scale != 1:  # the quotient is rounded where it goes in and where it comes out, and may be subnormal
                     format = FORMATS[self.dtype]
                     bound = bound + 2 * format.unit_roundoff * (bound + np.abs(exact))

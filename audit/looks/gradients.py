@@ -21,6 +21,8 @@ from audit.paths import Path
 
 # Every half up to 130 and around 745, where float32 and float64 run out of exponents, and a few between and beyond.
 GAPS = np.concatenate([np.arange(0.5, 130, 0.5), np.arange(136, 700, 8), np.arange(700, 760, 0.5), [1e3, 1e4, 3e4]])
+# For a kernel of the user's own: past the first block, ruled-out classes, targets given as probabilities.
+OWN = ("random_n10000", "gap_104", "impossible_matched", "one_hot", "one_hot_smoothed", "unnormalised_half")
 
 
 def breaking_gaps(path: Path, dtype: str, device: str) -> list[float]:
@@ -40,12 +42,10 @@ def breaking_gaps(path: Path, dtype: str, device: str) -> list[float]:
 
 def takes_gradients(path: Path, problem: Problem) -> bool:
     """Whether a path means to compute the divergence of this problem's logits, at its temperature or at 1."""
-    taken = path.takes(problem.case.name, problem.dtype, *problem.case.kinds)
-    return (
-        taken
-        and path.input_kind == path.target_kind == "logits"
-        and (path.kind == "kl" or path.rounding.temperature != 1)
-    )
+    logits = path.input_kind == path.target_kind == "logits"
+    given = (path.input_kind, path.target_kind, path.rounding.temperature) == ("logits", "probs", 1)
+    means = (given and path.kind == "kl") or (logits and (path.kind == "kl" or path.rounding.temperature != 1))
+    return means and path.takes(problem.case.name, problem.dtype, *problem.case.kinds)
 
 
 def begin(run: Run) -> Later[pd.DataFrame]:
@@ -55,10 +55,10 @@ def begin(run: Run) -> Later[pd.DataFrame]:
     """
     plan = run.plan
     # Of a kernel of the user's own a row in the middle too.
-    begun = [
-        (p, Truth(p.input, p.target, sorted({0, *[len(p.input) // 2] * bool(plan.own), len(p.input) - 1}), run.submit))
-        for p in (trial.problem for trial in run.some(CLOSER))
-    ]
+    begun = []
+    for p in (trial.problem for trial in run.some((*CLOSER, *(OWN if plan.own else ())))):
+        some = sorted({0, *[len(p.input) // 2] * bool(plan.own), len(p.input) - 1})
+        begun.append((p, Truth(p.input, p.target, some, run.submit, p.case.target_kind)))
 
     def rows() -> pd.DataFrame:
         errors = run.tables["errors"]
@@ -91,7 +91,11 @@ def measure_gradients(
     @cache
     def gaps(path: Path, dtype: str) -> dict[str, float]:
         # A path of a few cases is not meant for this one: it compiles for each shape, or takes a temperature.
-        return {} if path.cases else dict(zip(SIDES, breaking_gaps(path, dtype, device), strict=True))
+        return (
+            {}
+            if path.cases or path.target_kind != "logits"
+            else dict(zip(SIDES, breaking_gaps(path, dtype, device), strict=True))
+        )
 
     rows = []
     for problem, truth in begun:

@@ -22,18 +22,20 @@ from audit.paths import Path
 from audit.paths.execution import EXECUTIONS, NO_COMPILER, Execution
 
 WIDE = "zipf_n128256"  # of more than 32,768 classes: torch shares those among threads
+NARROW = "two_classes"  # of which many rows are cheap
 SMALL = 2**16  # numbers, of which 128 rows are no burden
 # Paths that are compared with their compiled form, which takes a compilation each.
 COMPILED = {"quick": (), "standard": (COMPARISON,), "full": MAIN}
 
 
 def begin(run: Run) -> Later[pd.DataFrame]:
-    """Every path that gives a value a row, on some problems; nothing of it can be begun before."""
+    """Every path that gives a value a row, and the user's own, on some problems; none of it can be begun before."""
     plan = run.plan
-    kl = [p for p in plan.paths if p.kind == "kl" and p.reduction == "none" and p.target_kind == "logits"]
+    each = [p for p in plan.paths if p.reduction == "none" or p.name in plan.own]
+    kl = [p for p in each if p.kind == "kl" and p.target_kind == "logits"]
     # Every check of a compiled path would be another compilation: its eager form is compared with it instead.
     paths = [p for p in kl if not p.compiles]
-    trials = run.some((*CLOSER, WIDE))
+    trials = run.some((*CLOSER, WIDE, *([NARROW] if plan.own else [])))
     compiled = () if plan.own else COMPILED[plan.profile]
     return lambda: together(measure_invariance(trials, paths, d, compiled, plan.own) for d in run.devices)
 
@@ -95,7 +97,8 @@ def _checks(
             continue
         plain, limit = measure(path, x, y), limits.bounds[path.promise][0]
         for name, check in EXECUTIONS.items():
-            if check.own and (path.name not in own or x.numel() > SMALL):
+            unfit = check.each and path.reduction != "none"
+            if unfit or (check.own and (path.name not in own or x.numel() > SMALL)):
                 continue
             if _applies(check, device) and (not check.costly or path.name in compiled):
                 before, after = _pair(path, check, plain, x, y)

@@ -72,6 +72,35 @@ def among(count: int, f: Function, x: Tensor, y: Tensor) -> Tensor:
     return torch.cat([f(x[part], y[part]) for part in torch.split(rows, count)])[: len(x)]
 
 
+def times_over(count: int, f: Function, x: Tensor, y: Tensor) -> Tensor:
+    """Each row `count` times in one call, of which it gives the value that is furthest from the first."""
+    return _furthest(f(x.repeat(count, 1), y.repeat(count, 1)).reshape(count, len(x)))
+
+
+def many_rows(f: Function, x: Tensor, y: Tensor) -> Tensor:
+    """More rows than a grid's second dimension has, where they are narrow."""
+    return times_over(70_000 // len(x) + 1, f, x, y) if x.shape[1] < 10 else f(x, y)
+
+
+def square(f: Function, x: Tensor, y: Tensor) -> Tensor:
+    return among(x.shape[1], f, x, y)
+
+
+def widened(sizes: tuple[int, ...], f: Function, x: Tensor, y: Tensor) -> Tensor:
+    """Classes of next to no mass before the row's own, up to each of the sizes: the value furthest from the row's."""
+    values = [f(x, y)]
+    for n in (n for n in sizes if n > x.shape[1]):
+        low = (t.amin(-1, keepdim=True).expand(len(t), n - t.shape[1]) - 90 for t in (x, y))
+        values.append(f(*(torch.cat([pad, t], -1) for pad, t in zip(low, (x, y), strict=True))))
+    return _furthest(torch.stack(values))
+
+
+def _furthest(values: Tensor) -> Tensor:
+    """Of each row the value that is furthest from the first."""
+    away = (values - values[0]).abs().nan_to_num(nan=torch.inf)
+    return values.gather(0, away.argmax(0, keepdim=True))[0]
+
+
 def offset(f: Function, x: Tensor, y: Tensor) -> Tensor:
     """Views that begin in the middle of memory, other numbers around them."""
     return f(*(torch.nn.functional.pad(t, (3, 1, 1, 0), value=7.0)[1:, 3:-1] for t in (x, y)))
@@ -119,7 +148,7 @@ class Execution:
 
     `prepare` is done to the input's logits first, on both sides of the comparison. `where` is "cpu" or "accelerator"
     for what means nothing elsewhere. `costly`: compiles, so that it is done for a few paths alone. `own`: done for
-    kernels of the user's own alone, as torch is above that suspicion.
+    kernels of the user's own alone, as torch is above that suspicion. `each`: of what gives a value a row alone.
     """
 
     run: Callable[[Function, Tensor, Tensor], Tensor]
@@ -127,17 +156,33 @@ class Execution:
     where: str = ""
     costly: bool = False
     own: bool = False
+    each: bool = False
 
 
+# Of a row that is wrong in 1,000 or 10,000 the first is nearly always caught, the second more often than not.
+REPEATED = 160
+_POWERS = tuple(2**k for k in range(6, 13))
+# Numbers of classes, in the words in which a bug is told.
+SIZES = {
+    "at 33 to 63 classes": (33, 40, 48, 63),
+    "at 101 to 999 classes": (101, 200, 500, 999),
+    "at 2^k - 1 classes": tuple(n - 1 for n in _POWERS),
+    "at 2^k classes": _POWERS,
+    "at 2^k + 1 classes": tuple(n + 1 for n in _POWERS),
+}
 EXECUTIONS: dict[str, Execution] = {
     "run to run": Execution(again),
-    "row alone": Execution(row_alone),
+    "row alone": Execution(row_alone, each=True),
     "classes permuted": Execution(permuted),
     "constant added": Execution(constant, prepare=coarse),
-    "padded with -inf": Execution(padded),
+    "padded with -inf": Execution(padded, each=True),
     "one thread": Execution(one_thread, where="cpu"),
     "strided": Execution(strided),
-    **{f"in batches of {count}": Execution(partial(among, count), own=True) for count in (2, 7, 32, 128)},
+    **{f"in batches of {count}": Execution(partial(among, count), own=True, each=True) for count in (2, 7, 32, 128)},
+    f"{REPEATED} times over": Execution(partial(times_over, REPEATED), own=True, each=True),
+    "in 70,000 rows": Execution(many_rows, own=True, each=True),
+    "in a square": Execution(square, own=True, each=True),
+    **{name: Execution(partial(widened, sizes), own=True, each=True) for name, sizes in SIZES.items()},
     "views with an offset": Execution(offset, own=True),
     "after another shape": Execution(after_another, own=True),
     "with gradients": Execution(with_gradients, own=True),

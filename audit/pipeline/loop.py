@@ -20,6 +20,7 @@ from audit.looks import Run, attribution, elements, errors, gradients, invarianc
 from audit.machine.devices import REMARKS, found
 from audit.machine.environment import describe_environment
 from audit.machine.measure import COMPILING, TORCH
+from audit.machine.pace import pace
 from audit.machine.plan import COMPARISON, REDUCED, Plan, plan
 from audit.publish.devices import failed_devices
 from audit.publish.figures import Plot, draw
@@ -42,6 +43,7 @@ class Audit:
 
     `seconds` says how many it took in all, torch alone, and compiling. `stale` names the acknowledgements that met no
     finding, `damaged` the gold records that were not used, `failed_devices` says which were lost or computed nothing.
+    `paces`: how many times as fast as torch's path each kernel of the user's own is.
     """
 
     tables: dict[str, pd.DataFrame]
@@ -51,6 +53,7 @@ class Audit:
     stale: list[str]
     damaged: list[str]
     failed_devices: list[str]
+    paces: dict[str, float]
 
     @property
     def new_findings(self) -> pd.DataFrame:
@@ -95,6 +98,7 @@ def execute(
     run.tables["summary"] = summarise(run.tables["errors"])
     seconds = {"torch": TORCH.seconds - spent[0], "compiling": COMPILING.seconds - spent[1]}
     seconds["total"] = perf_counter() - start
+    paces, failed = _paces(plan), failed_devices(run.tables["errors"])
     environment = describe_environment(
         plan.devices,
         found(),
@@ -104,13 +108,26 @@ def execute(
         paths={p.name: p.summary for p in plan.paths},
         dtypes=plan.dtypes,
         kernels={p.name: COMPARISON if p.reduction == "none" else REDUCED for p in plan.paths if p.name in plan.own},
+        paces=paces,
         workers=workers.count,
         seconds={name: round(value, 3) for name, value in seconds.items()},
         remarks=sorted(REMARKS),
     )
     # A file's numbers are none of those the acknowledgements are about.
     stale = stale if plan.file is None else []
-    return Audit(run.tables, plots, environment, seconds, stale, gold.damaged, failed_devices(run.tables["errors"]))
+    return Audit(run.tables, plots, environment, seconds, stale, gold.damaged, failed, paces)
+
+
+def _paces(plan: Plan) -> dict[str, float]:
+    """How many times as fast as torch's the kernels of the user's own are that take logits."""
+    logits = [p for p in plan.paths if p.input_kind == p.target_kind == "logits" and plan.kind == "kernel"]
+    torchs = {p.reduction: p for p in logits if p.name in (COMPARISON, REDUCED)}
+    device = plan.devices[-1].name
+    return {
+        p.name: round(pace(p, torchs[p.reduction], device), 3)
+        for p in logits
+        if p.name in plan.own and p.reduction in torchs and p.runs_on(device)
+    }
 
 
 def run(

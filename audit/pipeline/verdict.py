@@ -84,7 +84,8 @@ def check(
     paths = [_declared(fn, rounding or UNDECLARED, reduction, temperature) for fn in kernels]
     cases = None if temperature == 1 else [c.name for c in registered_cases(profile) if c.name not in AT_THE_LIMIT]
     with Workers(workers or 1) as processes:
-        tables = execute(plan(profile, cases, paths, dtypes, devices), processes).tables
+        done = execute(plan(profile, cases, paths, dtypes, devices), processes)
+    tables = done.tables
     names = [path.name for path in paths]
     torchs = COMPARISON if reduction == "none" else REDUCED
     mine = {name: table[table["path"].isin(names)] for name, table in tables.items() if "path" in table}
@@ -98,7 +99,7 @@ def check(
         mine["gradients"],
         mine["invariance"],
         sorted({str(cause) for cause in causes if cause}),
-        "\n".join(verdict(tables, name, torchs, strict) for name in names),
+        "\n".join(verdict(tables, name, torchs, strict, done.paces.get(name)) for name in names),
     )
 
 

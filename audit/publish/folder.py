@@ -15,6 +15,7 @@ from time import sleep
 from typing import TypeVar
 
 from audit.base.usage import UsageError
+from audit.publish.history import history_file, read_history
 
 MARK = "environment.json"
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
@@ -26,8 +27,9 @@ _made: list[tuple[Path, os.stat_result]] = []
 def check_replaceable(out: Path) -> None:
     """Raises UsageError where `out` is something other than a report, so that no one's files are lost.
 
-    Also where no report can be written, which is tried without a trace.
+    Also where no report can be written, which is tried without a trace, and where history.csv beside it is no history.
     """
+    read_history(history_file(out))
     absent = [folder for folder in Path(os.path.abspath(out)).parents if not os.path.lexists(folder)]
     try:
         with _beside(out):

@@ -16,6 +16,7 @@ from audit.publish.answer import MEDIANS, Tables, counted, example, grid
 from audit.publish.bench import NAME, read_bench
 from audit.publish.figures import Plot, draw
 from audit.publish.folder import report_folder
+from audit.publish.history import add_run
 from audit.publish.page import page
 from audit.publish.schema import described
 from audit.publish.tables import write_csv
@@ -28,8 +29,9 @@ def write_report(
     out: Path,
     plots: Later[dict[str, Plot]] | None = None,
 ) -> None:
-    """Replaces `out`; a failure on the way leaves it as it was. `plots` are of the tables, if they were begun before.
+    """Replaces `out`, which a failure on the way leaves as it was, and adds the run to the history beside it.
 
+    `plots` are of the tables, if they were begun before.
     Raises UsageError where `out` holds something other than a report.
     """
     with report_folder(out) as folder:
@@ -46,6 +48,7 @@ def write_report(
         for name, plot in drawn.items():
             (folder / f"{name}.svg").write_text(plot.file, encoding="utf-8")
         (folder / "report.html").write_text(page(tables, environment, drawn), encoding="utf-8")
+    add_run(tables["errors"], environment, out)
 
 
 def markdown(tables: Tables, environment: Mapping[str, object]) -> str:

@@ -37,6 +37,20 @@ _UNCOMPUTED = "nothing was computed"
 _UNNAMED = "none was recognised, or nothing is wrong"
 _RAISED = "an exception was observed"
 
+# Of a group of results.
+_FIGURES = [
+    Column("n", INTEGER, "results"),
+    Column("scaled_error_median", FLOAT, "median of scaled_error", "u", "no row has one"),
+    Column("scaled_error_p99", FLOAT, "99th percentile of scaled_error", "u", "no row has one"),
+    Column("scaled_error_max", FLOAT, "largest scaled_error", "u", "no row has one"),
+    Column("correct_bits_median", FLOAT, "median of correct_bits", "bits", "no row has one"),
+    Column("negative_share", FLOAT, "share of computed results that are negative", "", _UNCOMPUTED),
+    Column("false_zero_share", FLOAT, "share of computed results that are a false zero", "", _UNCOMPUTED),
+    Column("non_finite", INTEGER, "computed results that are not finite"),
+    Column("findings", INTEGER, "gated results beyond their bound"),
+    Column("computed_digest", TEXT, "SHA-256 of the results as little-endian binary64, in key order"),
+]
+
 SCHEMAS: dict[str, list[Column]] = {
     "errors": [
         _CASE,
@@ -93,18 +107,19 @@ SCHEMAS: dict[str, list[Column]] = {
         Column("negative", BOOLEAN, "computed < 0", empty=_UNCOMPUTED),
         Column("false_zero", BOOLEAN, "computed = 0 though the reference rounds to another number", empty=_UNCOMPUTED),
     ],
-    "summary": [
-        *_KEY,
-        Column("n", INTEGER, "results"),
-        Column("scaled_error_median", FLOAT, "median of scaled_error", "u", "no row has one"),
-        Column("scaled_error_p99", FLOAT, "99th percentile of scaled_error", "u", "no row has one"),
-        Column("scaled_error_max", FLOAT, "largest scaled_error", "u", "no row has one"),
-        Column("correct_bits_median", FLOAT, "median of correct_bits", "bits", "no row has one"),
-        Column("negative_share", FLOAT, "share of computed results that are negative", "", _UNCOMPUTED),
-        Column("false_zero_share", FLOAT, "share of computed results that are a false zero", "", _UNCOMPUTED),
-        Column("non_finite", INTEGER, "computed results that are not finite"),
-        Column("findings", INTEGER, "gated results beyond their bound"),
-        Column("computed_digest", TEXT, "SHA-256 of the results as little-endian binary64, in key order"),
+    "summary": [*_KEY, *_FIGURES],
+    "history": [
+        Column("run", INTEGER, "its number, from 1"),
+        Column("created", TEXT, "when, in UTC"),
+        Column("audit", TEXT, "version of the audit"),
+        Column("torch", TEXT, "version of torch"),
+        Column("driver", TEXT, "version of NVIDIA's driver", empty="there is none"),
+        Column("cpu_capability", TEXT, "instructions of the CPU that torch uses"),
+        *_WHERE,
+        Column("model", TEXT, "model of the device"),
+        _KIND,
+        Column("input_digest", TEXT, "SHA-256 of the input_digest of its results: of equal ones alone numbers compare"),
+        *_FIGURES,
     ],
     "findings": [
         Column(

@@ -24,17 +24,24 @@ def exact_softmax(logits: Rows) -> tuple[Pair, Pair]:
         return _pair([p for p, _ in rows]), _pair([log_p for _, log_p in rows])
 
 
-def exact_gradients(input: Rows, target: Rows) -> tuple[Rows, Rows]:
+def exact_gradients(input: Rows, target: Rows, target_kind: str = "logits") -> tuple[Rows, Rows]:
     """The gradients of KL(softmax(target) || softmax(input)) by either's logits, rounded from 200 bits.
 
     They are q - p and p (log p - log q - KL), the second 0 in the limit of p = 0. An error of 2^-190 in what cancels is
-    all there is, and for subnormal numbers a second rounding.
+    all there is, and for subnormal numbers a second rounding. Of a target given as "probs", of any mass, the first is
+    q sum p - p, and the second, infinite at p = 0, is not a number here.
     """
     ctx = context()
     by_input, by_target = [], []
     with ctx.workprec(BITS):
         for x, y in zip(input.tolist(), target.tolist(), strict=True):
-            (q, log_q), (p, log_p) = softmax(x), softmax(y)
+            q, log_q = softmax(x)
+            if target_kind == "probs":
+                mass = ctx.fsum(y)
+                by_input.append([float(b * mass - a) for a, b in zip(y, q, strict=True)])
+                by_target.append([float("nan")] * len(y))
+                continue
+            p, log_p = softmax(y)
             L = [a - b if w else ctx.zero for w, a, b in zip(p, log_p, log_q, strict=True)]
             kl = ctx.fdot(p, L)
             by_input.append([float(b - a) for a, b in zip(p, q, strict=True)])

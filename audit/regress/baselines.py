@@ -40,7 +40,7 @@ def newest(current: Report, folder: Path = FOLDER) -> tuple[Report, str] | None:
         report = read_report(place)
         if report.environment.get("profile") == current.environment.get("profile"):
             reason = (place / REASON).read_text(encoding="utf-8").strip() if (place / REASON).exists() else "no reason"
-            return (report, f"{place} ({reason}; {str(report.environment.get('created'))[:10]})")
+            return report, f"{place} ({reason})"
     return None
 
 

@@ -44,6 +44,13 @@ SIGN_BITS = 3.0
 # 2.5 with ten times as many, where small calls lose their caches. A kernel that takes twice as long must show, every
 # time it is repeated.
 SLOWER, REPEATS = 1.7, 3
+# The middle of n of them scatters by the root of n less; a slowdown that FEWEST or more share shows from SHARED on.
+SHARED, FEWEST = 1.2, 4
+SPEED_LEVELS = {
+    "slower": [*SPEED_KEY, "device"],
+    "slower throughout a path": ["path", "device"],
+    "slower throughout": ["device"],
+}
 
 # Column of the summary, the factor its errors may grow by, what they count as at least, how far they scatter.
 MEASURES = [
@@ -53,7 +60,9 @@ MEASURES = [
     ("correct_bits_median", 2**BITS, 0.0, 1.0),
 ]
 METRICS = [*(column for column, *_ in MEASURES), "negative_share", "non_finite"]
-COLUMNS = ["worse", "what", "path", "dtype", "where", "before", "after", "times", "allowed"]
+UNITS = {"correct_bits_median": "bits", "seconds": "s", "negative_share": "of all", "non_finite": "results"}
+COLUMNS = ["worse", "what", "path", "dtype", "device", "case", "reduction", "where"]
+COLUMNS += ["before", "after", "unit", "times", "allowed"]
 Repeat = Callable[[pd.DataFrame], pd.DataFrame]
 Changes = list[dict[Hashable, Any]]
 
@@ -102,11 +111,11 @@ def compare(
 ) -> pd.DataFrame:
     """The changes from one report to another, a row each, the worst first.
 
-    Columns: `worse` (it fails the comparison), `what`, `path`, `dtype`, `where` (the rest of the key), `before`,
-    `after`, `times` (the factor between them) and `allowed` (the factor allowed), the last four empty where they mean
-    nothing. Rows are matched by case, path, reduction and dtype, and by device where either side has several. What
-    vanished fails only on the `same_machine`. `repeat` measures benchmarks anew, given their rows: what is slower each
-    time fails; without it, nothing fails for its speed.
+    Columns: `worse` (it fails the comparison), `what`, `path`, `dtype`, `device`, `case`, `reduction`, `where` (what
+    else it is of), `before`, `after`, their `unit`, `times` (the factor by which the error, or the time, changed) and
+    `allowed` (the factor allowed), empty where they mean nothing. Rows are matched by case, path, reduction and dtype,
+    and by device where either side has several. What vanished fails only on the `same_machine`. `repeat` measures
+    benchmarks anew, given their rows: what is slower each time fails; without it, nothing fails for its speed.
 
     Raises UsageError where the two have no row in common.
     """
@@ -116,13 +125,15 @@ def compare(
     if pairs.empty:
         raise UsageError("the two reports have no case, path and dtype in common")
     changes = [
-        *_findings(baseline.findings, current.findings, "device" in pairs),
-        *_accuracy(pairs[pairs["kind_before"].isin(GATED)]),
+        *_findings(baseline.findings, current.findings, "device_after" not in pairs),
+        *changed_errors(pairs),
+        *_throughout(pairs),
         *_vanished(gone, after, same_machine),
         *_speed(baseline, current, same_machine, repeat),
         *_versions(baseline.environment, current.environment),
     ]
     found = pd.DataFrame(changes, columns=COLUMNS)
+    found["unit"] = found["unit"].fillna("")
     excess = (found["times"] / found["allowed"]).astype("float64")
     order = found.assign(excess=excess).sort_values(["worse", "excess"], ascending=False, kind="stable")
     return order[COLUMNS].reset_index(drop=True)
@@ -131,7 +142,7 @@ def compare(
 def _paired(old: pd.DataFrame, new: pd.DataFrame, key: list[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The rows both have, their columns suffixed _before and _after, and those only the old one has.
 
-    `where` is the key without path and dtype. The device's name is part of the key only where either has several.
+    The device's name is part of the key only where either has several.
     """
     if max(old["device"].nunique(), new["device"].nunique()) > 1:
         key = [*key, "device"]
@@ -139,8 +150,10 @@ def _paired(old: pd.DataFrame, new: pd.DataFrame, key: list[str]) -> tuple[pd.Da
         if table.duplicated(key).any():
             raise UsageError(f"a table has several rows of one {', '.join(key)}")
     both = old.merge(new, on=key, how="left", suffixes=("_before", "_after"), indicator=True)
-    rest = [name for name in key if name not in ("path", "dtype")]
-    both["where"] = [" ".join(map(str, values)) for values in both[rest].itertuples(index=False)]
+    if "device" not in both:
+        both["device"] = both["device_after"].fillna(both["device_before"])
+    if "rows" in both:
+        both["where"] = [f"{b.rows} x {b.classes} {b.direction}" for b in both[SPEED_KEY].itertuples()]
     matched = both["_merge"] == "both"
     return both[matched], both[~matched]
 
@@ -151,27 +164,39 @@ def _sides(pairs: pd.DataFrame, column: str) -> tuple[pd.Series, pd.Series]:
 
 def _rows(pairs: pd.DataFrame, worse: bool, what: str, column: str = "") -> Changes:
     """A change a row, with its `times` and `allowed` where it has them; `column` is what is shown of both sides."""
-    changes = pairs.assign(worse=worse, what=what)
+    changes = pairs.assign(worse=worse, what=what, unit="")
     if column:
+        changes["unit"] = UNITS.get(column, "u")
         changes["before"], changes["after"] = _sides(pairs, column)
     return changes.reindex(columns=COLUMNS).to_dict("records")
 
 
-def _accuracy(pairs: pd.DataFrame) -> Changes:
-    """What became of the errors, row by row, and throughout a path and dtype."""
+def _judged(pairs: pd.DataFrame) -> tuple[pd.DataFrame, pd.Series, float]:
+    """Those of gated paths, which of them changed, and how many standard deviations are news among so many."""
+    pairs = pairs[pairs["kind_before"].isin(GATED)]
     old, new = (pairs[[f"{m}_{side}" for m in METRICS]].to_numpy(np.float64) for side in ("before", "after"))
     unlike = pairs["computed_digest_before"] != pairs["computed_digest_after"]
-    moved = pairs[unlike | ((old != new) & ~(np.isnan(old) & np.isnan(new))).any(axis=1)]
-    if moved.empty:
-        return []
-    sigmas = NormalDist().inv_cdf(1 - ALARMS / (len(MEASURES) * len(moved)))
+    moved = unlike | ((old != new) & ~(np.isnan(old) & np.isnan(new))).any(axis=1)
+    return pairs, moved, NormalDist().inv_cdf(1 - ALARMS / (len(MEASURES) * max(1, moved.sum())))
+
+
+def _sized(pairs: pd.DataFrame) -> pd.Series:
+    """Whether the size of their errors says something.
+
+    An identity that means 0 may have either sign, and its terms are not weighted by p as the scale's are: its bound
+    alone judges its size.
+    """
+    return (pairs["kind_before"] == "kl") | pairs["correct_bits_median_before"].notna()
+
+
+def changed_errors(pairs: pd.DataFrame) -> Changes:
+    """What became of the errors, row by row."""
+    pairs, unlike, sigmas = _judged(pairs)
+    moved = pairs[unlike]
     n = moved[["n_before", "n_after"]].min(axis=1).astype("float64")
-    widened = np.exp(sigmas * SPREAD / np.sqrt(n))
-    # An identity that means 0 may have either sign, and its terms are not weighted by p as the scale's are: its bound
-    # alone judges its size.
-    sized = (pairs["kind_before"] == "kl") | pairs["correct_bits_median_before"].notna()
-    changes = _throughout(pairs[sized], sigmas)
-    sized, quiet = sized[moved.index], unlike[moved.index]
+    widened = np.e ** (sigmas * SPREAD / n**0.5)
+    sized, quiet = _sized(moved), moved["computed_digest_before"] != moved["computed_digest_after"]
+    changes: Changes = []
     for column, factor, least, power in MEASURES:
         before, after = _sides(moved, column)
         if column == "correct_bits_median":
@@ -199,14 +224,14 @@ def _accuracy(pairs: pd.DataFrame) -> Changes:
     return changes + _rows(moved[quiet], False, "changed in the last place")
 
 
-def _throughout(pairs: pd.DataFrame, sigmas: float) -> Changes:
+def _throughout(pairs: pd.DataFrame) -> Changes:
     """Paths and dtypes whose errors changed by more than MEDIAN in the median over all cases, weighted by their rows.
 
     A loss of a bit that no single case has the rows to show is seen here.
     """
+    pairs, _, sigmas = _judged(pairs)
     changes: Changes = []
-    key = ["path", "dtype", *(["device"] * ("device" in pairs))]
-    for (path, dtype, *device), group in pairs.groupby(key, sort=False):
+    for key, group in pairs[_sized(pairs)].groupby(["path", "dtype", "device"], sort=False):
         before, after = _sides(group, "scaled_error_median")
         times = (after / before).mask(before == after, 1.0).dropna().sort_values()
         if times.empty:
@@ -214,8 +239,8 @@ def _throughout(pairs: pd.DataFrame, sigmas: float) -> Changes:
         weight = group.loc[times.index, "n_before"].astype("float64").cumsum()
         middle = times.iloc[int(weight.searchsorted(weight.iloc[-1] / 2))]
         allowed = max(MEDIAN, float(np.exp(sigmas * SPREAD / np.sqrt(weight.iloc[-1]))))
-        where = " ".join([f"{len(times)} cases", *map(str, device)])
-        row: dict[Hashable, Any] = {"path": path, "dtype": dtype, "where": where, "allowed": allowed}
+        row: dict[Hashable, Any] = dict(zip(("path", "dtype", "device"), key, strict=True))
+        row |= {"where": f"{len(times)} cases", "allowed": allowed}
         for sign, factor in (("worse", middle), ("better", 1 / middle)):
             if factor > allowed:
                 told = {"worse": sign == "worse", "what": f"scaled error {sign} throughout", "times": factor}
@@ -229,7 +254,7 @@ def _vanished(gone: pd.DataFrame, new: pd.DataFrame, worse: bool) -> Changes:
     for name in ("path", "dtype", "case"):
         lost = gone[~gone[name].isin(new[name])]
         for value, rows in lost.groupby(name, sort=False):
-            changes.append({"worse": worse, "what": "vanished", "where": f"{name} {value}, {len(rows)} rows"})
+            changes.append({"worse": worse, "what": "vanished", name: value, "where": f"{len(rows)} rows"})
         gone = gone.drop(lost.index)
     return changes + _rows(gone, worse, "vanished")
 
@@ -241,25 +266,36 @@ def _speed(baseline: Report, current: Report, same_machine: bool, repeat: Repeat
         why = "the machines are unlike" if unlike else baseline.unmeasured or current.unmeasured
         return [{"worse": False, "what": "speed not compared", "where": why}]
     pairs, gone = _paired(baseline.bench, current.bench, SPEED_KEY)
-    slower = _slower(pairs)
-    for _ in range(REPEATS):
-        if repeat is None or slower.empty:
-            break
-        slower = _slower(_paired(baseline.bench, repeat(slower), SPEED_KEY)[0])
-    what = f"slower, {REPEATS} times in a row" if repeat else "slower, not repeated"
+    repeated = f"{REPEATS} times in a row" if repeat else "not repeated"
+    changes: Changes = []
+    for what, level in SPEED_LEVELS.items():
+        slower = _slower(pairs, level)
+        for _ in range(REPEATS):
+            if repeat is None or slower.empty:
+                break
+            slower = _slower(_paired(baseline.bench, repeat(slower), SPEED_KEY)[0], level)
+        groups = slower.drop_duplicates(level).drop(columns=[name for name in SPEED_KEY if name not in level])
+        changes += _rows(groups, repeat is not None, f"{what}, {repeated}", "seconds" if what == "slower" else "")
     faster = pairs["ratio_before"] / pairs["ratio_after"]
-    return [
-        *_rows(slower, repeat is not None, what, "seconds"),
-        *_rows(pairs.assign(times=faster, allowed=SLOWER)[faster > SLOWER], False, "faster", "seconds"),
-        *_rows(gone, same_machine, "benchmark vanished"),
-    ]
+    changes += _rows(pairs.assign(times=faster, allowed=SLOWER)[faster > SLOWER], False, "faster", "seconds")
+    return changes + _rows(gone, same_machine, "benchmark vanished")
 
 
-def _slower(pairs: pd.DataFrame) -> pd.DataFrame:
-    """Those with a larger ratio whose seconds are more too: a faster calibration makes no path slower."""
-    times = pairs["ratio_after"] / pairs["ratio_before"]
-    slower = (times > SLOWER) & (pairs["seconds_after"] > pairs["seconds_before"])
-    return pairs.assign(times=times, allowed=SLOWER)[slower].rename(columns={"device_after": "device"})
+def _slower(pairs: pd.DataFrame, level: list[str]) -> pd.DataFrame:
+    """The benchmarks of each group, alike in `level`, whose ratio rose in the geometric middle by more than is allowed.
+
+    Their seconds must have risen too: a faster calibration makes no path slower.
+    """
+    alike = [pairs[name] for name in level]
+    groups = {m: (pairs[f"{m}_after"] / pairs[f"{m}_before"]).groupby(alike) for m in ("ratio", "seconds")}
+    times, took = (group.transform(lambda factors: np.exp(np.log(factors).median())) for group in groups.values())
+    n = groups["ratio"].transform("size")
+    allowed = np.maximum(SHARED, SLOWER ** (1 / np.sqrt(n)))
+    pairs, found = pairs.assign(times=times, allowed=allowed), (times > allowed) & (took > 1)
+    if "rows" not in level:
+        pairs, found = pairs.assign(where=n.astype(str) + " benchmarks"), found & (n >= FEWEST)
+    slower: pd.DataFrame = pairs[found]
+    return slower
 
 
 def _findings(before: pd.DataFrame, after: pd.DataFrame, by_device: bool) -> Changes:
@@ -267,7 +303,7 @@ def _findings(before: pd.DataFrame, after: pd.DataFrame, by_device: bool) -> Cha
 
     What is lossy is so by how it sums, whatever the case: a path and dtype becomes it, or is it no more.
     """
-    key = ["path", "dtype", "symptom", *(["device"] * by_device), "case"]
+    key = ["path", "dtype", "symptom", "case", *(["device"] * by_device)]
     cases = (t["cases"].mask(t["status"] == "lossy", "*") for t in (before, after))
     old, new = (t.assign(case=c.str.split()).explode("case") for t, c in zip((before, after), cases, strict=True))
     changes: Changes = []
@@ -275,8 +311,8 @@ def _findings(before: pd.DataFrame, after: pd.DataFrame, by_device: bool) -> Cha
         known = set(others[key].itertuples(index=False, name=None))
         for values in rows.loc[rows["status"] != "acknowledged", key].itertuples(index=False, name=None):
             if values not in known:
-                path, dtype, *rest = map(str, values)
-                changes.append({"worse": worse, "what": what, "path": path, "dtype": dtype, "where": " ".join(rest)})
+                row: dict[Hashable, Any] = dict(zip(key, values, strict=True))
+                changes.append({**row, "worse": worse, "what": what, "where": row["symptom"]})
     return changes
 
 

@@ -58,9 +58,9 @@ def _online(t: Tensor) -> tuple[Tensor, Tensor]:
     top = torch.full_like(wide(t)[:, :1], -torch.inf)
     total = torch.zeros_like(top)
     for chunk in _chunks(t, max(1, t.shape[1] // 50)):
-        new = torch.maximum(top, chunk.amax(-1, keepdim=True))
-        scale = torch.where(top > -torch.inf, (top - new).exp(), 0.0)
-        total = total * scale + torch.where(chunk > -torch.inf, (chunk - new).exp(), 0.0).sum(-1, keepdim=True)
+        # A block may be ruled out as a whole.
+        new = torch.maximum(top, chunk.amax(-1, keepdim=True)).clamp(min=torch.finfo(top.dtype).min)
+        total = total * (top - new).exp() + (chunk - new).exp().sum(-1, keepdim=True)
         top = new
     return top, total
 

@@ -22,7 +22,9 @@ from audit.paths.execution import EXECUTIONS, NO_COMPILER, coarse, constant
 
 CASES = {case.name: case for case in registered()}
 PATHS = {p.name: p for p in registered_paths() if p.target_kind == "logits" and p.reduction == "none"}
-ON_CPU = {name for name, check in EXECUTIONS.items() if check.where != "accelerator" and not check.costly}
+ON_CPU = {
+    name for name, check in EXECUTIONS.items() if check.where != "accelerator" and not (check.costly or check.own)
+}
 
 
 def steady(x: Tensor, y: Tensor) -> Tensor:

@@ -75,7 +75,7 @@ def test_every_path_runs_on_cuda_without_mixing_devices(tested: Path, dtype: str
     if dtype not in tested.dtypes:
         pytest.skip("not one of the path's dtypes")
     with FakeTensorMode():
-        shape = (3, 64) if tested.cases == (MAPS,) else (4, 10)
+        shape = (3, 64) if tested.cases == (MAPS,) else (4, 1 if tested.input_kind == TOKENS else 10)
         logits = torch.empty(shape, device="cuda", dtype=getattr(torch, dtype))
         try:
             output = tested.function(logits, torch.empty_like(logits))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,7 +21,7 @@ import audit
 from audit.cli import app
 from audit.machine.plan import plan
 from audit.pipeline.loop import execute
-from audit.publish.changes import render
+from audit.publish.changes import FORMATS, render, side
 from audit.publish.report import write_report
 from audit.publish.schema import typed
 from audit.publish.tables import write_csv
@@ -219,7 +220,7 @@ def test_a_bit_less_throughout_one_path_is_caught_among_results_rounded_anew() -
 def test_what_vanished_fails_on_the_same_machine_alone(base: Report) -> None:
     less = replace(base, summary=base.summary[base.summary["path"] != "log_target"])
     changes = compare(base, less, same_machine=True)
-    assert worse(changes) == {"vanished"} and "path log_target" in changes["where"].iloc[0]
+    assert worse(changes) == {"vanished"} and changes["path"].iloc[0] == "log_target"
     changes = compare(base, less)
     assert worse(changes) == set() and "vanished" in set(changes["what"])
 
@@ -237,7 +238,7 @@ def test_a_new_finding_fails_though_others_of_its_kind_are_acknowledged(base: Re
     base = replace(base, findings=finding("acknowledged", "one_hot peaked"))
     assert worse(compare(base, replace(base, findings=finding("new", "one_hot")))) == set()
     changes = compare(base, replace(base, findings=finding("new", "one_hot flat")))
-    assert worse(changes) == {"new finding"} and changes["where"].iloc[0] == "beyond_bound flat"
+    assert worse(changes) == {"new finding"} and list(changes.loc[0, ["where", "case"]]) == ["beyond_bound", "flat"]
 
 
 def test_a_path_that_becomes_lossy_is_a_regression_whatever_the_case(base: Report) -> None:
@@ -245,7 +246,7 @@ def test_a_path_that_becomes_lossy_is_a_regression_whatever_the_case(base: Repor
         return replace(base, findings=finding("lossy", cases).assign(symptom="lossy"))
 
     changes = compare(base, lossy("zipf flat"))
-    assert worse(changes) == {"new finding"} and changes["where"].iloc[0] == "lossy *"
+    assert worse(changes) == {"new finding"} and list(changes.loc[0, ["where", "case"]]) == ["lossy", "*"]
     assert worse(compare(lossy("zipf"), lossy("flat"))) == set()
     assert "finding gone" in set(compare(lossy("zipf"), base)["what"])
 
@@ -258,7 +259,7 @@ def test_one_device_is_compared_with_another_by_its_numbers(base: Report, tmp_pa
     assert worse(changes) == {"correct_bits_median worse"}
     assert "the machines are unlike" in set(changes["where"])
     both = replace(base, summary=pd.concat([base.summary, gpu.summary]))
-    assert compare(both, base, same_machine=True)["where"].str.contains("cuda").any()
+    assert "cuda" in set(compare(both, base, same_machine=True)["device"])
 
 
 def test_versions_are_told_and_never_select_the_baseline(folder: Path, tmp_path: Path) -> None:
@@ -270,7 +271,7 @@ def test_versions_are_told_and_never_select_the_baseline(folder: Path, tmp_path:
     told = changes[changes["what"] == "torch version changed"]
     assert list(told["after"]) == ["2.11"] and worse(changes) == set()
     second = record(folder, "after the upgrade", tmp_path)
-    assert f"{second} (after the upgrade; " in newest(upgraded, tmp_path)[1]
+    assert f"{second} (after the upgrade)" in newest(upgraded, tmp_path)[1]
     assert (place / "reason.txt").read_text() == "first numbers\n"
     other = replace(base, environment=base.environment | {"profile": "full"})
     assert newest(other, tmp_path) is None
@@ -324,17 +325,55 @@ def test_a_benchmark_that_vanished_fails_in_regress(base: Report) -> None:
 
 
 def test_the_formats(lossless: Report) -> None:
-    changes = compare(
-        lossless, edited(lossless, scaled_error_median=3.0, scaled_error_max=np.inf, correct_bits_median=np.nan)
-    )
-    told = json.loads(render(changes, "then", "json"), parse_constant=pytest.fail)
+    columns = {"scaled_error_median": 3.0, "scaled_error_max": np.inf, "correct_bits_median": 9.5}
+    changes = compare(lossless, edited(lossless, **columns))
+    sides = [side(name, lossless.environment) for name in ("before", "after")]
+    told = json.loads(render(changes, *sides, "json"), parse_constant=pytest.fail)
     assert told["worse"] == changes["worse"].sum() and len(told["changes"]) == len(changes)
-    lines = render(changes, "then", "markdown").splitlines()
+    bits = next(change for change in told["changes"] if change["what"] == "correct_bits_median worse")
+    key = {"path": "log_softmax", "dtype": "float32", "device": "cpu", "case": "random_scale1", "reduction": "none"}
+    assert key.items() <= bits.items() and (bits["before"], bits["after"], bits["unit"]) == (20.0, 9.5, "bits")
+    lines = render(changes, *sides, "markdown").splitlines()
     assert {line.count("|") for line in lines if line.startswith("|")} == {7}
-    assert render(changes, "then", "github").count("::error::") == changes["worse"].sum()
-    assert render(changes.iloc[:0], "then", "text") == "0 worse, 0 other changes since then"
+    assert "20.0 -> 9.5 bits (10.5 bits, 1.0 allowed)" in render(changes, *sides, "text")
+    for format in FORMATS:
+        out = render(changes, *sides, format)
+        for environment in (told["baseline"], told["current"]):
+            assert all(plain_markdown(out).count(word) for word in filter(None, environment.values())), format
     many = pd.concat([changes[changes["worse"]].assign(path=f"path{i}") for i in range(40)], ignore_index=True)
-    assert len(render(many, "then", "text").splitlines()) < 30
+    assert len(render(many, *sides, "text").splitlines()) < 30
+
+
+def plain_markdown(text: str) -> str:
+    return re.sub(r"\\(.)", r"\1", text)
+
+
+def test_github_gets_one_titled_annotation_a_path_and_dtype(lossless: Report) -> None:
+    changes = compare(lossless, edited(lossless, scaled_error_median=3.0, correct_bits_median=9.5))
+    other = changes[changes["worse"]].assign(path="a:b,c 100%\n")
+    sides = [side(name, lossless.environment) for name in ("before", "after")]
+    lines = render(pd.concat([changes, other], ignore_index=True), *sides, "github").split("\n")
+    errors = [line for line in lines if line.startswith("::error")]
+    assert [line.partition("::")[2].partition("::")[0] for line in errors] == [
+        "error title=log_softmax float32", "error title=a%3Ab%2Cc 100%25\\n float32"
+    ]  # fmt: skip
+    assert "correct_bits_median worse" in errors[0] and "%0Ascaled_error_median worse" in errors[0].replace("\n", "")
+    assert [line.split("::")[1][:21] for line in lines if line not in errors] == ["notice title=kl-audit"]
+
+
+def test_a_slowdown_that_many_share_is_seen_though_each_is_below_its_gate(base: Report) -> None:
+    def many(factors: list[float]) -> Report:
+        rows = pd.concat([bench().assign(rows=64 + i, ratio=10 * f, seconds=1e-3 * f) for i, f in enumerate(factors)])
+        return replace(base, bench=rows.reset_index(drop=True))
+
+    before, slow = many([1.0] * 8), many([1.1, 1.25, 1.25, 1.3, 1.3, 1.3, 1.4, 1.5])
+    changes = compare(before, slow, same_machine=True, repeat=lambda _: slow.bench)
+    shared = changes[changes["worse"]].set_index("where")
+    assert set(shared.index) == {"8 benchmarks", "16 benchmarks"} and set(shared["times"].round(2)) == {1.3}
+    assert not worse(compare(before, slow, same_machine=True, repeat=lambda _: before.bench))
+    assert "slower throughout, not repeated" in set(compare(before, slow)["what"])
+    few = many([1.0] * 6 + [1.6] * 2)
+    assert not worse(compare(before, few, same_machine=True, repeat=lambda _: few.bench))
 
 
 def test_the_commands(folder: Path, lossless: Report, tmp_path: Path) -> None:
@@ -346,7 +385,7 @@ def test_the_commands(folder: Path, lossless: Report, tmp_path: Path) -> None:
     made = invoke(["baseline", *where, "--reason", "good"])
     assert made.exit_code == 0, made.output
     again = invoke(["regress", *where])
-    assert again.exit_code == 0 and "0 worse" in again.output and "(good; 20" in again.output
+    assert again.exit_code == 0 and "0 worse" in again.output and "(good" in again.output
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     write_csv(edited(lossless, scaled_error_median=30.0).summary, tmp_path / "summary.csv", "summary")
     for format in ("text", "markdown", "json", "github"):

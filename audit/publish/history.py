@@ -1,0 +1,61 @@
+"""history.csv beside the report folders: what each run gave, by path, dtype and device."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from audit.base.usage import UsageError
+from audit.publish.schema import typed
+from audit.publish.tables import read_table, summarise, write_csv
+
+RUNS = 500  # of some 160 rows each: 30 MB
+
+
+def history_file(out: Path) -> Path:
+    return Path(os.path.abspath(out)).parent / "history.csv"
+
+
+def read_history(file: Path) -> pd.DataFrame:
+    """The table `history`, of no rows where there is no file. Raises UsageError for a file that is something else."""
+    return read_table(file, "history") if file.exists() else typed(pd.DataFrame(), "history")
+
+
+def add_run(errors: pd.DataFrame, environment: Mapping[str, Any], out: Path) -> None:
+    """Adds a run to the history beside its report `out`, of which the newest RUNS stay.
+
+    Runs that end at once wait for each other, and the file is replaced as a whole. Raises UsageError where it cannot be
+    written, or is no history.
+    """
+    rows, file = _rows(errors, environment), history_file(out)
+    try:
+        with file.with_name(".history.lock").open("w") as lock:
+            with suppress(OSError):  # not every file system has locks
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            history = read_history(file)
+            rows["run"] = 1 + history["run"].max() if len(history) else 1
+            history = pd.concat([history[history["run"] > rows["run"].max() - RUNS], rows], ignore_index=True)
+            partial = file.with_name(".history.partial")  # what a killed run left there is overwritten
+            write_csv(history, partial, "history")
+            partial.replace(file)
+    except OSError as error:
+        raise UsageError(f"{file}: cannot be written: {error.strerror}") from None
+
+
+def _rows(errors: pd.DataFrame, environment: Mapping[str, Any]) -> pd.DataFrame:
+    key, torch = ["path", "dtype", "device"], environment.get("torch", {})
+    errors = errors.sort_values(["case", "reduction"], kind="stable")
+    digests = errors.groupby(key, sort=False)["input_digest"]
+    inputs = digests.agg(lambda given: sha256("".join(sorted(given)).encode()).hexdigest())
+    rows = summarise(errors.assign(case="", reduction="")).join(inputs, on=key)
+    models = {device["name"]: device["model"] for device in environment.get("devices", ())}
+    versions = {name: environment.get(name) for name in ("created", "audit", "driver")}
+    versions |= {"torch": torch.get("version"), "cpu_capability": torch.get("cpu_capability")}
+    return typed(rows.assign(run=0, model=rows["device"].map(models), **versions), "history")
