@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import datetime, timezone
+from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
+from inspect import getfile, unwrap
+from pathlib import Path
 
 import torch
 
@@ -47,6 +51,13 @@ def describe_environment(devices: Sequence[Device], found: Sequence[Device], **r
         ],
         **run,
     }
+
+
+def source_digest(function: Callable[..., object]) -> str:
+    """Of the file that holds a kernel; empty where none does."""
+    with suppress(TypeError, OSError):
+        return sha256(Path(getfile(unwrap(function))).read_bytes()).hexdigest()[:12]
+    return ""
 
 
 def _version(name: str) -> str | None:

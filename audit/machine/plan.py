@@ -66,6 +66,7 @@ class Plan:
         for case in self.cases:
             for dtype in self.dtypes:
                 paths = [p for p in self.paths if p.takes(case.name, dtype, *case.kinds)]
+                paths = [p for p in paths if p.reduction == "none" or case.repeats == 1]
                 if paths and dtype in case.dtypes:
                     yield case, dtype, paths
 

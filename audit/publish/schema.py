@@ -118,6 +118,7 @@ SCHEMAS: dict[str, list[Column]] = {
         Column("cpu_capability", TEXT, "instructions of the CPU that torch uses"),
         *_WHERE,
         Column("model", TEXT, "model of the device"),
+        Column("source", TEXT, "digest of the file of a kernel of one's own", empty="it is a path of the audit"),
         _KIND,
         Column("input_digest", TEXT, "SHA-256 of the input_digest of its results: of equal ones alone numbers compare"),
         *_FIGURES,
@@ -151,8 +152,8 @@ SCHEMAS: dict[str, list[Column]] = {
         Column(
             "symptom",
             TEXT,
-            "beyond_bound, narrow_result (it is, and of a coarser dtype than the logits), lossy, one_signed (no drift "
-            "is negative), or the result_class; for a gradient input_gradient_ or target_gradient_, followed by "
+            "beyond_bound, narrow_result (it is, and of a coarser dtype than the logits), lossy, or the "
+            "result_class; for a gradient input_gradient_ or target_gradient_, followed by "
             "beyond_bound or not_finite; changes, for what should change nothing",
         ),
         Column("cause", TEXT, "the known defects that give some of these results, or all", empty=_UNNAMED),
@@ -214,6 +215,20 @@ SCHEMAS: dict[str, list[Column]] = {
         Column("worst_row", INTEGER, "where the worst stands: its row"),
         Column("worst_class", INTEGER, "and its class"),
         Column("worst_input", TEXT, "and its logit, as a hexadecimal float"),
+    ],
+    "growth": [
+        *_WHERE,
+        Column("classes", INTEGER, "classes of the row, of which one has a probability of 0.9"),
+        Column("first", FLOAT, "scaled error where that is the first class", "u", "no number, or an infinite one"),
+        Column("random", FLOAT, "where it is a random one", "u", "no number, or an infinite one"),
+        Column("last", FLOAT, "where it is the last", "u", "no number, or an infinite one"),
+        Column(
+            "growth",
+            TEXT,
+            "how the largest of the three grows with the classes, for this path, dtype and device: flat, log n, sqrt n "
+            "or n, whichever is nearest in the mean square of logarithms, from 16 classes on",
+            empty="fewer than three numbers of classes have one",
+        ),
     ],
     "gradients": [
         Column("case", TEXT, "what was fed in; its first and last row"),
