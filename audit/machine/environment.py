@@ -32,6 +32,7 @@ def describe_environment(devices: Sequence[Device], found: Sequence[Device], **r
         "platform": platform.platform(),
         "cpu_count": os.cpu_count(),
         "driver": nvidia.driver(),
+        "cards": nvidia.cards(),
         "packages": {name: _version(name) for name in PACKAGES},
         "torch": {
             "version": torch.__version__,
@@ -39,6 +40,10 @@ def describe_environment(devices: Sequence[Device], found: Sequence[Device], **r
             "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
             "cpu_capability": torch.backends.cpu.get_cpu_capability(),
             "threads": torch.get_num_threads(),
+            "hip": torch.version.hip,
+            "deterministic": torch.are_deterministic_algorithms_enabled(),
+            "float32_matmul_precision": torch.get_float32_matmul_precision(),
+            "tf32": torch.backends.cuda.matmul.allow_tf32,
         },
         "devices": [
             {

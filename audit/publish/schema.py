@@ -277,6 +277,10 @@ SCHEMAS: dict[str, list[Column]] = {
         Column("classes", INTEGER, "classes of the input"),
         Column("direction", TEXT, "forward, or backward to the input's logits"),
         Column("seconds", FLOAT, "a call's time, the median of its rounds", "s"),
+        Column("gigabytes_per_second", FLOAT, "inputs read, and gradient written, in that time", "GB/s", "older files"),
+        Column(
+            "copy_gigabytes_per_second", FLOAT, "what a copy of 256 MB reads and writes there", "GB/s", "older files"
+        ),
         Column("ratio", FLOAT, "a call's time / that of exp and sum over the same tensor, timed in turn"),
         Column("correct_bits", FLOAT, "of the value, or of the gradient as a whole; median over rows", "bits", "none"),
         Column("scaled_error", FLOAT, "the same, as in errors.csv; of a gradient over max(p + q)", "u", "none"),

@@ -78,13 +78,15 @@ def trial(paths: list[Path], sizes: list[int], seed: int, limit=bound) -> pd.Dat
                         "reference": references,
                         "scale": 1.0,
                         "bound": limit(path.promise, exact, dtype),
+                        "attainable": attainable(path.promise, exact, dtype),
                         "rest": np.nan,
                     }
                 )
             )
     table = pd.concat(parts, ignore_index=True)
     table = pd.concat([table.drop(columns="result_class"), error_columns(table)], axis=1)
-    return table.assign(kept=within_bound(table).astype(bool))
+    kept, lossless = (within_bound(table.assign(bound=table[name])).astype(bool) for name in ("bound", "attainable"))
+    return table.assign(kept=kept, lossy=kept & ~lossless)
 
 
 # Categorical rounds an unshifted log-sum-exp: a limit of that path, which is acknowledged.
@@ -96,6 +98,7 @@ TORCHS = [
     and p.kind in ("kl", "identity")
     and not p.compiles
     and not p.absent
+    and p.runs_on("cpu")
     and p.name != "categorical"
 ]
 # Of those, the ones that share torch's CPU log_softmax of halves, which rounds its sum of exponentials to the half.
