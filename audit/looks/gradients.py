@@ -21,8 +21,11 @@ from audit.paths import Path
 
 # Every half up to 130 and around 745, where float32 and float64 run out of exponents, and a few between and beyond.
 GAPS = np.concatenate([np.arange(0.5, 130, 0.5), np.arange(136, 700, 8), np.arange(700, 760, 0.5), [1e3, 1e4, 3e4]])
-# For a kernel of the user's own: past the first block, ruled-out classes, targets given as probabilities.
-OWN = ("random_n10000", "gap_104", "impossible_matched", "one_hot", "one_hot_smoothed", "unnormalised_half")
+# For a kernel of the user's own: odd numbers of classes, past the first block, classes ruled out, given probabilities.
+OWN = (
+    "random_64x81", "random_n10000", "gap_104", "impossible_matched", "one_hot", "one_hot_smoothed",
+    "unnormalised_half",
+)  # fmt: skip
 
 
 def breaking_gaps(path: Path, dtype: str, device: str) -> list[float]:
