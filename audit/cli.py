@@ -6,8 +6,8 @@ import os
 import shlex
 import sys
 from collections.abc import Callable
-from contextlib import suppress
-from importlib.util import module_from_spec, spec_from_file_location
+from contextlib import nullcontext, suppress
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from io import TextIOWrapper
 from pathlib import Path
 from signal import SIGINT, SIGPIPE
@@ -46,6 +46,7 @@ class _Commands(typer.core.TyperGroup):
 WITHOUT_FILE = ("profile", "case")
 WITH_FILE = (
     "target_logits", "input_name", "target_name", "mask_name", "classes", "unpacked_limit", "input_kind", "target_kind",
+    "all_rows", "resume", "scheduler",
 )  # fmt: skip
 
 
@@ -115,6 +116,9 @@ def run(
     out: Out = LATEST,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes, with this one; default: one a core.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="What is lossy fails too.")] = False,
+    all_rows: Annotated[bool, typer.Option("--all-rows", help="Of --logits: every row, as Parquet parts.")] = False,
+    scheduler: Annotated[str | None, typer.Option(help="Of --logits: Dask's local, or an address.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run over --logits.")] = False,
 ) -> None:
     """Measure every path on every device found and write the tables."""
     _refuse_idle(context)
@@ -128,13 +132,17 @@ def run(
     own = [_function(text) for text in path_file or ()]
     import torch
 
+    from audit.base.scheduler import dask_executor
     from audit.base.workers import Workers
     from audit.machine import plan as plans
     from audit.pipeline import loop as pipeline
     from audit.publish.folder import check_replaceable
     from audit.publish.report import write_report
+    from audit.publish.spool import Kept, Spool
     from audit.reference.gold import COMMITTED_GOLD, NAME
 
+    if all_rows and find_spec("pyarrow") is None:
+        raise UsageError("--all-rows writes Parquet, for which pyarrow is not installed")
     chosen = [*(path or ()), *own] or None
     if logits is None:
         plan = plans.plan(profile, case, chosen, dtype, device)
@@ -143,6 +151,7 @@ def run(
         options = {"target": target_logits, "names": names, "classes": classes, "limit": unpacked_limit}
         plan = plans.plan_file(logits, input_kind, target_kind, chosen, dtype, device, **options)
     check_replaceable(out)
+    spool = Kept(out, f"{torch.__version__} {plan.identity}", resume) if plan.file else Spool()
     console = terminal.console()
     models = ", ".join(f"{d.name} ({d.model})" for d in plan.devices)
     terminal.say(console, f"{sys.executable}, torch {torch.__version__}")
@@ -154,12 +163,15 @@ def run(
     for absent in (d for d in found() if d.absent):
         terminal.say(console, f"absent: {absent.name} ({absent.absent})")
     start = perf_counter()
-    with Workers(workers or os.cpu_count() or 1) as processes:
+    count = workers or os.cpu_count() or 1
+    dask = dask_executor(scheduler, count) if scheduler else nullcontext()
+    with Workers(1 if scheduler else count) as processes, dask as executor:
         with terminal.progress(console, sum(1 for _ in plan.problems()) + len(pipeline.LOOKS)) as advance:
             folder = references or COMMITTED_GOLD
-            audit = pipeline.execute(plan, processes, advance, acknowledgements or (), folder)
+            audit = pipeline.execute(plan, processes, advance, acknowledgements or (), folder, spool, executor)
         audit.environment["command"] = plain(shlex.join(["python", "-m", "audit", *sys.argv[1:]]))
-        write_report(audit.tables, audit.environment, out, audit.plots)
+        write_report(audit.tables, audit.environment, out, audit.plots, spool.parts() if all_rows else ())
+        spool.close()
     total = perf_counter() - start
     terminal.show(audit.tables, audit.environment, out, console)
     seconds = audit.seconds

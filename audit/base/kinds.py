@@ -3,7 +3,7 @@
 KINDS = {
     "kl": "Means to compute KL, and is gated by its bound.",
     "identity": "Means to give a known value, and is gated by its bound.",
-    "estimator": "Estimates KL from a sampled token; compared with its exact value on the same sample.",
+    "estimator": "Estimates KL from a sampled token or in coarse steps; compared with what it means to give.",
     "misuse": "A known mistake: compared with the exact value of its own formula, beside the KL that was meant.",
 }
 GATED = ("kl", "identity")

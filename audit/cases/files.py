@@ -127,6 +127,13 @@ class Pair:
         pair.notes.extend(_notes(pair))
         return pair
 
+    @property
+    def identity(self) -> str:
+        """What tells it from another pair, and from itself before a file was changed."""
+        sources = [(s.file, s.name, s.shape, s.file.stat()) for side in (self.input, self.target) for s in side.sources]
+        files = [(str(f.resolve()), name, shape, st.st_size, st.st_mtime_ns) for f, name, shape, st in sources]
+        return repr((files, self.input.classes, self.mask.tobytes(), self.input_kind, self.target_kind))
+
     def kept(self, start: int, stop: int) -> NDArray[np.int64]:
         """Of these rows those the mask keeps, as numbers of rows of the file."""
         return start + np.flatnonzero(self.mask[start:stop])

@@ -38,18 +38,19 @@ _FEWEST = 3  # digits, below which a reference is the engine's to give
 class Enclosure:
     """Of each row: KL within `radius` of `kl` (not a number where it is not enclosed), and no more than its entropy.
 
-    `zero`: input and target are the same numbers.
+    `zero`: input and target are the same numbers. `reverse`: KL(input || target) in binary64, without a radius.
     """
 
     kl: Rows
     radius: Rows
     entropy: Rows
+    reverse: Rows
     zero: NDArray[np.bool_]
 
     @classmethod
     def none(cls, rows: int) -> Enclosure:
-        kl, radius, entropy = np.full((3, rows), np.nan)
-        return cls(kl, radius, entropy, np.zeros(rows, bool))
+        kl, radius, entropy, reverse = np.full((4, rows), np.nan)
+        return cls(kl, radius, entropy, reverse, np.zeros(rows, bool))
 
     def holds(self, row: int, value: str) -> bool:
         """Whether a row's KL may be this."""
@@ -104,13 +105,16 @@ def _sums(x: Tensor, y: Tensor) -> Tensor:
         # An exponent beyond binary64's gives an infinity, which is no enclosure.
         beyond = x.sub_(top).sub_(c).masked_fill_(~far, -torch.inf).clamp_(min=-750.0).exp_().mul_(far).sum(-1)
     r = vecdot(v, d)
-    s = vecdot(v, torch.expm1(d, out=a).sub_(d))
+    grown = torch.expm1(d, out=a)
+    turned = vecdot(v * grown, d)
+    s = vecdot(v, grown.sub_(d))
     size = d.abs_()
-    return torch.stack([total, spread, c.squeeze(-1), size.amax(-1), r, s, vecdot(v, size), beyond, lowest, same])
+    moments = (total, spread, c.squeeze(-1), size.amax(-1), r, s, vecdot(v, size), beyond, turned, lowest, same)
+    return torch.stack(moments)
 
 
 def _enclosed(sums: Rows, classes: int) -> Enclosure:
-    V, spread, c, D, r, s, size, t, lowest, same = sums
+    V, spread, c, D, r, s, size, t, turned, lowest, same = sums
     n, u = classes + 2, _U
     additions = n * u / (1 - n * u)  # any order
     exponentials = 1.01 * (_LIBRARY + u * np.minimum(-lowest, _FAR))
@@ -137,9 +141,10 @@ def _enclosed(sums: Rows, classes: int) -> Enclosure:
     sound &= np.isfinite(kl) & np.isfinite(radius) & (error_s + error_r + error_t <= 0.01 * (1 + w))
     entropy = np.log(V) + spread
     entropy -= 1.01 * (exponentials + additions + _LIBRARY * np.log(V) + (ratio + 2 * u) * spread) + tiny
+    reverse = np.where(sound & (t == 0), (turned / V + r) / (1 + w) - np.log1p(w), np.nan)
     kl, radius = (np.where(sound, value, np.nan) for value in (kl, radius))
     zero = sound & (same == 1)
-    return Enclosure(np.where(zero, 0.0, kl), np.where(zero, 0.0, radius), np.maximum(entropy, 0.0), zero)
+    return Enclosure(np.where(zero, 0.0, kl), np.where(zero, 0.0, radius), np.maximum(entropy, 0.0), reverse, zero)
 
 
 def least_bound(promise: Promise, enclosed: Enclosure, dtype: str) -> Rows:

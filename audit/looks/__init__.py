@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -16,6 +17,7 @@ from audit.judge.limits import Limits, begin_limits
 from audit.judge.references import Engine, References
 from audit.machine.plan import Plan
 from audit.paths import Path
+from audit.publish.spool import Spool
 
 # Cases that are looked at more closely, by looks that cost more than a path does.
 CLOSER = ("random_scale1", "random_scale10", "near_1e-04", "peaked_gap20", "offset_1e+04", "gap_88")
@@ -54,6 +56,8 @@ class Run:
     engine: Engine
     submit: Submit = later
     advance: Callable[[str], None] = lambda _: None
+    spool: Spool = field(default_factory=Spool)
+    executor: Executor | None = None
     tables: dict[str, pd.DataFrame] = field(default_factory=dict)
 
     @cached_property

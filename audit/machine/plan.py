@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from inspect import getsource
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +48,18 @@ class Plan:
     own: frozenset[str] = frozenset()
     file: Pair | None = None
     asked: bool = False
+
+    @property
+    def given(self) -> Pair:
+        """The file's tensors, in a run over a file."""
+        assert self.file is not None
+        return self.file
+
+    @property
+    def identity(self) -> str:
+        """What tells the rows of a run over a file from those of another, but for the versions."""
+        paths = [(p.name, getsource(p.function) if p.name in self.own else "") for p in self.paths]
+        return repr((self.given.identity, paths, self.dtypes, [d.name for d in self.devices]))
 
     def problems(self) -> Iterator[tuple[Case, str, list[Path]]]:
         """Each case in each dtype, with the paths that take it."""

@@ -51,6 +51,22 @@ def soft_cross_entropy(input: Tensor, target: Tensor) -> Tensor:
     return F.cross_entropy(input, p, reduction="none") + torch.xlogy(p, p).sum(-1)
 
 
+@path("llama_cpp", kind="estimator", dtypes=(*HALVES, "float32"))
+def llama_cpp(input: Tensor, target: Tensor) -> Tensor:
+    """What llama.cpp's perplexity --kl-divergence gives: the target's log-probabilities in 65,535 steps.
+
+    They are kept from the largest to 16 below it, and terms under exp(-16) left out (llama.cpp, tools/perplexity).
+    """
+    x, y = input.float(), target.float()
+    top = y.amax(-1, keepdim=True)
+    shift = top + (y - top).exp().sum(-1, keepdim=True).log()
+    low = torch.maximum(y.amin(-1, keepdim=True), top - 16)
+    step = ((top - low) / 65_535).clamp(min=torch.finfo(torch.float32).tiny)
+    log_p = ((y - low) / step).round().clamp(min=0) * step + (low - shift)
+    terms = log_p.exp() * (log_p - torch.log_softmax(x, -1))
+    return torch.where(log_p > -16, terms, 0.0).sum(-1)
+
+
 @path("categorical", rounding=torch_rounding("log_softmax"))
 def categorical(input: Tensor, target: Tensor) -> Tensor:
     """torch.distributions.kl_divergence of two Categoricals; it rounds an unshifted log-sum-exp."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path as FilePath
 from time import perf_counter
@@ -26,6 +27,7 @@ from audit.publish.devices import failed_devices
 from audit.publish.figures import Plot, draw
 from audit.publish.folder import check_replaceable
 from audit.publish.schema import SCHEMA_VERSION, typed
+from audit.publish.spool import Spool
 from audit.publish.tables import summarise
 from audit.reference.cache import Cache, default_file
 from audit.reference.gold import COMMITTED_GOLD, read_gold
@@ -71,11 +73,14 @@ def execute(
     advance: Callable[[str], None] = lambda _: None,
     acknowledgements: Sequence[FilePath] = (),
     references: FilePath = COMMITTED_GOLD,
+    spool: Spool | None = None,
+    executor: Executor | None = None,
 ) -> Audit:
     """Runs a plan, by itself or among `workers`; `advance` is told of each problem as it begins.
 
     `acknowledgements` are files beside the committed one. `references` is the folder of the gold table; what it does
-    not hold, or holds damaged, is computed. Raises UsageError for acknowledgements that cannot be read.
+    not hold, or holds damaged, is computed. Of a file, parts are kept in `spool`, and judged by `executor` where one is
+    given. Raises UsageError for acknowledgements that cannot be read.
     """
     acknowledged = read_acknowledgements(COMMITTED, *acknowledgements)
     start, spent = perf_counter(), (TORCH.seconds, COMPILING.seconds)
@@ -83,7 +88,7 @@ def execute(
     gold, workers = read_gold(references), workers or Workers(1)
     engine = Engine(workers.submit, gold.values, Cache(default_file()) if plan.file is not None else None)
 
-    run = Run(plan, engine, workers.submit, advance)
+    run = Run(plan, engine, workers.submit, advance, spool or Spool(), executor)
     begun = [(look.table, look.begin(run)) for look in LOOKS if plan.kind in look.runs]
     for name, rows in begun:
         advance(name)
@@ -95,7 +100,8 @@ def execute(
     gradients = run.tables.get("gradients")
     findings, stale = find(run.tables["errors"], acknowledged, gradients, plan.own, invariance, plan.asked)
     run.tables["findings"] = typed(with_examples(findings, plan), "findings")
-    run.tables["summary"] = summarise(run.tables["errors"])
+    if "summary" not in run.tables:  # as it is of a file, of whose rows not all may be in errors.csv
+        run.tables["summary"] = summarise(run.tables["errors"])
     seconds = {"torch": TORCH.seconds - spent[0], "compiling": COMPILING.seconds - spent[1]}
     seconds["total"] = perf_counter() - start
     paces, failed = _paces(plan), failed_devices(run.tables["errors"])

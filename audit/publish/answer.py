@@ -12,6 +12,7 @@ import pandas as pd
 from audit.base.formats import FORMATS
 from audit.base.kinds import GATED
 from audit.publish.devices import failed_devices
+from audit.publish.models import apart
 
 Tables = Mapping[str, pd.DataFrame]
 STABLE, FIRST, REMEDY = "log_softmax", "softmax_log", "kl_div_from_logits"
@@ -58,17 +59,18 @@ def answer(tables: Tables, environment: Mapping[str, Any]) -> Answer:
         ("Which way of computing it should I use?", _best(errors)),
         ("Softmax and then its logarithm, or log_softmax?", _stable(errors)),
     ]
+    questions += apart(tables["statistics"]) if "statistics" in tables else []
     return Answer(
         "; ".join(problems) or "No new problems",
         not problems,
-        _ran(errors, environment),
+        _ran(errors, int(tables["summary"]["n"].sum()), environment),
         [(question, said) for question, said in questions if said],
         _limits(findings),
         [said for said in (_thread(tables), origin(tables)) if said],
     )
 
 
-def _ran(errors: pd.DataFrame, environment: Mapping[str, Any]) -> str:
+def _ran(errors: pd.DataFrame, results: int, environment: Mapping[str, Any]) -> str:
     """torch, the devices' models, how many results, how long it took, and when."""
     torch, seconds = environment.get("torch") or {}, environment.get("seconds") or {}
     models = {d["name"]: d["model"] for d in environment.get("devices", ())}
@@ -76,7 +78,10 @@ def _ran(errors: pd.DataFrame, environment: Mapping[str, Any]) -> str:
     told = [
         f"torch {torch['version']}" if "version" in torch else "",
         ", ".join(devices),
-        f"{len(errors):,} results",
+        f"{results:,} results",
+        f"errors.csv shows {len(errors):,} (what is not clear, each path's worst, a random sample)"
+        if len(errors) < results
+        else "",
         f"{seconds['total']:.0f} s" if "total" in seconds else "",
         str(environment.get("created", ""))[:16].replace("T", " "),
     ]

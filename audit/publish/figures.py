@@ -160,7 +160,10 @@ def _training(_: pd.DataFrame) -> Plot:
 
 
 def _closeness(errors: pd.DataFrame) -> Plot | None:
-    near = closeness(errors[errors["path"].isin(MAIN) & errors["reduction"].eq("none") & errors["kind"].eq("kl")])
+    near = closeness(errors[errors["reduction"].eq("none") & errors["kind"].eq("kl")])
+    paths = list(near["path"].unique())
+    paths = paths if len(paths) <= len(COLOURS) else [path for path in MAIN if path in paths]
+    near = near[near["path"].isin(paths)]
     dtypes = [d for d in ("float32", "bfloat16") if d in set(near["dtype"])] or list(near["dtype"].unique())[:2]
     if near.empty:
         return None
@@ -170,7 +173,7 @@ def _closeness(errors: pd.DataFrame) -> Plot | None:
     for axes, dtype in zip(panels, dtypes, strict=True):
         rows = near[near["dtype"] == dtype]
         every = FORMATS[dtype].precision
-        for path, colour in zip(MAIN, COLOURS, strict=False):
+        for path, colour in zip(paths, COLOURS, strict=False):
             line = rows[rows["path"] == path].groupby("closeness")["bits"].median()
             if len(line):
                 axes.plot(line, marker="o", markersize=4, color=colour, label=path)

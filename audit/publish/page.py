@@ -34,6 +34,7 @@ _SECTIONS = {
     "Accuracy and time": ("time",),
     "The forum thread": ("thread", "training"),
 }
+_LAST = "The forum thread"
 _THREAD = ["subject", "quoted", "explanation", "implementation", "device", "median_magnitude", "percentile",
            "reproduced"]  # fmt: skip
 _SUMMARY = ["case", "path", "reduction", "dtype", "device", "kind", "n", "scaled_error_median", "scaled_error_max",
@@ -53,9 +54,13 @@ def page(tables: Tables, environment: Mapping[str, Any], plots: Mapping[str, Plo
     }
     for title, names in _SECTIONS.items():
         sections[title] = "".join(_figure(name, plots[name]) for name in names if name in plots)
-    words = "".join(f"<p>{escape(said)}</p>" for said in told.thread)
-    quotes = _table(tables["thread"][_THREAD], "thread", "thread") if "thread" in tables else ""
-    sections["The forum thread"] = words + sections["The forum thread"] + quotes
+    if "thread" in tables:
+        words = "".join(f"<p>{escape(said)}</p>" for said in told.thread)
+        sections[_LAST] = words + sections[_LAST] + _table(tables["thread"][_THREAD], "thread", "thread")
+    else:
+        del sections[_LAST]
+    if "statistics" in tables:
+        sections["The two models"] = _table(tables["statistics"], "statistics", "statistics")
     sections["Summary"] = _summary(tables)
     command = escape(str(environment.get("command", "")))
     sections["Environment"] = f"<p>This report again: <code>{command}</code></p>{_list(environment)}"

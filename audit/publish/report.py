@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from audit.publish.figures import Plot, draw
 from audit.publish.folder import report_folder
 from audit.publish.history import add_run
 from audit.publish.page import page
-from audit.publish.schema import described
+from audit.publish.schema import described, typed
 from audit.publish.tables import write_csv
 from audit.publish.verdict import answered
 
@@ -28,15 +28,19 @@ def write_report(
     environment: Mapping[str, object],
     out: Path,
     plots: Later[dict[str, Plot]] | None = None,
+    all_rows: Iterable[pd.DataFrame] = (),
 ) -> None:
     """Replaces `out`, which a failure on the way leaves as it was, and adds the run to the history beside it.
 
-    `plots` are of the tables, if they were begun before.
+    `plots` are of the tables, if they were begun before; `all_rows` parts of errors.csv, to be written as Parquet.
     Raises UsageError where `out` holds something other than a report.
     """
     with report_folder(out) as folder:
         for name, table in tables.items():
             write_csv(table, folder / f"{name}.csv", name)
+        for number, part in enumerate(all_rows):
+            (folder / "all_rows").mkdir(exist_ok=True)
+            typed(part, "errors").to_parquet(folder / "all_rows" / f"{number:06d}.parquet", index=False)
         write_csv(described([*tables, "columns"]), folder / "columns.csv", "columns")
         (folder / "report.md").write_text(markdown(tables, environment), encoding="utf-8")
         (folder / "environment.json").write_text(

@@ -34,6 +34,7 @@ _KEY = [
 _CASE, _PATH, _REDUCTION, _DTYPE, _DEVICE, _KIND = _KEY
 _WHERE = [_PATH, _DTYPE, _DEVICE]
 _UNCOMPUTED = "nothing was computed"
+_FINITE = "no value is finite"
 _UNNAMED = "none was recognised, or nothing is wrong"
 _RAISED = "an exception was observed"
 
@@ -120,6 +121,24 @@ SCHEMAS: dict[str, list[Column]] = {
         _KIND,
         Column("input_digest", TEXT, "SHA-256 of the input_digest of its results: of equal ones alone numbers compare"),
         *_FIGURES,
+    ],
+    "statistics": [
+        Column("path", TEXT, "the way of computing, or exact for the exact values"),
+        _DTYPE,
+        Column("device", TEXT, "where it was computed", empty="of exact values"),
+        Column("direction", TEXT, "target_input is KL(target || input), input_target the other"),
+        Column("n", INTEGER, "rows"),
+        Column("non_finite", INTEGER, "rows whose value is not finite; the others count below"),
+        Column("mean", FLOAT, "mean", "nats", _FINITE),
+        Column("standard_error", FLOAT, "standard deviation over the square root of the rows", "nats", _FINITE),
+        Column("minimum", FLOAT, "smallest", "nats", _FINITE),
+        *(
+            Column(f"p{p:g}".replace(".", "_"), FLOAT, f"percentile {p:g}", "nats", _FINITE)
+            for p in (1, 5, 10, 50, 90, 95, 99, 99.9)
+        ),
+        Column("maximum", FLOAT, "largest", "nats", _FINITE),
+        Column("same_top_class", FLOAT, "share of rows whose largest input and target are of one class"),
+        Column("error_p99", FLOAT, "99th percentile of the magnitude of the path's errors", "nats", "of exact values"),
     ],
     "findings": [
         Column(

