@@ -37,7 +37,7 @@ def test_a_run_writes_the_tables_and_names_interpreter_torch_and_devices(report)
     assert "\x1b" not in answer.stdout
     names = {"errors.csv", "summary.csv", "thread.csv", "findings.csv", "environment.json", "report.md", "report.html"}
     names |= {f"{plot}.svg" for plot in ("thread", "training", "closeness", "attribution")}
-    names |= {"elements.csv", "gradients.csv", "invariance.csv", "attribution.csv"}
+    names |= {"elements.csv", "gradients.csv", "growth.csv", "growth.svg", "invariance.csv", "attribution.csv"}
     assert {f.name for f in folder.iterdir()} == names
     assert all(str(Path("reports/latest") / name) in answer.stdout for name in names)
     environment = json.loads((folder / "environment.json").read_text())

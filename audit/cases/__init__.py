@@ -27,7 +27,8 @@ class Case:
 
     The kinds say what they are: logits, log_probs or probs, the last two taken as they are, whatever they sum to.
     `profile` is the smallest profile that has the case; `native` says that `make` builds the format's own numbers,
-    so that nothing was there before rounding.
+    so that nothing was there before rounding. A path is given the rows `repeats` times, one lot after the other, as a
+    long batch, and each row is judged at one place of it.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Case:
     native: bool = False
     dtypes: tuple[str, ...] = tuple(FORMATS)
     input_kind: str = "logits"
+    repeats: int = 1
 
     @property
     def kinds(self) -> tuple[str, str]:
@@ -58,6 +60,12 @@ class Problem:
     def numbers(self) -> tuple[Rows, Rows]:
         """Input and target, rows x classes, in binary64."""
         return self.input.double().numpy(), self.target.double().numpy()
+
+    @property
+    def judged(self) -> NDArray[np.int64]:
+        """Where in the batch each row is judged: the first one at the beginning, the last one at the end."""
+        rows = len(self.input)
+        return np.arange(rows) + rows * np.linspace(0, self.case.repeats - 1, rows).astype(np.int64)
 
     @cached_property
     def row_digests(self) -> list[str]:
@@ -101,7 +109,7 @@ def _made(case: Case, format: Format) -> tuple[Rows, Rows]:
 
 
 _REGISTRY: dict[str, Case] = {}
-_MODULES = ("thread", "closeness", "shapes", "digits", "mistakes", "sampled", "extreme", "vocabulary")
+_MODULES = ("thread", "closeness", "shapes", "digits", "mistakes", "sampled", "extreme", "vocabulary", "leaders")
 
 
 def register(case: Case) -> None:

@@ -58,6 +58,39 @@ def gap(size: float, _: Format) -> tuple[Rows, Rows]:
     return input, target
 
 
+def last_leads(size: float, _: Format) -> tuple[Rows, Rows]:
+    """The last class leads by `size`: in the target, in the input, in both, in turn."""
+    input, target = _pair("last leads")
+    input[1::3, -1] += size
+    input[2::3, -1] += size
+    target[0::3, -1] += size
+    target[2::3, -1] += size
+    return input, target
+
+
+def near_offset(size: float, _: Format) -> tuple[Rows, Rows]:
+    """Logits that are all but equal, on top of a common offset."""
+    logits, noise = _pair("near offset")
+    return logits + size, logits + size + 0.01 * noise
+
+
+def not_numbers(_: Format) -> tuple[Rows, Rows]:
+    """A NaN logit in the target, in the input, in both and in neither: KL is NaN but for the last."""
+    input, target = _pair("not numbers")
+    target[0::4, 5] = np.nan
+    input[1::4, 6] = np.nan
+    input[2::4, 7] = target[2::4, 8] = np.nan
+    return input, target
+
+
+def masses_apart(_: Format) -> tuple[Rows, Rows]:
+    """3,000 classes, the target's mass in the last 1,000 and the input's before: past what a block of 1,024 holds."""
+    input, target = normal("masses apart input", 2, 3_000), normal("masses apart target", 2, 3_000)
+    input[:, 2_000:] -= 4
+    target[:, :2_000] -= 4
+    return input, target
+
+
 def impossible(matched: bool, _: Format) -> tuple[Rows, Rows]:
     """-inf logits: the same classes on both sides (KL is finite), or also where the target has mass (+inf)."""
     input, target = _pair("impossible")
@@ -104,6 +137,11 @@ register(Case("largest", "logits up to the format's largest number", largest, na
 register(Case("subnormal", "logits that are subnormal numbers", subnormal, native=True))
 for _gap in (12.0, 17.0, 88.0, 104.0, 745.0):
     register(Case(f"gap_{_gap:g}", f"another class leads by {_gap:g} on each side", partial(gap, _gap)))
+register(Case("last_leads_104", "the last class leads by 104, on either side or both", partial(last_leads, 104.0)))
+_dtypes = ("float32", "float64")
+register(Case("offset_near_1e+04", "all but equal logits around 1e4", partial(near_offset, 1e4), dtypes=_dtypes))
+register(Case("not_numbers", "a NaN logit, where KL is NaN", not_numbers))
+register(Case("masses_apart_n3000", "3,000 classes, the masses of the two sides apart", masses_apart))
 register(Case("impossible_matched", "-inf logits in the same classes", partial(impossible, True), "quick"))
 register(Case("impossible_unmatched", "-inf input where the target has mass: +inf", partial(impossible, False)))
 register(Case("two_classes", "two classes", two_classes, "quick"))

@@ -6,7 +6,7 @@ from functools import partial
 
 import numpy as np
 
-from audit.base.formats import Format
+from audit.base.formats import FORMATS, Format
 from audit.cases import Case, Rows, register
 from audit.cases.streams import normal, uniform
 
@@ -54,6 +54,28 @@ def given(kind: str, _: Format) -> tuple[Rows, Rows]:
     return sides[0], sides[1]
 
 
+def width(classes: int, _: Format) -> tuple[Rows, Rows]:
+    """About half of the mass in the last class, where a block that does not fit ends; and in a row's first half."""
+    input, target = random(2.0, 2, classes, _)
+    target[0, -1] = 2 + 0.75 * classes.bit_length()
+    input[0, -1] = target[0, -1] - 1
+    target[1, : classes // 2] += 2
+    return input, target
+
+
+# What blocks of 2^k classes fit, overrun by one, lack one of; and numbers between.
+for _n in sorted({2**k + d for k in range(2, 17) for d in (-1, 0, 1)} | {11, 23, 48, 200, 333, 500, 700, 1_500, 3_000}):
+    _dtypes = tuple(FORMATS) if _n < 130 else ("bfloat16", "float32")
+    register(Case(f"width_n{_n}", f"normal logits, {_n:,} classes", partial(width, _n), dtypes=_dtypes))
+for _rows, _n in ((64, 64), (127, 65)):
+    register(
+        Case(f"random_{_rows}x{_n}", "normal logits times 2", partial(random, 2.0, _rows, _n), dtypes=("float32",))
+    )
+for _rows, _n, _repeats in ((35, 3, 2_000), (17, 33, 241)):
+    _text = f"{_rows} rows, each {_repeats:,} times: a batch of {_rows * _repeats:,} x {_n}"
+    _make = partial(random, 2.0, _rows, _n)
+    _dtypes = ("bfloat16", "float32")
+    register(Case(f"batch_{_rows * _repeats}x{_n}", _text, _make, dtypes=_dtypes, repeats=_repeats))
 for _scale, _profile in ((0.01, "standard"), (1.0, "quick"), (10.0, "standard"), (100.0, "standard")):
     register(
         Case(

@@ -81,14 +81,15 @@ class Shrinker:
 
 def with_examples(findings: pd.DataFrame, plan: Plan) -> pd.DataFrame:
     """The rows of findings.csv, each with the fields of a Reproducer of its example; empty where there is none."""
-    paths = {(p.name, p.reduction, p.target_kind): p for p in plan.paths}
     shrinker = Shrinker()
     found: list[dict[str, object]] = []
     for finding in findings.to_dict("records"):
         # A reduced result does not say which row it is of.
         rows = slice(None) if pd.isna(finding["row"]) else slice(int(finding["row"]), int(finding["row"]) + 1)
         problem = plan.problem(str(finding["case"]), str(finding["dtype"]), rows)
-        path = paths[str(finding["path"]), str(finding["reduction"]), problem.case.target_kind]
+        key = (finding["path"], finding["reduction"], problem.case.target_kind)
+        here = [p for p in plan.paths if p.runs_on(str(finding["device"]))]
+        path = next(p for p in here if (p.name, p.reduction, p.target_kind) == key)
         # The script that reproduces a finding normalises logits; what is too slow is too slow to be tried again, and
         # what makes a sum lossy is its length, of which nothing is left after shrinking.
         given = "log_probs" in problem.case.kinds or path.input_kind != "logits"
@@ -165,7 +166,9 @@ def _shows(path: Path, input: Tensor, target: Tensor, device: str, symptom: str)
 
 
 def _gradient_shows(path: Path, input: Tensor, target: Tensor, device: str, symptom: str) -> bool:
-    return any(g.symptom == symptom for g in _gradients(path, input, target, device))
+    with suppress(RuntimeError):  # of a row that autograd finds nothing in to differentiate
+        return any(g.symptom == symptom for g in _gradients(path, input, target, device))
+    return False
 
 
 def _gradients(path: Path, input: Tensor, target: Tensor, device: str) -> list[Gradient]:

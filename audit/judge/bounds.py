@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -60,6 +61,18 @@ class Softmax:
         p = values if kind == "probs" else np.exp(values)
         return cls(log_p, log_p, p, np.zeros((len(p), 1)), np.zeros((len(p), 1)))
 
+    @cached_property
+    def farthest(self) -> Rows:
+        """How far the smallest finite logit is from the largest."""
+        return np.asarray(np.abs(np.where(self.a > -np.inf, self.a, 0.0)).max(axis=1, keepdims=True))
+
+    @cached_property
+    def means(self) -> tuple[Rows, Rows]:
+        """The mean under p of [a < 0] and of |a|."""
+        less = self.p * (self.a < 0)
+        distances = np.where(less > 0, -self.a, 0.0)
+        return less.sum(axis=1, keepdims=True), _dot(less, distances)[:, None]
+
     def part(self, classes: slice) -> Softmax:
         a, log_p, p = (v[:, classes] for v in (self.a, self.log_p, self.p))
         return Softmax(a, log_p, p, self.log_sum, self.w, self)
@@ -80,7 +93,7 @@ class Exact:
     L: Rows
     there: NDArray[np.bool_]
     logarithmic: bool = False
-    terms: dict[tuple[Rounding, str], Rows] = field(default_factory=dict, repr=False)
+    moments: dict[tuple[Rounding, str], Moments] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, input: Rows, target: Rows, target_kind: str, input_kind: str = "logits") -> Exact:
@@ -95,6 +108,11 @@ class Exact:
         there = (p > 0) & (q.log_p > -np.inf)
         L = np.where(there, np.where(there, log_p, 0.0) - np.where(there, q.log_p, 0.0), 0.0)
         return cls(p, log_p, softmax, q, L, there, target_kind == "log_probs")
+
+    @cached_property
+    def value(self) -> Rows:
+        """The magnitude of each row's divergence."""
+        return np.asarray(np.abs((np.where(self.there, self.p, 0.0) * self.L).sum(axis=1)))
 
     def tempered(self, temperature: float) -> Exact:
         """The same of the logits over `temperature`, both sides being logits."""
@@ -115,15 +133,38 @@ class Exact:
         return Exact(p, log_p, softmax, self.q.part(classes), L, self.there[:, classes], self.logarithmic)
 
 
+@dataclass
+class Moments:
+    """All that a row's bound needs of its classes, whatever the order of its sums: row by row, a few numbers.
+
+    `p` and `error` are sums weighted by p, and by the error of p without that of its normaliser, of (in this order) 1,
+    |log p|, |log q|, |L|, the slope, the errors of log q and of log p without their normalisers', and error / p.
+    `masses`: of exp(log q + its error)(1 + its error), of q times its relative error, and of q.
+    """
+
+    p: Rows
+    error: Rows
+    masses: Rows
+    highest: Rows
+    count: Rows
+
+    def add(self, other: Moments) -> None:
+        self.p += other.p
+        self.error += other.error
+        self.masses += other.masses
+        self.count += other.count
+        np.maximum(self.highest, other.highest, out=self.highest)
+
+
 @dataclass(frozen=True)
 class Kernel:
     """What the errors of softmax and log_softmax depend on; paths share it, and what is computed from it."""
 
     storage: Format
     compute: Format
-    cascade: bool
     exp_slope: float
-    pairs: bool
+    cascade: bool = False
+    pairs: bool = False
 
     @classmethod
     def of(cls, rounding: Rounding, dtype: str) -> Kernel:
@@ -131,7 +172,18 @@ class Kernel:
         halves = FORMATS[stored].precision < FORMATS["float32"].precision
         compute = FORMATS[rounding.compute or ("float32" if halves else stored)]
         storage = compute if rounding.storage == "compute" else FORMATS[stored]
-        return cls(storage, compute, rounding.cascade, rounding.exp_slope, rounding.pairs)
+        return cls(storage, compute, rounding.exp_slope, rounding.cascade, rounding.pairs)
+
+    @property
+    def orderless(self) -> Kernel:
+        """The same for what does not depend on the order of its sums."""
+        return Kernel(self.storage, self.compute, self.exp_slope)
+
+    @property
+    def spread(self) -> float:
+        """What an error of a logarithm of the sum becomes in log_softmax."""
+        u = self.compute.unit_roundoff
+        return (1 + self.storage.unit_roundoff) * (1 + u) * (1 + LOG * u)
 
     def result(self, rounding: Rounding, dtype: str) -> Format:
         """The format of what a path returns."""
@@ -186,39 +238,52 @@ def sum_error(s: Softmax, kernel: Kernel) -> Rows:
     """rho: the relative error of the sum of exponentials."""
     if s.whole is not None:
         return sum_error(s.whole, kernel)
-    u, count = kernel.compute.unit_roundoff, s.a.shape[1]
-    exponentials = _weighted(s.p, u * (EXP + (1 + kernel.exp_slope) * np.abs(s.a)), s.a < 0)
-    growth = gamma(steps(count, kernel), u)
+    exponentials = _exponentials(s, kernel.orderless)
+    growth = gamma(steps(s.a.shape[1], kernel), kernel.compute.unit_roundoff)
     # Sums of positive numbers that begin with the largest, 1, cannot lose more than the rest.
     lost = np.minimum(growth * (1 + exponentials), (s.w + exponentials) * (1 + growth))
     return np.asarray(exponentials + lost)
 
 
-def _weighted(p: Rows, error: Rows, there: NDArray[np.bool_]) -> Rows:
-    return np.asarray(np.where(there & (p > 0), p * error, 0.0).sum(axis=1, keepdims=True))
-
-
 @_kept
+def _exponentials(s: Softmax, kernel: Kernel) -> Rows:
+    less, distance = s.means
+    return np.asarray(kernel.compute.unit_roundoff * (EXP * less + (1 + kernel.exp_slope) * distance))
+
+
+def log_sum_error(s: Softmax, kernel: Kernel) -> Rows:
+    """rho': the absolute error of the sum's logarithm, a row."""
+    return np.asarray(-np.log1p(-np.minimum(sum_error(s, kernel), 0.9)))
+
+
 def log_softmax_error(s: Softmax, kernel: Kernel) -> Rows:
     """D: the absolute error of log_softmax."""
-    u, storage = kernel.compute.unit_roundoff, kernel.storage
-    rho = sum_error(s, kernel)
-    rho = -np.log1p(-np.minimum(rho, 0.9))
-    size = np.abs(s.log_p)
-    error = u * np.abs(s.a) + rho + LOG * u * (s.log_sum + rho)
-    error = error + u * (size + error)
-    return np.asarray(error + storage.unit_roundoff * (size + error) + storage.smallest_subnormal / 2)
+    return _log_softmax_error(s, kernel.orderless) + kernel.spread * log_sum_error(s, kernel)
 
 
 @_kept
+def _log_softmax_error(s: Softmax, kernel: Kernel) -> Rows:
+    u, storage = kernel.compute.unit_roundoff, kernel.storage
+    own = u + storage.unit_roundoff * (1 + u)  # of |log p| = |a| + log S itself
+    before = kernel.spread / (1 + LOG * u) * u  # of |a| and, LOG times, of log S
+    each = (before * LOG + own) * s.log_sum + storage.smallest_subnormal / 2
+    return np.asarray((before + own) * np.abs(s.a) + each)
+
+
 def softmax_error(s: Softmax, kernel: Kernel) -> tuple[Rows, Rows]:
     """r: the relative error of softmax, without underflow, and what underflow adds to p r."""
+    rho = log_sum_error(s, kernel)
+    r, tiny = _softmax_error(s, kernel.orderless)
+    return np.minimum(np.exp(rho) * r + np.expm1(rho), math.expm1(1.0)), tiny
+
+
+@_kept
+def _softmax_error(s: Softmax, kernel: Kernel) -> tuple[Rows, Rows]:
     u, storage = kernel.compute.unit_roundoff, kernel.storage
-    rho = -np.log1p(-np.minimum(sum_error(s, kernel), 0.9))
     exponential = u * (EXP + (1 + kernel.exp_slope) * np.abs(s.a))
-    relative = np.where(s.a < 0, exponential, 0.0) + rho + 2 * u + storage.unit_roundoff
+    x = np.minimum(exponential * (s.a < 0) + (2 * u + storage.unit_roundoff), 1.0)
     tiny = 2.0**kernel.compute.minimum + storage.smallest_subnormal / 2
-    return np.expm1(np.minimum(relative, 1.0)), np.minimum(tiny, 2 * s.p)
+    return x + 0.7183 * x * x, np.minimum(tiny, 2 * s.p)  # e^x - 1 <= x + (e - 2) x^2 up to 1
 
 
 @_kept
@@ -239,85 +304,146 @@ def log_of_softmax_error(s: Softmax, kernel: Kernel) -> Rows:
     return np.asarray(error + u * (np.abs(s.log_p) + error))
 
 
-@_kept
 def input_error(q: Softmax, way: str, kernel: Kernel) -> Rows:
     """D of the input's log-probabilities, which come about in the `way` that a Rounding names."""
+    error = _input_error(q, way, kernel if way == "softmax" else kernel.orderless)
+    return error + _spread(q, way, kernel) * log_sum_error(q, kernel)
+
+
+def _spread(q: Softmax, way: str, kernel: Kernel) -> Rows | float:
+    """What an error of the logarithm of the input's sum becomes in its log-probabilities, at most."""
+    if way in ("log_probs", "probs", "softmax"):
+        return 0.0
+    if way == "log_softmax":
+        return kernel.spread
+    # -log(2 - e^x) grows by e^x / (2 - e^x); from 0.9 on a probability's relative error is capped.
+    u, slope = kernel.compute.unit_roundoff, 1 + kernel.exp_slope
+    x = u * (EXP + slope * q.farthest) + 2 * u + kernel.storage.unit_roundoff + log_sum_error(q, kernel)
+    grown = np.exp(np.minimum(x, math.log(1.9)))
+    return np.asarray(np.maximum(kernel.spread, grown / (2 - grown)))
+
+
+@_kept
+def _input_error(q: Softmax, way: str, kernel: Kernel) -> Rows:
+    """The same without the error of the sum; the logarithm of a stored probability has that in it."""
     if way == "softmax":
         return log_of_softmax_error(q, kernel)
     if way in ("log_probs", "probs"):
         u = LOG * kernel.compute.unit_roundoff + kernel.storage.unit_roundoff
         return np.asarray(u * np.abs(q.log_p) * (way == "probs"))
-    plain = log_softmax_error(q, kernel)
+    plain = _log_softmax_error(q, kernel)
     if way == "log_softmax":
         return plain
-    r, _ = softmax_error(q, kernel)
+    r, _ = _softmax_error(q, kernel)
     stored = kernel.storage.unit_roundoff * np.abs(q.log_p)
     return np.asarray(np.maximum(plain, -np.log1p(-np.minimum(r, 0.9)) + stored))
 
 
+def _form(rounding: Rounding) -> Rounding:
+    """What moments depend on: of roundings that differ in other things they are the same."""
+    plain = replace(rounding, separate=False, result="")
+    return plain if rounding.input == "softmax" else replace(plain, cascade=False, pairs=False)
+
+
 @OVERFLOWS
-def _add_terms(exact: Exact, roundings: Iterable[Rounding], dtype: str) -> None:
-    """Computes `exact.terms` for all these roundings, part by part, so that what they share is at hand."""
-    sums = {r: np.zeros((2, len(exact.p))) for r in roundings if (r, dtype) not in exact.terms}
-    for part in exact.parts() if sums else ():
-        for rounding in sums:
-            sums[rounding] += _terms(part, rounding, dtype)
-    exact.terms.update({(rounding, dtype): both for rounding, both in sums.items()})
+def _add_moments(exact: Exact, roundings: Iterable[Rounding], dtype: str) -> None:
+    """Computes `exact.moments` for all these roundings, part by part, so that what they share is at hand."""
+    forms = {form for form in map(_form, roundings) if (form, dtype) not in exact.moments}
+    for part in exact.parts() if forms else ():
+        for form in forms:
+            found = _moments(part, form, dtype)
+            if (form, dtype) in exact.moments:
+                exact.moments[form, dtype].add(found)
+            else:
+                exact.moments[form, dtype] = found
 
 
-def _terms(exact: Exact, rounding: Rounding, dtype: str) -> tuple[Rows, Rows]:
-    """A row's errors but those of its sum, and the sum of the magnitudes that those are proportional to."""
+def _moments(exact: Exact, rounding: Rounding, dtype: str) -> Moments:
     kernel = Kernel.of(rounding, dtype)
-    storage, compute = kernel.storage, kernel.compute
-    us, uc = storage.unit_roundoff, compute.unit_roundoff
+    us, uc = kernel.storage.unit_roundoff, kernel.compute.unit_roundoff
     there, everywhere = exact.there, exact.there.all()
 
     def masked(values: Rows) -> Rows:
         return values if everywhere else np.where(there, values, 0.0)
 
-    p, D = masked(exact.p), masked(input_error(exact.q, rounding.input, kernel))
+    p, D = masked(exact.p), masked(_input_error(exact.q, rounding.input, kernel))
     log_p, log_q = np.abs(masked(exact.log_p)), np.abs(masked(exact.q.log_p))
     blurred = _SLACK * (log_p + log_q)
     L = np.abs(exact.L) + blurred
-    slope: Rows = L + 1
-    moves: Rows = D
+    slope, Dp = L + 1, np.zeros_like(p)
     if exact.softmax is None:
         # Given log-probabilities have their exponentials rounded; given probabilities are what they are.
         r = ((EXP + rounding.exp_slope * log_p) * uc + us) * exact.logarithmic
-        pr = masked(p * r + storage.smallest_subnormal * exact.logarithmic)
+        tiny = np.full_like(p, kernel.storage.smallest_subnormal * exact.logarithmic)
     else:
-        r, tiny = softmax_error(exact.softmax, kernel)
+        r, tiny = _softmax_error(exact.softmax, kernel.orderless)
         if rounding.target == "softmax":
             slope = np.abs(exact.L + 1) + blurred
         else:
-            Dp = log_softmax_error(exact.softmax, kernel)
+            Dp = masked(_log_softmax_error(exact.softmax, kernel.orderless))
             other = np.expm1(np.minimum(Dp, 1.0)) + ((EXP + 1) * uc + us)
             r = other if rounding.target == "log_softmax" else np.maximum(r, other)
-            moves = D + masked(Dp)
-        # p r, with nothing at classes that are too small to be told from 0.
-        pr = masked(p * r + tiny)
-    ratio = np.minimum(pr / np.where(p > 0, p, 1.0), 3.0)
-    P = p + pr
-    perturbed = pr * (slope + ratio) + P * moves
-    # log P differs from log p by at most twice the relative error of P.
-    moved = 2 * np.minimum(ratio, 1.0)
-    log_P, log_Q, difference = log_p + moved, log_q + D, L + moves + moved
+    # With nothing at classes that are too small to be told from 0.
+    error = masked(p * r + tiny)
+    values = (np.ones_like(p), log_p, log_q, L, slope, D, Dp, error / np.where(p > 0, p, 1.0))
+    masses = np.zeros((3, len(p)))
+    if rounding.masses:
+        q = masked(exact.q.p)
+        risen = masked(np.exp(np.minimum(exact.q.log_p + D, 0.0)) * (1 + D))
+        masses = np.array([risen.sum(axis=1), _dot(q, np.expm1(np.minimum(D, 1.0))), q.sum(axis=1)])
+    return Moments(
+        p=np.array([_dot(p, value) for value in values]),
+        error=np.array([_dot(error, value) for value in values]),
+        masses=masses,
+        highest=masked(L + D + Dp + log_p + log_q).max(axis=1) if rounding.exp_slope else np.zeros(len(p)),
+        count=there.sum(axis=1, dtype=np.float64),
+    )
+
+
+def _dot(weight: Rows, value: Rows) -> Rows:
+    return np.asarray(np.einsum("rc,rc->r", weight, value))
+
+
+def _errors(exact: Exact, rounding: Rounding, dtype: str) -> tuple[Rows, Rows]:
+    """A row's errors but those of its sum, and the sum of the magnitudes that those are proportional to.
+
+    docs/bounds.md's sums over classes, multiplied out: with p^ - p at most e error + m p, what an order of the sums
+    changes is a few factors of moments that are computed once.
+    """
+    kernel, moments = Kernel.of(rounding, dtype), exact.moments[_form(rounding), dtype]
+    storage, compute = kernel.storage, kernel.compute
+    us, uc = storage.unit_roundoff, compute.unit_roundoff
+    shift = (_spread(exact.q, rounding.input, kernel) * log_sum_error(exact.q, kernel))[:, 0]
+    shift_p = np.zeros_like(shift)
+    if exact.softmax is not None:
+        spread = 1.0 if rounding.target == "softmax" else kernel.spread
+        shift_p = spread * log_sum_error(exact.softmax, kernel)[:, 0]
+    e, m = np.exp(shift_p), np.expm1(shift_p)
+    shift_p = shift_p * (rounding.target != "softmax")  # whose logarithms are taken of what was rounded
+    moved = e * moments.error + m * moments.p
+    one, log_p, log_q, L, _, D, Dp, _ = moments.p + moved
+    # (p^ - p)^2 / p, and what twice the relative error of p^ moves its logarithm by.
+    squares = e * e * moments.error[7] + 2 * e * m * moments.error[0] + m * m * moments.p[0]
+    log_p = log_p + 2 * (moved[0] + squares)
+    moves = D + Dp + (shift + shift_p) * one
+    log_q, difference = log_q + D + shift * one, L + moves + 2 * (moved[0] + squares)
     # torch's xlogy for halves, in kl_div of a softmax, rounds the logarithm to a half and then the product.
     twice = rounding.target == "softmax" and storage.precision < compute.precision
-    roundings = 3 * uc + (2 if twice else 1) * us
-    terms = P * (roundings * log_P + us * log_Q + 2 * us * difference)
-    size = P * (log_P + log_Q) if rounding.separate else P * difference
+    terms = (3 * uc + (2 if twice else 1) * us) * log_p + us * log_q + 2 * us * difference
+    perturbed = moved[4] + squares + moves
+    size = log_p + log_q if rounding.separate else difference
     if rounding.masses:
-        masses = P + np.exp(np.minimum(exact.q.log_p + D, 0.0)) * (1 + D)
-        perturbed = perturbed + pr + masked(exact.q.p * np.expm1(np.minimum(D, 1.0)))
+        risen, relative, whole = moments.masses
+        masses = one + np.exp(shift) * (1 + shift) * risen
+        perturbed = perturbed + moved[0] + np.exp(shift) * relative + np.expm1(shift) * whole
         terms, size = terms + 3 * us * masses, size + masses
-    terms = terms + 3 * storage.smallest_subnormal
-    errors = masked(perturbed + terms).sum(axis=1)
+    terms = terms + 3 * storage.smallest_subnormal * moments.count
+    errors = perturbed + terms
     if rounding.exp_slope:
         # A kernel that may count in bits overflows where numbers larger by log2(e) do.
-        highest = masked(difference + log_p + log_q).max(axis=1) * math.log2(math.e)
+        highest = (moments.highest + shift + shift_p + 2) * math.log2(math.e)
         errors = np.where(highest >= compute.overflow_threshold, np.inf, errors)
-    return errors, masked(size + terms).sum(axis=1)
+    return errors, size + terms
 
 
 @OVERFLOWS
@@ -332,14 +458,14 @@ def kl_bound(exact: Exact, rounding: Rounding, dtype: str, reduction: str = "non
     kernel = Kernel.of(rounding, dtype)
     result = kernel.result(rounding, dtype)
     rows, classes = exact.p.shape
-    _add_terms(exact, [rounding], dtype)
-    errors, size = exact.terms[rounding, dtype]
+    _add_moments(exact, [rounding], dtype)
+    errors, size = _errors(exact, rounding, dtype)
     count = classes if reduction == "none" else rows * classes
     growth = gamma(_total_steps(count, rounding), kernel.compute.unit_roundoff)
     if rounding.separate and kernel.compute is not kernel.storage:
         growth += kernel.storage.unit_roundoff * (1 + growth)  # each sum is stored before they are subtracted
     row = errors + growth * size
-    value = np.abs((np.where(exact.there, exact.p, 0.0) * exact.L).sum(axis=1))
+    value = exact.value
     divisor = 1
     if reduction != "none":
         divisor = {"sum": 1, "mean": rows * classes, "batchmean": rows}[reduction]
@@ -366,7 +492,7 @@ Both = tuple[NDArray[np.float64], NDArray[np.float64]]
 def bounds(promises: Sequence[Promise], exact: Exact, dtype: str) -> dict[Promise, Both]:
     """Of each promise the `bound`, and what is `attainable`."""
     roundings = [p.rounding for p in promises if p.kind == "kl" and p.rounding.temperature == 1]
-    _add_terms(exact, [*roundings, *map(paired, roundings)], dtype)
+    _add_moments(exact, [*roundings, *map(paired, roundings)], dtype)
     return {p: (bound(p, exact, dtype), attainable(p, exact, dtype)) for p in promises}
 
 

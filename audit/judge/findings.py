@@ -23,8 +23,6 @@ GROUP = ["path", "dtype", "device", "symptom", "shared", "acknowledged_by"]
 _KEY = ["path", "case", "dtype", "device"]
 _WHERE = ["path", "dtype", "device"]
 _DTYPES = ("dtype", "result_dtype")
-# The chance that as many drifts of a sound implementation have one sign by accident: below 2^(1 - 60).
-ONE_SIGNED = 60
 # Two results that each keep their bound lie no further apart than two of them.
 APART = 2.0
 COMMITTED = Path(__file__).parents[1] / "acknowledgements.ini"
@@ -95,23 +93,6 @@ def symptoms(errors: pd.DataFrame) -> pd.Series:
     given, returned = (errors[name].map({f.name: f.precision for f in FORMATS.values()}) for name in _DTYPES)
     beyond = (returned < given).map({True: "narrow_result", False: "beyond_bound"})
     return errors["result_class"].where(errors["result_class"] != "finite", beyond).where(wrong, lossy)
-
-
-def _one_signed(errors: pd.DataFrame) -> pd.DataFrame:
-    """Groups whose drift, where rounding drowns the reference, is never negative: a sign was dropped on the way.
-
-    Only drifts above eight times the reference and a thousandth of a roundoff of the terms count: an implementation
-    that is accurate there, or exact, has none. A row of each such group is returned.
-    """
-    noisy = errors[
-        errors["kind"].eq("kl")
-        & errors["reduction"].eq("none")
-        & (errors["abs_error"] > 8 * errors["reference"].map(float).abs())
-        & (errors["scaled_error"] > 1e-3)
-    ]
-    groups = noisy.groupby(["path", "dtype", "device"], sort=False)
-    suspects = [group for _, group in groups if len(group) >= ONE_SIGNED and (group["drift"] > 0).all()]
-    return pd.concat([g.assign(symptom="one_signed") for g in suspects]) if suspects else noisy.iloc[:0]
 
 
 def _as_errors(gradients: pd.DataFrame) -> pd.DataFrame:
@@ -213,7 +194,7 @@ def find(
     errors["symptom"] = errors["symptom"].mask(inside, "")
     wrong = pd.MultiIndex.from_frame(pd.concat([errors[~errors["symptom"].isin(["", LOSSY])], uncomputed])[_KEY])
     slopes = slopes[~pd.MultiIndex.from_frame(slopes[_KEY]).isin(wrong)]
-    rows = _together([errors, slopes, _one_signed(errors), uncomputed, changed])
+    rows = _together([errors, slopes, uncomputed, changed])
     rows = rows[rows["symptom"] != ""].assign(acknowledged_by="").fillna({"cause": ""})
     rows["shared"] = _shared(rows, torchs) if own else False
     stale = []

@@ -99,13 +99,15 @@ class Engine:
         `quantity` is "kl", "zero", or one of reference.quantities.
         """
         rows, classes = problem.input.shape
-        if quantity == "zero" or (quantity == "kl" and problem.case.input_kind == TOKENS):
+        if quantity == "zero":
+            lost = undefined(problem.numbers[0], problem.case.input_kind)
+            return lambda: References([Certified("nan" if row else "0", "proof") for row in lost], [False] * rows)
+        if quantity == "kl" and problem.case.input_kind == TOKENS:
             # One token of a distribution does not tell its KL.
-            known = Certified("0" if quantity == "zero" else "nan", "proof")
-            return lambda: References([known] * rows, [False] * rows)
+            return lambda: References([Certified("nan", "proof")] * rows, [False] * rows)
         keys = reference_keys(problem, quantity)
         if quantity == "kl":
-            for row in np.flatnonzero(_undefined(problem)):
+            for row in np.flatnonzero(undefined_rows(problem)):
                 self._known[keys[row]] = partial(Certified, "nan", "proof")
             step = max(1, CLASSES_A_TASK // classes)
             work = partial(certified_rows, target_kind=problem.case.target_kind, input_kind=problem.case.input_kind)
@@ -137,7 +139,7 @@ class Engine:
         return cache(wait)
 
 
-def _undefined(problem: Problem) -> NDArray[np.bool_]:
+def undefined_rows(problem: Problem) -> NDArray[np.bool_]:
     """The rows whose KL is NaN, as one of their sides is no distribution."""
     (input, target), case = problem.numbers, problem.case
     return undefined(input, case.input_kind) | undefined(target, case.target_kind)

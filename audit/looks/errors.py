@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Context, Decimal
 from itertools import chain
 
@@ -73,9 +73,9 @@ def run_paths(trial: Trial, devices: Iterable[str], stopped: dict[tuple[str, str
             reason = lost(device) or (f"not run: {where}" if where else "")
             if not (carried or reason):
                 try:
-                    originals = problem.input.to(device), problem.target.to(device)
                     # A copy even on the CPU: the problem's own tensors must survive a path that writes into its inputs.
-                    x, y = (t.clone() for t in originals)
+                    x, y = (t.to(device).repeat(problem.case.repeats, 1) for t in (problem.input, problem.target))
+                    originals = x.clone(), y.clone()
                     carried = True
                 except Exception as error:
                     examine(device)
@@ -87,6 +87,8 @@ def run_paths(trial: Trial, devices: Iterable[str], stopped: dict[tuple[str, str
             carried = not result.note
             if result.too_slow:
                 stopped[path.name, device] = f"{result.note or TOO_SLOW} on {problem.case.name} {problem.dtype}"
+            if problem.case.repeats > 1:
+                result = replace(result, computed=result.computed[problem.judged])
             yield Measured(trial, device, path, result)
 
 

@@ -21,11 +21,9 @@ from audit.paths import Path
 
 # Every half up to 130 and around 745, where float32 and float64 run out of exponents, and a few between and beyond.
 GAPS = np.concatenate([np.arange(0.5, 130, 0.5), np.arange(136, 700, 8), np.arange(700, 760, 0.5), [1e3, 1e4, 3e4]])
-# For a kernel of the user's own: odd numbers of classes, past the first block, classes ruled out, given probabilities.
-OWN = (
-    "random_64x81", "random_n10000", "gap_104", "impossible_matched", "one_hot", "one_hot_smoothed",
-    "unnormalised_half",
-)  # fmt: skip
+HARDER = ("impossible_matched", "gap_104", "masses_apart_n3000")  # classes ruled out, underflow, more than a block
+# For a kernel of the user's own: an odd number of classes, targets given as probabilities.
+OWN = ("random_64x81", "one_hot", "one_hot_smoothed", "unnormalised_half")
 
 
 def breaking_gaps(path: Path, dtype: str, device: str) -> list[float]:
@@ -59,7 +57,7 @@ def begin(run: Run) -> Later[pd.DataFrame]:
     plan = run.plan
     # Of a kernel of the user's own a row in the middle too.
     begun = []
-    for p in (trial.problem for trial in run.some((*CLOSER, *(OWN if plan.own else ())))):
+    for p in (trial.problem for trial in run.some((*CLOSER, *HARDER, *(OWN if plan.own else ())))):
         some = sorted({0, *[len(p.input) // 2] * bool(plan.own), len(p.input) - 1})
         begun.append((p, Truth(p.input, p.target, some, run.submit, p.case.target_kind)))
 

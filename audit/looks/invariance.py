@@ -107,9 +107,8 @@ def _checks(
 
 
 def _applies(check: Execution, device: str) -> bool:
-    if check.costly and NO_COMPILER:
-        return False
-    return check.where in ("", "cpu" if device == "cpu" else "accelerator")
+    where = "cpu" if device == "cpu" else "accelerator"
+    return check.where in ("", where) and not (check.costly and NO_COMPILER[where])
 
 
 def _pair(path: Path, check: Execution, plain: Result, x: Tensor, y: Tensor) -> tuple[Result, Result]:

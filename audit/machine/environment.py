@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import datetime, timezone
+from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
+from inspect import getfile, unwrap
+from pathlib import Path
 
 import torch
 
@@ -28,6 +32,7 @@ def describe_environment(devices: Sequence[Device], found: Sequence[Device], **r
         "platform": platform.platform(),
         "cpu_count": os.cpu_count(),
         "driver": nvidia.driver(),
+        "cards": nvidia.cards(),
         "packages": {name: _version(name) for name in PACKAGES},
         "torch": {
             "version": torch.__version__,
@@ -35,6 +40,10 @@ def describe_environment(devices: Sequence[Device], found: Sequence[Device], **r
             "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
             "cpu_capability": torch.backends.cpu.get_cpu_capability(),
             "threads": torch.get_num_threads(),
+            "hip": torch.version.hip,
+            "deterministic": torch.are_deterministic_algorithms_enabled(),
+            "float32_matmul_precision": torch.get_float32_matmul_precision(),
+            "tf32": torch.backends.cuda.matmul.allow_tf32,
         },
         "devices": [
             {
@@ -47,6 +56,13 @@ def describe_environment(devices: Sequence[Device], found: Sequence[Device], **r
         ],
         **run,
     }
+
+
+def source_digest(function: Callable[..., object]) -> str:
+    """Of the file that holds a kernel; empty where none does."""
+    with suppress(TypeError, OSError):
+        return sha256(Path(getfile(unwrap(function))).read_bytes()).hexdigest()[:12]
+    return ""
 
 
 def _version(name: str) -> str | None:

@@ -14,6 +14,9 @@ PCI = Path("/sys/bus/pci/devices")
 MODULE = Path("/sys/module/nvidia/version")
 VENDOR, DISPLAY = "0x10de", "0x03"  # of the PCI ID registry: NVIDIA, and the class of what displays or computes
 SECONDS = 10.0
+# As `nvidia-smi --help-query-gpu` names them.
+STATE = ("index", "name", "pstate", "clocks.sm", "clocks.max.sm", "clocks.mem", "power.draw", "power.limit",
+         "temperature.gpu", "ecc.mode.current", "mig.mode.current")  # fmt: skip
 
 
 def visible_nvidia() -> str:
@@ -30,7 +33,7 @@ def visible_nvidia() -> str:
         if _line(card / "vendor") == VENDOR and _line(card / "class").startswith(DISPLAY):
             return f"PCI device {card.name}, without NVIDIA's driver"
     try:
-        listed = _nvidia_smi("-L")
+        listed = _nvidia_smi("-L").partition("\n")[0]
     except TimeoutExpired:
         return f"nvidia-smi does not answer within {SECONDS:.0f} s"
     return f"nvidia-smi lists {listed}" if listed else ""
@@ -40,8 +43,16 @@ def driver() -> str | None:
     """The version of NVIDIA's driver; None where there is none, or none that answers."""
     answer = _line(MODULE)
     with suppress(TimeoutExpired):
-        answer = answer or _nvidia_smi("--query-gpu=driver_version", "--format=csv,noheader")
+        answer = answer or _nvidia_smi("--query-gpu=driver_version", "--format=csv,noheader").partition("\n")[0]
     return answer if re.fullmatch(r"[\d.]+", answer) else None
+
+
+def cards() -> list[dict[str, str]]:
+    """What each of NVIDIA's cards says of itself, with its units; none where nvidia-smi does not answer."""
+    with suppress(TimeoutExpired):
+        lines = _nvidia_smi(f"--query-gpu={','.join(STATE)}", "--format=csv,noheader").splitlines()
+        return [dict(zip(STATE, line.split(", "), strict=False)) for line in lines]
+    return []
 
 
 def _line(file: Path) -> str:
@@ -52,7 +63,7 @@ def _line(file: Path) -> str:
 
 
 def _nvidia_smi(*arguments: str) -> str:
-    """The first line nvidia-smi answers, as printable text; empty where it fails, has nothing to say or is not there.
+    """What nvidia-smi answers, in lines of printable text; empty where it fails, has nothing to say or is not there.
 
     Raises TimeoutExpired where it hangs. It is not waited for then: what waits for a driver may not die of a signal.
     """
@@ -70,5 +81,5 @@ def _nvidia_smi(*arguments: str) -> str:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, SIGKILL)
         raise
-    line = answer.strip().partition("\n")[0] if process.returncode == 0 else ""
-    return "".join(c if c.isprintable() else "\ufffd" for c in line)
+    text = answer.strip() if process.returncode == 0 else ""
+    return "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text)

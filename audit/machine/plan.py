@@ -66,6 +66,7 @@ class Plan:
         for case in self.cases:
             for dtype in self.dtypes:
                 paths = [p for p in self.paths if p.takes(case.name, dtype, *case.kinds)]
+                paths = [p for p in paths if p.reduction == "none" or case.repeats == 1]
                 if paths and dtype in case.dtypes:
                     yield case, dtype, paths
 
@@ -135,23 +136,25 @@ def _plan(
         # A reduced kernel is compared with what reduces likewise.
         wanted += [REDUCED] if any(p.reduction != "none" for p in own) else []
     standard = [p for p in known if not p.absent]
-    for missing in (p for p in known if p.absent and p.name in (wanted or ())):
+    there = {p.name for p in standard}
+    for missing in (p for p in known if p.absent and p.name in (wanted or ()) and p.name not in there):
         raise UsageError(f"path {missing.name!r} cannot run here: {missing.absent}")
     names = choose(wanted, list(dict.fromkeys(p.name for p in standard)), "path")
     formats = choose(dtypes, list(FORMATS), "dtype")
+    found = devices_module.select(None if devices is None else [devices] if isinstance(devices, str) else list(devices))
     asked = [*own, *(p for p in standard if p.name in names and p not in own)]
     taking = [
         p
         for p in asked
         if any(p.takes(case.name, dtype, *case.kinds) for case in cases for dtype in formats if dtype in case.dtypes)
         and (file is None or p.reduction == "none")
+        and any(p.runs_on(device.name) for device in found)
     ]
     if not taking:
         what = "case" if file is None else f"{file.input_kind} against {file.target_kind}, a value a row,"
         raise UsageError(
             f"none of {', '.join(dict.fromkeys(p.name for p in asked))} takes any such {what} in {', '.join(formats)}"
         )
-    found = devices_module.select(None if devices is None else [devices] if isinstance(devices, str) else list(devices))
     kind = "file" if file is not None else "kernel" if own else "part"
     names_of_own = frozenset(p.name for p in own)
     return Plan(profile, cases, taking, formats, found, kind, names_of_own, file, dtypes is not None)

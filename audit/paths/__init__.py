@@ -87,7 +87,7 @@ class Path:
         return (target_kind, input_kind) == (self.target_kind, self.input_kind) and dtype in self.dtypes and meant
 
 
-_REGISTRY: dict[tuple[str, str, str, str], Path] = {}
+_REGISTRY: dict[tuple[str, ...], Path] = {}
 _MODULES = (
     "functional",
     "given",
@@ -108,7 +108,7 @@ def _unwritten(input: Tensor, target: Tensor) -> Tensor:
 
 
 def path(name: str, *, summary: str = "", **declared: Any) -> Callable[[Registered], Registered]:
-    """Decorator: registers a function under `name`; one name may stand once for each reduction and kinds.
+    """Decorator: registers a function under `name`; one name may stand once for each reduction, kinds and where.
 
     `declared` are the other fields of Path: kind, reduction, input_kind, target_kind, dtypes, quantity, cases,
     rounding, compiles, absent, where. `summary` defaults to the first line of the docstring. Raises UsageError for a
@@ -119,7 +119,7 @@ def path(name: str, *, summary: str = "", **declared: Any) -> Callable[[Register
     def register(function: Registered) -> Registered:
         text = summary or (function.__doc__ or name).strip().partition("\n")[0].removesuffix(".")
         made = replace(promised, function=function, summary=text)
-        key = (name, made.reduction, made.input_kind, made.target_kind)
+        key = (name, made.reduction, made.input_kind, made.target_kind, made.where)
         if key in _REGISTRY:
             raise UsageError(
                 f"path {name!r} with reduction {made.reduction!r} for {made.input_kind} and {made.target_kind} is "

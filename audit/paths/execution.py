@@ -138,8 +138,18 @@ def compiled(f: Function, x: Tensor, y: Tensor) -> Tensor:
         return _compiled(f)(x, y)
 
 
-_COMPILER = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
-NO_COMPILER = "" if which(_COMPILER) else f"torch.compile needs a C++ compiler, and there is no {_COMPILER}"
+def _missing(language: str, variable: str, *names: str) -> str:
+    """Why torch.compile cannot compile; empty where a compiler is there, which `variable` may name."""
+    names = tuple(os.environ.get(variable, "").split()[:1]) or names
+    there = any(map(which, names))
+    return "" if there else f"torch.compile needs a {language} compiler here, and there is no {' or '.join(names)}"
+
+
+# Inductor writes C++ for a CPU; for an accelerator Triton compiles its launchers, which are C.
+NO_COMPILER = {
+    "cpu": _missing("C++", "CXX", "clang++" if sys.platform == "darwin" else "g++"),
+    "accelerator": _missing("C", "CC", "gcc", "clang"),
+}
 
 
 @dataclass(frozen=True)
@@ -190,11 +200,13 @@ EXECUTIONS: dict[str, Execution] = {
     "compiled": Execution(compiled, costly=True),
 }
 
-path(
-    "compiled",
-    summary="torch.compile of the log_softmax path: needs a C++ compiler",
-    # A few shapes and no more: they show what fusing changes, and compiling takes seconds a dtype.
-    cases=("random_scale10", "near_1e-02", "peaked_gap12", "zipf_n32000"),
-    compiles=True,
-    absent=NO_COMPILER,
-)(partial(compiled, log_softmax))
+for _where, _absent in NO_COMPILER.items():
+    path(
+        "compiled",
+        summary=f"torch.compile of the log_softmax path, on {'a CPU' if _where == 'cpu' else 'an accelerator'}",
+        # A few shapes and no more: they show what fusing changes, and compiling takes seconds a dtype.
+        cases=("random_scale10", "near_1e-02", "peaked_gap12", "zipf_n32000"),
+        compiles=True,
+        absent=_absent,
+        where=_where,
+    )(partial(compiled, log_softmax))

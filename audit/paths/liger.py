@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from audit.paths import path
+from audit.paths.rounding import Rounding
 
 ABSENT = (
     "liger_kernel is not installed"
@@ -18,7 +19,11 @@ ABSENT = (
 )
 
 
-@path("liger", absent=ABSENT, where="accelerator")
+# Its terms are computed and kept in float32, whatever it is given.
+IN_FLOAT32 = Rounding("softmax", "log_softmax", compute="float32", result="float32", separate=False, exp_slope=0.0)
+
+
+@path("liger", absent=ABSENT, where="accelerator", rounding=IN_FLOAT32)
 def liger(input: Tensor, target: Tensor) -> Tensor:
     """LigerKLDIVLoss(reduction="none")(log_softmax(input), softmax(target)), summed: needs liger_kernel and CUDA."""
     from liger_kernel.transformers import LigerKLDIVLoss

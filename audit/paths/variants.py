@@ -110,8 +110,10 @@ for _reduction in ("none", "sum", "mean"):  # "batchmean" would divide by the fi
     )(partial(_first_dim, reduction=_reduction))
 
 
-@path("autocast", dtypes=(*HALVES, "float32"), rounding=torch_rounding(result="float32"))
+# torch's lists for its accelerators have softmax and log_softmax in float32; the one for the CPU has kl_div alone.
+@path("autocast", dtypes=(*HALVES, "float32"), rounding=torch_rounding(storage="float32"), where="accelerator")
+@path("autocast", dtypes=(*HALVES, "float32"), rounding=torch_rounding(result="float32"), where="cpu")
 def autocast(input: Tensor, target: Tensor) -> Tensor:
-    """The log_softmax path under torch.autocast: kl_div in float32 everywhere, softmax of halves on CUDA alone."""
+    """The log_softmax path under torch.autocast: kl_div in float32, and softmax too but for a CPU."""
     with torch.autocast(input.device.type, dtype=torch.bfloat16):
         return kl_div(torch.log_softmax(input, -1), torch.softmax(target, -1))

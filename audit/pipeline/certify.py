@@ -10,7 +10,7 @@ from audit.base.usage import UsageError
 from audit.base.workers import Workers
 from audit.cases import Problem
 from audit.cases import build as build_problem
-from audit.judge.references import Engine, reference_keys, sealed
+from audit.judge.references import Engine, reference_keys, sealed, undefined_rows
 from audit.machine.plan import plan
 from audit.reference.enclosure import agrees
 from audit.reference.gold import DIGITS, NAME, Record, radius_of, read_gold, read_records, record_name, write_records
@@ -40,7 +40,8 @@ def build(folder: Path, workers: int) -> int:
         pending = [(p, q, engine.request(p, q)) for p, q in _wanted()]
         for problem, quantity, wait in pending:
             for key, row in zip(reference_keys(problem, quantity), wait().rows, strict=True):
-                records.setdefault(key, sealed(key, row))
+                if row.value != "nan":  # of a row that is no distribution, which no table need tell
+                    records.setdefault(key, sealed(key, row))
     write_records(folder, records.values())
     return len(records)
 
@@ -64,8 +65,9 @@ def verify(folder: Path, everything: bool, cases: str | None = None) -> tuple[li
     for problem, quantity in _wanted(cases):
         input, target = problem.numbers
         again: list[str] = []
+        undefined = undefined_rows(problem)
         for row, key in enumerate(reference_keys(problem, quantity)):
-            if key in wanted:
+            if key in wanted or undefined[row]:
                 continue
             wanted.add(key)
             where = f"{problem.case.name} row {row} {problem.dtype} {quantity}"

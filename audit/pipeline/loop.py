@@ -17,9 +17,9 @@ from audit.base.workers import Later, Workers
 from audit.explain.reproducer import with_examples
 from audit.judge.findings import COMMITTED, LOSSY, NEW, find, read_acknowledgements
 from audit.judge.references import Engine
-from audit.looks import Run, attribution, elements, errors, gradients, invariance, stream, thread
+from audit.looks import Run, attribution, elements, errors, gradients, growth, invariance, stream, thread
 from audit.machine.devices import REMARKS, found
-from audit.machine.environment import describe_environment
+from audit.machine.environment import describe_environment, source_digest
 from audit.machine.measure import COMPILING, TORCH
 from audit.machine.pace import pace
 from audit.machine.plan import COMPARISON, REDUCED, Plan, plan
@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     from audit.machine.plan import Names, Own
 
 # In the order in which they are taken: the others may want the table of errors.
-LOOKS = (errors.LOOK, stream.LOOK, thread.LOOK, invariance.LOOK, elements.LOOK, attribution.LOOK, gradients.LOOK)
+LOOKS = (errors.LOOK, stream.LOOK, thread.LOOK, invariance.LOOK, elements.LOOK, attribution.LOOK, growth.LOOK,
+         gradients.LOOK)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,7 @@ def execute(
         paths={p.name: p.summary for p in plan.paths},
         dtypes=plan.dtypes,
         kernels={p.name: COMPARISON if p.reduction == "none" else REDUCED for p in plan.paths if p.name in plan.own},
+        sources={p.name: source_digest(p.function) for p in plan.paths if p.name in plan.own},
         paces=paces,
         workers=workers.count,
         seconds={name: round(value, 3) for name, value in seconds.items()},

@@ -30,7 +30,7 @@ AT_THE_LIMIT = ("largest", "offset_limit")
 
 @dataclass(frozen=True)
 class Verdict:
-    """What `check` found: whether there is no new finding, and the tables of a report, of the kernels alone.
+    """What `check` found: whether no finding is new and no device failed, and the tables, of the kernels alone.
 
     `causes` are the names of known defects that explain a finding. str() is what a person reads.
     """
@@ -93,13 +93,15 @@ def check(
     failing = findings["status"].isin([NEW, LOSSY] if strict else [NEW])
     causes = findings.get("cause", pd.Series(dtype=str))
     return Verdict(
-        not failing.any(),
+        not (failing.any() or done.failed_devices),
         findings,
         mine["errors"],
         mine["gradients"],
         mine["invariance"],
         sorted({str(cause) for cause in causes if cause}),
-        "\n".join(verdict(tables, name, torchs, strict, done.paces.get(name)) for name in names),
+        "\n".join(
+            [*done.failed_devices, *(verdict(tables, name, torchs, strict, done.paces.get(name)) for name in names)]
+        ),
     )
 
 

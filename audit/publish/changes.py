@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from math import log2
 from typing import Any
 
@@ -15,6 +15,7 @@ from audit.base.usage import UsageError
 
 FORMATS = ("text", "markdown", "json", "github")
 SHOWN = 20
+WHERE = ("path", "dtype", "device", "case", "reduction", "where")
 Side = dict[str, str]
 
 
@@ -62,60 +63,43 @@ def render(changes: pd.DataFrame, baseline: Side, current: Side, format: str) ->
     rest = [f"... and {len(cut)} more that got worse: --format json has them all"] if len(cut) else []
     if format == "github":
         return "\n".join(_annotations(shown, [f"kl-audit: {verdict}", *head, *rest]))
-    rows = shown.to_dict("records")
+    lines = [(row["worse"], told(row)) for row in shown.to_dict("records")]
     if format == "text":
-        return "\n".join([*head, *(f"{'WORSE' if r['worse'] else '':6}{told(r)}" for r in rows), *rest, verdict])
-    table = ["| | what | where | before | after | |", "|---|---|---|---|---|---|", *map(_row, rows)]
-    return "\n".join([f"**{verdict}**", "", *(f"- {escape(line)}" for line in head), "", *table, "", *rest])
+        return "\n".join([*head, *(f"{'WORSE' if worse else '':6}{line}" for worse, line in lines), *rest, verdict])
+    listed = [f"- {'**worse** ' if worse else ''}{escape(line)}" for worse, line in lines]
+    return "\n".join([f"**{verdict}**", "", *map(escape, head), "", *listed, *rest])
 
 
 def told(change: Mapping[Any, Any]) -> str:
-    """A change in a line."""
-    before, after, times = _numbers(change)
-    arrow = " ".join([f"{before} -> {after}", change["unit"]]).strip() if before or after else ""
-    parts = _where(change), arrow, f"({times})" if times else ""
-    return plain(f"{change['what']}: {' '.join(filter(None, parts))}".removesuffix(": "))
+    """A change in a line; of bits how many lie between the two sides, of other numbers the factor."""
+    bits = change["unit"] == "bits"
+    parts = [str(change[name]) for name in WHERE if pd.notna(change[name]) and change[name]]
+    sides = [
+        "" if pd.isna(v) else str(v) if not isinstance(v, float) else f"{v:.1f}" if bits else f"{v:.3g}"
+        for v in (change["before"], change["after"])
+    ]
+    if any(sides):
+        parts.append(f"{' -> '.join(sides)} {change['unit']}".strip())
+    if pd.notna(change["times"]):
+        factors = (f"{log2(v):.1f} bits" if bits else f"{v:.3g} times" for v in (change["times"], change["allowed"]))
+        parts.append("({}, {} allowed)".format(*factors))
+    if change.get("more"):
+        parts.append(f"and {change['more']} more")
+    return plain(f"{change['what']}: {' '.join(parts)}".removesuffix(": "))
 
 
 def _annotations(shown: pd.DataFrame, summary: list[str]) -> list[str]:
     """One for each path and dtype that got worse, as GitHub shows few; and one that says what else there is."""
     worse = shown[shown["worse"]].fillna({"path": "", "dtype": ""})
-    told_ = [
+    errors = [
         _command("error", f"{path} {dtype}".strip() or "report", map(told, rows.to_dict("records")))
         for (path, dtype), rows in worse.groupby(["path", "dtype"], sort=False)
     ]
     others = map(told, shown[~shown["worse"]].to_dict("records"))
-    return [*told_, _command("notice", summary[0], [*summary[1:], *others])]
+    return [*errors, _command("notice", summary[0], [*summary[1:], *others])]
 
 
-def _command(level: str, title: str, lines: Any) -> str:
+def _command(level: str, title: str, lines: Iterable[str]) -> str:
     """A workflow command, which ends at a line's end, and where % begins an escape; in a title , and : end it."""
-    data, name = ("%0A".join(plain(line).replace("%", "%25") for line in given) for given in (lines, [title]))
-    return f"::{level} title={name.replace(':', '%3A').replace(',', '%2C')}::{data}"
-
-
-def _row(change: Mapping[Any, Any]) -> str:
-    before, after, times = _numbers(change)
-    cells = [str(change["what"]), _where(change), *(f"{v} {change['unit']}".strip() for v in (before, after)), times]
-    return "| " + " | ".join(["**worse**" if change["worse"] else "", *map(escape, cells)]) + " |"
-
-
-def _where(change: Mapping[Any, Any]) -> str:
-    names = (change[name] for name in ("path", "dtype", "device", "case", "reduction", "where"))
-    more = f"and {change['more']} more" if change.get("more") else ""
-    return " ".join([*(str(name) for name in names if pd.notna(name) and name), more]).strip()
-
-
-def _numbers(change: Mapping[Any, Any]) -> tuple[str, str, str]:
-    """Both sides, and the factor between them; of bits, how many lie between them."""
-    bits = change["unit"] == "bits"
-    before, after = (
-        "" if pd.isna(v) else str(v) if not isinstance(v, float) else f"{v:.1f}" if bits else f"{v:.3g}"
-        for v in (change["before"], change["after"])
-    )
-    if pd.isna(change["times"]):
-        return before, after, ""
-    factors = change["times"], change["allowed"]
-    if bits:
-        return before, after, "{:.1f} bits, {:.1f} allowed".format(*map(log2, factors))
-    return before, after, "{:.3g} times, {:.3g} allowed".format(*factors)
+    title, data = ("%0A".join(plain(line).replace("%", "%25") for line in given) for given in ([title], lines))
+    return f"::{level} title={title.replace(':', '%3A').replace(',', '%2C')}::{data}"

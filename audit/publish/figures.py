@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MAIN = ("softmax_log", "log_softmax", "cross_entropy_minus_entropy", "generalised", "kl_div_from_logits")
-FAMILIES = ("flat", "zipf", "wide")
 # Of errors.csv, whose other columns need not travel to another process.
 _NEEDED = ["case", "path", "reduction", "dtype", "device", "kind", "classes", "abs_error", "bound", "correct_bits",
            "false_zero"]  # fmt: skip
@@ -206,24 +205,24 @@ def _named_at_ends(axes: Axes) -> None:
                       color=line.get_color(), fontsize=8, va="center")  # fmt: skip
 
 
-def _classes(errors: pd.DataFrame) -> Plot | None:
-    rows = errors[errors["path"].eq("log_softmax") & errors["reduction"].eq("none") & errors["abs_error"].gt(0)]
-    rows = rows.assign(family=rows["case"].str.extract(r"^(\w+)_n\d+$")[0])
-    rows = rows[rows["family"].isin(FAMILIES)]
-    if rows["classes"].nunique() < 2:
-        return None
+def _growth(growth: pd.DataFrame) -> Plot | None:
+    rows = growth[growth["path"].isin(MAIN)] if growth["path"].isin(MAIN).any() else growth
     dtypes = list(rows["dtype"].unique())
     figure, panels = _figure(5.4, (len(dtypes) + 1) // 2, 2 if len(dtypes) > 1 else 1, sharex=True)
     for axes, dtype in zip(panels, dtypes, strict=False):
-        for family, colour in zip(FAMILIES, COLOURS, strict=False):
-            by = rows[rows["dtype"].eq(dtype) & rows["family"].eq(family)].groupby("classes")
-            axes.plot(by["abs_error"].median(), "o-", color=colour, label=f"{family}: error")
-            axes.plot(by["bound"].median(), "--", color=colour, label=f"{family}: bound")
+        for path, colour in zip(rows["path"].unique(), COLOURS, strict=False):
+            drawn = rows[rows["dtype"].eq(dtype) & rows["path"].eq(path)].set_index("classes")
+            worst = drawn[["first", "random", "last"]].max(axis=1).clip(lower=0.01)
+            axes.plot(worst, ".-", color=colour, label=path)
         _log(axes, "x", "y")
-        axes.set(title=dtype, xlabel="classes", ylabel="nats")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
-    text = "|computed - exact| of log_softmax, and the bound of a sound implementation, for rows of growing width."
-    return _plot(figure, "Error against classes, with the bound", text, _sample(rows))
+        axes.set(title=dtype, xlabel="classes", ylabel="scaled error, u")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
+    laws = rows.drop_duplicates(["path", "dtype"])
+    laws = laws[laws["growth"].isin(["sqrt n", "n"])]
+    grows = ", ".join(laws["path"] + " in " + laws["dtype"] + " with " + laws["growth"])
+    text = "The worst error of rows with one likely class, the first, a random one or the last, as they grow wider."
+    text += f" It grows: {grows}." if grows else ""
+    return _plot(figure, "Error against classes", text, f"growth.csv, {3 * len(rows):,} results")
 
 
 def _attribution(attribution: pd.DataFrame) -> Plot | None:
@@ -270,7 +269,7 @@ _PLOTS: dict[str, tuple[str, Callable[[pd.DataFrame], Plot | None]]] = {
     "thread": ("thread", _thread),
     "training": ("errors", _training),
     "closeness": ("errors", _closeness),
-    "classes": ("errors", _classes),
+    "growth": ("growth", _growth),
     "attribution": ("attribution", _attribution),
     "time": ("bench", _time),
 }

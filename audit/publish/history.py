@@ -58,4 +58,5 @@ def _rows(errors: pd.DataFrame, environment: Mapping[str, Any]) -> pd.DataFrame:
     models = {device["name"]: device["model"] for device in environment.get("devices", ())}
     versions = {name: environment.get(name) for name in ("created", "audit", "driver")}
     versions |= {"torch": torch.get("version"), "cpu_capability": torch.get("cpu_capability")}
-    return typed(rows.assign(run=0, model=rows["device"].map(models), **versions), "history")
+    sources = rows["path"].map(environment.get("sources", {}))
+    return typed(rows.assign(run=0, model=rows["device"].map(models), source=sources, **versions), "history")

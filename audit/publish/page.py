@@ -29,7 +29,7 @@ from audit.publish.verdict import answered
 # Section -> its plots. The first plot stands beside the answer.
 _BESIDE = "closeness"
 _SECTIONS = {
-    "Error and the number of classes": ("classes", "growth"),
+    "Error and the number of classes": ("growth",),
     "Which rounding makes the error": ("attribution",),
     "Accuracy and time": ("time",),
     "The forum thread": ("thread", "training"),

@@ -118,6 +118,7 @@ SCHEMAS: dict[str, list[Column]] = {
         Column("cpu_capability", TEXT, "instructions of the CPU that torch uses"),
         *_WHERE,
         Column("model", TEXT, "model of the device"),
+        Column("source", TEXT, "digest of the file of a kernel of one's own", empty="it is a path of the audit"),
         _KIND,
         Column("input_digest", TEXT, "SHA-256 of the input_digest of its results: of equal ones alone numbers compare"),
         *_FIGURES,
@@ -151,8 +152,8 @@ SCHEMAS: dict[str, list[Column]] = {
         Column(
             "symptom",
             TEXT,
-            "beyond_bound, narrow_result (it is, and of a coarser dtype than the logits), lossy, one_signed (no drift "
-            "is negative), or the result_class; for a gradient input_gradient_ or target_gradient_, followed by "
+            "beyond_bound, narrow_result (it is, and of a coarser dtype than the logits), lossy, or the "
+            "result_class; for a gradient input_gradient_ or target_gradient_, followed by "
             "beyond_bound or not_finite; changes, for what should change nothing",
         ),
         Column("cause", TEXT, "the known defects that give some of these results, or all", empty=_UNNAMED),
@@ -215,6 +216,20 @@ SCHEMAS: dict[str, list[Column]] = {
         Column("worst_class", INTEGER, "and its class"),
         Column("worst_input", TEXT, "and its logit, as a hexadecimal float"),
     ],
+    "growth": [
+        *_WHERE,
+        Column("classes", INTEGER, "classes of the row, of which one has a probability of 0.9"),
+        Column("first", FLOAT, "scaled error where that is the first class", "u", "no number, or an infinite one"),
+        Column("random", FLOAT, "where it is a random one", "u", "no number, or an infinite one"),
+        Column("last", FLOAT, "where it is the last", "u", "no number, or an infinite one"),
+        Column(
+            "growth",
+            TEXT,
+            "how the largest of the three grows with the classes, for this path, dtype and device: flat, log n, sqrt n "
+            "or n, whichever is nearest in the mean square of logarithms, from 16 classes on",
+            empty="fewer than three numbers of classes have one",
+        ),
+    ],
     "gradients": [
         Column("case", TEXT, "what was fed in; its first and last row"),
         _PATH,
@@ -262,6 +277,10 @@ SCHEMAS: dict[str, list[Column]] = {
         Column("classes", INTEGER, "classes of the input"),
         Column("direction", TEXT, "forward, or backward to the input's logits"),
         Column("seconds", FLOAT, "a call's time, the median of its rounds", "s"),
+        Column("gigabytes_per_second", FLOAT, "inputs read, and gradient written, in that time", "GB/s", "older files"),
+        Column(
+            "copy_gigabytes_per_second", FLOAT, "what a copy of 256 MB reads and writes there", "GB/s", "older files"
+        ),
         Column("ratio", FLOAT, "a call's time / that of exp and sum over the same tensor, timed in turn"),
         Column("correct_bits", FLOAT, "of the value, or of the gradient as a whole; median over rows", "bits", "none"),
         Column("scaled_error", FLOAT, "the same, as in errors.csv; of a gradient over max(p + q)", "u", "none"),

@@ -127,7 +127,6 @@ def compare(
     changes = [
         *_findings(baseline.findings, current.findings, "device_after" not in pairs),
         *changed_errors(pairs),
-        *_throughout(pairs),
         *_vanished(gone, after, same_machine),
         *_speed(baseline, current, same_machine, repeat),
         *_versions(baseline.environment, current.environment),
@@ -171,32 +170,22 @@ def _rows(pairs: pd.DataFrame, worse: bool, what: str, column: str = "") -> Chan
     return changes.reindex(columns=COLUMNS).to_dict("records")
 
 
-def _judged(pairs: pd.DataFrame) -> tuple[pd.DataFrame, pd.Series, float]:
-    """Those of gated paths, which of them changed, and how many standard deviations are news among so many."""
+def changed_errors(pairs: pd.DataFrame) -> Changes:
+    """What became of the errors, row by row; and where they are of cases, throughout a path and dtype."""
     pairs = pairs[pairs["kind_before"].isin(GATED)]
     old, new = (pairs[[f"{m}_{side}" for m in METRICS]].to_numpy(np.float64) for side in ("before", "after"))
     unlike = pairs["computed_digest_before"] != pairs["computed_digest_after"]
-    moved = unlike | ((old != new) & ~(np.isnan(old) & np.isnan(new))).any(axis=1)
-    return pairs, moved, NormalDist().inv_cdf(1 - ALARMS / (len(MEASURES) * max(1, moved.sum())))
-
-
-def _sized(pairs: pd.DataFrame) -> pd.Series:
-    """Whether the size of their errors says something.
-
-    An identity that means 0 may have either sign, and its terms are not weighted by p as the scale's are: its bound
-    alone judges its size.
-    """
-    return (pairs["kind_before"] == "kl") | pairs["correct_bits_median_before"].notna()
-
-
-def changed_errors(pairs: pd.DataFrame) -> Changes:
-    """What became of the errors, row by row."""
-    pairs, unlike, sigmas = _judged(pairs)
-    moved = pairs[unlike]
+    moved = pairs[unlike | ((old != new) & ~(np.isnan(old) & np.isnan(new))).any(axis=1)]
+    if moved.empty:
+        return []
+    sigmas = NormalDist().inv_cdf(1 - ALARMS / (len(MEASURES) * len(moved)))
     n = moved[["n_before", "n_after"]].min(axis=1).astype("float64")
     widened = np.e ** (sigmas * SPREAD / n**0.5)
-    sized, quiet = _sized(moved), moved["computed_digest_before"] != moved["computed_digest_after"]
-    changes: Changes = []
+    # An identity that means 0 may have either sign, and its terms are not weighted by p as the scale's are: its bound
+    # alone judges its size.
+    sized = (pairs["kind_before"] == "kl") | pairs["correct_bits_median_before"].notna()
+    changes = _throughout(pairs[sized], sigmas) if "case" in pairs else []
+    sized, quiet = sized[moved.index], unlike[moved.index]
     for column, factor, least, power in MEASURES:
         before, after = _sides(moved, column)
         if column == "correct_bits_median":
@@ -217,21 +206,20 @@ def changed_errors(pairs: pd.DataFrame) -> Changes:
         (finite > 0, True, "more results that are not finite", "non_finite"),
         (finite < 0, False, "fewer results that are not finite", "non_finite"),
         (negative & telling, True, "negative where there was none", "negative_share"),
-        (negative & ~telling, False, "negative by chance where there was none", "negative_share"),
+        (negative & ~telling, False, "negative where there was none, which may be chance", "negative_share"),
     ):
         quiet &= ~found
         changes += _rows(moved[found], worse, what, column)
     return changes + _rows(moved[quiet], False, "changed in the last place")
 
 
-def _throughout(pairs: pd.DataFrame) -> Changes:
+def _throughout(pairs: pd.DataFrame, sigmas: float) -> Changes:
     """Paths and dtypes whose errors changed by more than MEDIAN in the median over all cases, weighted by their rows.
 
     A loss of a bit that no single case has the rows to show is seen here.
     """
-    pairs, _, sigmas = _judged(pairs)
     changes: Changes = []
-    for key, group in pairs[_sized(pairs)].groupby(["path", "dtype", "device"], sort=False):
+    for key, group in pairs.groupby(["path", "dtype", "device"], sort=False):
         before, after = _sides(group, "scaled_error_median")
         times = (after / before).mask(before == after, 1.0).dropna().sort_values()
         if times.empty:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable, Iterator
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -11,13 +11,14 @@ import pandas as pd
 from audit.base.text import plain
 from audit.base.usage import UsageError
 from audit.publish.changes import told
-from audit.regress.comparison import METRICS, Changes, changed_errors
+from audit.regress.comparison import COLUMNS, METRICS, Changes, changed_errors
 
 # Only runs of the same inputs compare: each such series is told by itself.
 SERIES = ["path", "dtype", "device", "input_digest"]
-VERSIONS = ["torch", "driver", "model", "cpu_capability", "audit"]
+VERSIONS = ["torch", "driver", "model", "cpu_capability", "audit", "source"]
 FIGURES = [*METRICS, "n", "computed_digest"]
 SHOWN = 10
+VANISHED: dict[Hashable, Any] = {**dict.fromkeys(COLUMNS), "worse": True, "what": "nothing is computed any more"}
 
 
 def stretches(history: pd.DataFrame, paths: list[str] | None = None) -> pd.DataFrame:
@@ -35,7 +36,8 @@ def stretches(history: pd.DataFrame, paths: list[str] | None = None) -> pd.DataF
     first = before["run"].isna()
     same = (rows[FIGURES] == before[FIGURES]).fillna(False) | (rows[FIGURES].isna() & before[FIGURES].isna())
     changed = ~same.all(axis=1) & ~first
-    rows["versions"] = [_versions(*pair) for pair in zip(_records(before), _records(rows), strict=True)]
+    pairs = zip(first, before[VERSIONS].to_numpy(), rows[VERSIONS].to_numpy(), strict=True)
+    rows["versions"] = [", ".join(_versions(*pair)) for pair in pairs]
     rows["changes"] = _changes(rows, before)
     begins = first | changed | (rows["versions"] != "")
     stretch = rows.groupby([*(rows[name] for name in SERIES), begins.groupby([rows[n] for n in SERIES]).cumsum()])
@@ -57,24 +59,22 @@ def text(rows: pd.DataFrame) -> str:
 
 
 def _lines(row: dict[Hashable, Any]) -> list[str]:
+    """The runs of a stretch with their figures, and what had changed with the first."""
+    until = f" to {row['until'][:16]}, {row['runs']} runs" if row["runs"] > 1 else ""
     figures = (
         f"median {row['scaled_error_median']:.3g} u, 99th percentile {row['scaled_error_p99']:.3g} u, "
         f"{row['correct_bits_median']:.1f} bits, {row['negative_share']:.1%} negative, {row['non_finite']} not finite"
     )
-    until = f" to {row['until'][:16]}, {row['runs']} runs" if row["runs"] > 1 else ""
+    if pd.isna(row["negative_share"]):
+        figures = "nothing was computed"
     changes = [f"    {'WORSE ' if change['worse'] else ''}{told(change)}" for change in row["changes"]]
-    versions = row["versions"] or "no version changed"
-    return [f"  {row['created'][:16]}{until}: {figures}", f"    {versions}", *changes]
+    return [f"  {row['created'][:16]}{until}: {figures}", f"    {row['versions'] or 'no version changed'}", *changes]
 
 
-def _records(table: pd.DataFrame) -> list[dict[Hashable, Any]]:
-    return table[["run", *VERSIONS]].to_dict("records")
-
-
-def _versions(before: dict[Hashable, Any], after: dict[Hashable, Any]) -> str:
-    if pd.isna(before["run"]):
-        return ", ".join(f"{name} {after[name]}" for name in VERSIONS if after[name])
-    return ", ".join(f"{v} {before[v]} -> {after[v]}" for v in VERSIONS if before[v] != after[v])
+def _versions(first: bool, before: Iterable[str], after: Iterable[str]) -> Iterator[str]:
+    for name, old, new in zip(VERSIONS, before, after, strict=True):
+        if old != new and (new or not first):
+            yield f"{name} {new}" if first else f"{name} {old or 'none'} -> {new or 'none'}"
 
 
 def _changes(rows: pd.DataFrame, before: pd.DataFrame) -> pd.Series:
@@ -82,7 +82,11 @@ def _changes(rows: pd.DataFrame, before: pd.DataFrame) -> pd.Series:
     pairs = rows.drop(columns=FIGURES).assign(kind_before=rows["kind"], where=rows.index)
     for side, table in (("before", before), ("after", rows)):
         pairs = pairs.join(table[FIGURES].add_suffix(f"_{side}"))
-    found: dict[Hashable, Changes] = {}
-    for change in changed_errors(pairs[before["run"].notna()]):
+    # Over cases of few and of many correct bits their median stands between two cases, and judges neither.
+    pairs = pairs.assign(correct_bits_median_before=float("nan"), correct_bits_median_after=float("nan"))
+    pairs = pairs[pairs["negative_share_before"].notna()]
+    lost = pairs["negative_share_after"].isna()
+    found: dict[Hashable, Changes] = {row: [VANISHED] for row in pairs.index[lost]}
+    for change in changed_errors(pairs[~lost]):
         found.setdefault(change["where"], []).append(change | dict.fromkeys(("path", "dtype", "device", "where")))
     return pd.Series([found.get(row, []) for row in rows.index], dtype=object)

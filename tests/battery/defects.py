@@ -164,11 +164,6 @@ def absolute_terms(input: Tensor, target: Tensor) -> Tensor:
     return terms(input, target).abs().sum(-1).to(input.dtype)
 
 
-def absolute_value(input: Tensor, target: Tensor) -> Tensor:
-    """Right but for the sign of its rounding."""
-    return plain(input, target).abs()
-
-
 def skips_small_probabilities(input: Tensor, target: Tensor) -> Tensor:
     each, p = terms(input, target), log_softmax(target).exp()
     return torch.where(p > 1e-6, each, 0.0).sum(-1).to(input.dtype)
@@ -268,15 +263,121 @@ def terms_of_ten_bits(input: Tensor, target: Tensor) -> Tensor:
     return torch.where(cut.isfinite(), cut, each).sum(-1).to(input.dtype)
 
 
+def _last_lost(input: Tensor, target: Tensor, where: bool) -> Tensor:
+    each = terms(input, target)
+    return (each[:, :-1] if where else each).sum(-1).to(input.dtype)
+
+
+def powers_of_two_lack_the_last(input: Tensor, target: Tensor) -> Tensor:
+    classes = input.shape[1]
+    return _last_lost(input, target, classes >= 128 and classes & (classes - 1) == 0)
+
+
+def one_past_a_block_is_lost(input: Tensor, target: Tensor) -> Tensor:
+    return _last_lost(input, target, input.shape[1] % 64 == 1 and input.shape[1] > 1)
+
+
+def one_short_of_a_block_is_lost(input: Tensor, target: Tensor) -> Tensor:
+    return _last_lost(input, target, input.shape[1] % 128 == 127)
+
+
+def wrong_between_33_and_63(input: Tensor, target: Tensor) -> Tensor:
+    return _last_lost(input, target, 33 <= input.shape[1] <= 63)
+
+
+def wrong_between_101_and_999(input: Tensor, target: Tensor) -> Tensor:
+    return _last_lost(input, target, 101 <= input.shape[1] <= 999)
+
+
+def rows_from_65535_lost(input: Tensor, target: Tensor) -> Tensor:
+    """More blocks than a grid's second dimension has."""
+    value = terms(input, target).sum(-1).to(input.dtype)
+    value[65_535:] = 0
+    return value
+
+
+def last_row_of_an_odd_batch_lost(input: Tensor, target: Tensor) -> Tensor:
+    value = terms(input, target).sum(-1).to(input.dtype)
+    value[len(value) // 2 * 2 :] = 0
+    return value
+
+
+def square_is_transposed(input: Tensor, target: Tensor) -> Tensor:
+    square = input.shape[0] == input.shape[1] > 1
+    return plain(input.T, target.T) if square else plain(input, target)
+
+
+def maximum_without_the_last(input: Tensor, target: Tensor) -> Tensor:
+    """It overflows where the last class leads by more than 88."""
+
+    def log_softmax(t: Tensor) -> Tensor:
+        shifted = wide(t) - wide(t)[:, : max(1, t.shape[1] - 1)].amax(-1, keepdim=True)
+        return shifted - shifted.exp().sum(-1, keepdim=True).log()
+
+    return masked(log_softmax(target), log_softmax(input)).sum(-1).to(input.dtype)
+
+
+def unshifted_log_sum_exp(input: Tensor, target: Tensor) -> Tensor:
+    log_p, log_q = (wide(t) - torch.logsumexp(wide(t), -1, keepdim=True) for t in (target, input))
+    return masked(log_p, log_q).sum(-1).to(input.dtype)
+
+
+def nan_of_the_target_is_zero(input: Tensor, target: Tensor) -> Tensor:
+    log_p, log_q = log_softmax(target), log_softmax(input)
+    return torch.where(log_p.exp() > 0, log_p.exp() * (log_p - log_q), 0.0).sum(-1).to(input.dtype)
+
+
+def _with_sum(input: Tensor, target: Tensor, total) -> Tensor:
+    shifted = wide(input) - wide(input).amax(-1, keepdim=True)
+    return masked(log_softmax(target), shifted - total(shifted.exp()).log()).sum(-1).to(input.dtype)
+
+
+def block_of_a_wide_row_left_out(input: Tensor, target: Tensor) -> Tensor:
+    return _with_sum(input, target, lambda e: e.sum(-1, True) - e[:, 65_536:66_560].sum(-1, True))
+
+
+def block_of_a_wide_row_twice(input: Tensor, target: Tensor) -> Tensor:
+    return _with_sum(input, target, lambda e: e.sum(-1, True) + e[:, 65_536:66_560].sum(-1, True))
+
+
+def exponentials_of_eleven_bits(input: Tensor, target: Tensor) -> Tensor:
+    """Cut off as in TF32, where a row is wide."""
+
+    def exponentials(t: Tensor) -> Tensor:
+        e = (wide(t) - wide(t).amax(-1, keepdim=True)).exp()
+        return (e.float().view(torch.int32) & ~0x1FFF).view(torch.float32).to(e.dtype) if e.shape[1] > 100_000 else e
+
+    p, total = exponentials(target), exponentials(input).sum(-1, keepdim=True)
+    p = p / p.sum(-1, keepdim=True)
+    log_q = wide(input) - wide(input).amax(-1, keepdim=True) - total.log()
+    return torch.where(p == 0, 0.0, p * (p.log() - log_q)).sum(-1).to(input.dtype)
+
+
+def bfloat16_normaliser(input: Tensor, target: Tensor) -> Tensor:
+    """It saturates: 256 + 1 is 256 there."""
+
+    def total(e: Tensor) -> Tensor:
+        parts = e.split(max(1, e.shape[1] // 512), -1)
+        value = torch.zeros_like(e[:, :1]).bfloat16()
+        for part in parts:
+            value = value + part.sum(-1, True).bfloat16()
+        return value.to(e.dtype)
+
+    return _with_sum(input, target, total)
+
+
 DEFECTS = [
     no_max_subtraction, max_over_wrong_axis, max_of_first_block, eps_1e8_in_log, eps_1e5_in_log, clamp_1e10_in_log,
     clamp_1e6_in_log, eps_in_normaliser, tail_block_dropped, last_class_dropped, tail_left_out_of_normaliser,
     index_overflow_past_65535, stops_at_32000, last_class_counted_twice, half_exp, bfloat16_log, half_normaliser,
     bfloat16_accumulation, half_terms, double_computed_in_single, single_normaliser_in_double, truncated_exp,
     arguments_swapped, mean_over_classes, mean_over_rows, in_bits, negative_terms_dropped, absolute_terms,
-    absolute_value, skips_small_probabilities, skips_small_inputs, stale_rows, first_row_everywhere,
+    skips_small_probabilities, skips_small_inputs, stale_rows, first_row_everywhere,
     rows_from_128_lost, always_zero,
     first_class_dropped, maximum_of_the_other_side, online_without_rescaling, clamped_shifts, half_logits,
     terms_of_ten_bits, nan_at_zero_probability, reverse_normalisation, unnormalised_target, entropy_left_out,
-    one_ninth_of_logits,
+    one_ninth_of_logits, powers_of_two_lack_the_last, one_past_a_block_is_lost, one_short_of_a_block_is_lost,
+    wrong_between_33_and_63, wrong_between_101_and_999, rows_from_65535_lost, last_row_of_an_odd_batch_lost,
+    square_is_transposed, maximum_without_the_last, unshifted_log_sum_exp, nan_of_the_target_is_zero,
+    block_of_a_wide_row_left_out, block_of_a_wide_row_twice, exponentials_of_eleven_bits, bfloat16_normaliser,
 ]  # fmt: skip

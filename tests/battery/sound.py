@@ -22,9 +22,9 @@ def plain(input: Tensor, target: Tensor) -> Tensor:
 
 
 def masked(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """p (log p - log q), 0 where p = 0."""
+    """p (log p - log q), 0 where p = 0, and NaN where p is."""
     p = log_p.exp()
-    return torch.where(p > 0, p * (log_p - log_q), 0.0)
+    return torch.where(p == 0, 0.0, p * (log_p - log_q))
 
 
 def permuted(input: Tensor, target: Tensor) -> Tensor:
@@ -103,7 +103,7 @@ def base_two(input: Tensor, target: Tensor) -> Tensor:
 
     log_p, log_q = log2_softmax(target), log2_softmax(input)
     p = log_p.exp2()
-    return (torch.where(p > 0, p * (log_p - log_q), 0.0).sum(-1) * log_2).to(input.dtype)
+    return (torch.where(p == 0, 0.0, p * (log_p - log_q)).sum(-1) * log_2).to(input.dtype)
 
 
 def ratio_of_sums(input: Tensor, target: Tensor) -> Tensor:
@@ -111,7 +111,7 @@ def ratio_of_sums(input: Tensor, target: Tensor) -> Tensor:
     a, b = _shifted(target), _shifted(input)
     w = a.exp()
     total = w.sum(-1)
-    terms = torch.where(w > 0, w * (a - b), 0.0)
+    terms = torch.where(w == 0, 0.0, w * (a - b))
     return (terms.sum(-1) / total - total.log() + b.exp().sum(-1).log()).to(input.dtype)
 
 
@@ -120,15 +120,15 @@ def reciprocal(input: Tensor, target: Tensor) -> Tensor:
     a = _shifted(target).exp()
     p = a * (1 / a.sum(-1, keepdim=True))
     # The logarithm is taken of 1 where p = 0, since a NaN that `where` leaves out would stand in the gradient.
-    terms = p * (torch.where(p > 0, p, 1.0).log() - log_softmax(input))
-    return torch.where(p > 0, terms, 0.0).sum(-1).to(input.dtype)
+    terms = p * (torch.where(p == 0, 1.0, p).log() - log_softmax(input))
+    return torch.where(p == 0, 0.0, terms).sum(-1).to(input.dtype)
 
 
 def entropies_apart(input: Tensor, target: Tensor) -> Tensor:
     log_p, log_q = log_softmax(target), log_softmax(input)
     p = log_p.exp()
-    entropy = torch.where(p > 0, p * log_p, 0.0).sum(-1)
-    return (entropy - torch.where(p > 0, p * log_q, 0.0).sum(-1)).to(input.dtype)
+    entropy = torch.where(p == 0, 0.0, p * log_p).sum(-1)
+    return (entropy - torch.where(p == 0, 0.0, p * log_q).sum(-1)).to(input.dtype)
 
 
 def flush(t: Tensor) -> Tensor:
@@ -143,11 +143,21 @@ def flushed(input: Tensor, target: Tensor) -> Tensor:
 
     log_p, log_q = log_softmax(target), log_softmax(input)
     p = flush(log_p.exp())
-    terms = torch.where(p > 0, flush(p * flush(log_p - log_q)), 0.0)
+    terms = torch.where(p == 0, 0.0, flush(p * flush(log_p - log_q)))
     return flush(flush(terms.sum(-1)).to(input.dtype))
+
+
+def clamped_at_zero(input: Tensor, target: Tensor) -> Tensor:
+    """Never below 0, which a divergence is not either: never less accurate."""
+    return plain(input, target).clamp(min=0)
+
+
+def magnitude(input: Tensor, target: Tensor) -> Tensor:
+    """The same by dropping the sign: ||v| - KL| <= |v - KL|."""
+    return plain(input, target).abs()
 
 
 SOUND = [
     plain, permuted, reversed_classes, sequential, online, blocked, compensated, in_double, base_two, ratio_of_sums,
-    reciprocal, entropies_apart, flushed,
+    reciprocal, entropies_apart, flushed, clamped_at_zero, magnitude,
 ]  # fmt: skip

@@ -38,7 +38,13 @@ UNTOLD = {
     "bfloat16_accumulation": {"bfloat16"},
     "terms_of_ten_bits": HALVES,
     "rows_from_128_lost": HALVES | {"float64"},  # so many rows are there in float32 alone
-    "absolute_value": HALVES | {"float64"},  # by sign statistics, which want 60 results drowned in rounding
+    "rows_from_65535_lost": {"float16", "float64"},  # so many rows are there in the other two alone
+    "square_is_transposed": HALVES | {"float64"},  # a square is there in float32 alone
+    "unshifted_log_sum_exp": HALVES,
+    # In rows of 128,256 classes, where a stored half rounds more than that away.
+    "block_of_a_wide_row_left_out": HALVES,
+    "block_of_a_wide_row_twice": HALVES,
+    "exponentials_of_eleven_bits": HALVES,
 }
 EXPECTED = {(f.__name__, dtype) for f in DEFECTS for dtype in set(FORMATS) - UNTOLD.get(f.__name__, set())}
 RACE = 1 / 50
@@ -111,7 +117,9 @@ def test_a_looser_bound_would_miss_defects(errors: pd.DataFrame, factor: int) ->
     [
         ("[as]*_n128256", "index_overflow_past_65535"),
         ("flat_n128256", "half_normaliser"),
-        ("near_*", "absolute_value"),
+        ("last_leads_104", "maximum_without_the_last"),
+        ("not_numbers", "nan_of_the_target_is_zero"),
+        ("batch_70000x3", "rows_from_65535_lost"),
         ("digits_epochs", "skips_small_probabilities"),
         ("largest", "half_terms"),
         ("random_160x5", "rows_from_128_lost"),

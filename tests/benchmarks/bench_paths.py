@@ -1,14 +1,15 @@
 """Speed and accuracy of the paths side by side, forward and backward.
 
 Time is pytest-benchmark's own; its ratio to a plain operation timed in turn, and the accuracy, are in extra_info.
-The CPU's is CPU time on one thread: what others do on the machine, and how many cores they leave, does not count.
-Elsewhere it is wall time until the device is done. BENCH names the set: short, for every night, or full.
+The CPU's is CPU time on one thread: what others do on the machine, and how many cores they leave, does not count. An
+accelerator's inputs are there before, and its events say when a call began and ended. Beside the time is how much of
+the inputs is read in a second, and what a plain copy moves. BENCH names the set: short, for every night, or full.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from statistics import median
 from time import perf_counter, process_time
@@ -26,21 +27,23 @@ from audit.judge.bounds import Exact
 from audit.judge.errors import error_columns
 from audit.judge.limits import scale
 from audit.machine.devices import select, synchronize
-from audit.paths import registered
+from audit.paths import Path, registered
 from audit.reference.exact import row_references
 
-PATHS = {
-    p.name: p
+KL = [
+    p
     for p in registered()
     if p.kind == "kl" and p.reduction == "none" and {p.input_kind, p.target_kind} == {"logits"} and not p.absent
-}
+]
+PATHS = {(p.name, where): p for p in KL for where in ("cpu", "accelerator") if p.runs_on(where)}
 # A loop over the classes, and a compilation for every shape: minutes each.
 LEFT_OUT = ("thread_era", "compiled")
-SHORT = [name for name in PATHS if name not in LEFT_OUT]
+NAMES = list(dict.fromkeys(p.name for p in KL))
+SHORT = [name for name in NAMES if name not in LEFT_OUT]
 SETS = {
     "short": (SHORT, ((64, 10), (64, 1_000), (16, 32_000), (2, 262_144))),
     "full": (
-        list(PATHS),
+        NAMES,
         ((64, 10), (4_096, 10), (64, 1_000), (1, 32_000), (128, 32_000), (32, 128_256), (8, 262_144)),
     ),
 }
@@ -61,6 +64,11 @@ class Point(NamedTuple):
     direction: str
 
 
+def path_on(name: str, device: str) -> Path | None:
+    """The path of this name that runs on a device, if there is one."""
+    return PATHS.get((name, "cpu" if device == "cpu" else "accelerator"))
+
+
 def points() -> list[Point]:
     name = os.environ.get("BENCH") or "short"
     if name not in SETS:
@@ -73,8 +81,9 @@ def points() -> list[Point]:
         for device in select(None)
         for direction in DIRECTIONS
         for path in paths
-        if dtype in PATHS[path].dtypes
-        and not (path.startswith("scipy") and (device.name, direction) != ("cpu", "forward"))
+        if (here := path_on(path, device.name)) is not None
+        and dtype in here.dtypes
+        and not (path.startswith("scipy") and direction == "backward")
     ]
 
 
@@ -150,6 +159,32 @@ def marked(point: Point) -> object:
     return pytest.param(*point, id="-".join(map(str, point)), marks=pytest.mark.benchmark(timer=timer))
 
 
+def device_seconds(work: Callable[[], object], device: str) -> float:
+    """From the first kernel's start to the last one's end, by the device's own events."""
+    start, stop = (torch.Event(device, enable_timing=True) for _ in range(2))
+    start.record()
+    work()
+    stop.record()
+    synchronize(device)
+    return start.elapsed_time(stop) / 1e3
+
+
+@lru_cache
+def copying(device: str) -> float:
+    """Bytes a second that a copy of 256 MB reads and writes: what no path on numbers beyond the caches exceeds."""
+    numbers = torch.zeros(2**26, device=device)
+    copy = torch.empty_like(numbers)
+
+    def seconds() -> float:
+        if device != "cpu":
+            return device_seconds(lambda: copy.copy_(numbers), device)
+        start = perf_counter()
+        copy.copy_(numbers)
+        return perf_counter() - start
+
+    return 2 * numbers.nbytes / median([seconds() for _ in range(WARM_UP + FEWEST)][WARM_UP:])
+
+
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
     threads = torch.get_num_threads()
@@ -160,7 +195,8 @@ def one_thread() -> Iterator[None]:
 
 @pytest.mark.parametrize(Point._fields, [marked(point) for point in points()])
 def bench_path(benchmark, path: str, dtype: str, device: str, rows: int, classes: int, direction: str) -> None:
-    exact, function, timer = problem(rows, classes, dtype), PATHS[path].function, TIMERS.get(device, perf_counter)
+    exact, timer = problem(rows, classes, dtype), TIMERS.get(device, perf_counter)
+    function = path_on(path, device).function
     x, y = (t.to(device, copy=True) for t in (exact.input, exact.target))
     plain = x.clone()
     if direction == "backward":
@@ -199,3 +235,11 @@ def bench_path(benchmark, path: str, dtype: str, device: str, rows: int, classes
     )
     rounds = zip(benchmark.stats.stats.data, calibrations[WARM_UP:], strict=True)
     benchmark.extra_info["ratio"] = median(call / calibration for call, calibration in rounds)
+    seconds = benchmark.stats.stats.median
+    if device != "cpu":  # without what launching and waiting cost
+        seconds = median(device_seconds(work, device) for _ in benchmark.stats.stats.data)
+        benchmark.extra_info["seconds"] = seconds
+    # Both sides are read; backward writes one.
+    moved = x.nbytes * (3 if direction == "backward" else 2)
+    benchmark.extra_info["gigabytes_per_second"] = moved / seconds / 1e9
+    benchmark.extra_info["copy_gigabytes_per_second"] = copying(device) / 1e9

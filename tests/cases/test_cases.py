@@ -50,7 +50,7 @@ def test_every_case_builds_in_every_dtype(case: Case) -> None:
         assert problem.input.shape == problem.target.shape
         assert problem.input.dtype == problem.target.dtype == getattr(torch, dtype)
         assert len(problem.row_digests) == len(problem.input)
-        assert not problem.input.isnan().any() and not problem.target.isnan().any()
+        assert case.name == "not_numbers" or (not problem.input.isnan().any() and not problem.target.isnan().any())
         assert digest(*(t.clone() for t in (problem.input, problem.target)), dtype) == problem.case_digest
         again = build(case, dtype)
         assert again.case_digest == problem.case_digest

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from decimal import Decimal
+from functools import cache
 
 import numpy as np
 import pandas as pd
@@ -13,14 +14,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from audit.base.formats import FORMATS
-from audit.judge.bounds import Exact, bound, kl_bound
+from audit.cases import build
+from audit.cases import registered as registered_cases
+from audit.judge.bounds import Exact, attainable, bound, kl_bound
 from audit.judge.errors import error_columns
 from audit.judge.references import reduced
 from audit.looks.errors import within_bound
 from audit.paths import Path, registered
 from audit.paths.rounding import Rounding, torch_rounding
 from audit.reference.exact import row_references
-from tests.battery.sound import SOUND, masked
+from tests.battery.sound import SOUND, in_double, masked, wide
 
 ROWS = 8
 FAMILIES = {
@@ -48,8 +51,8 @@ def problems(sizes: list[int], seed: int) -> Iterator[tuple[str, str, Tensor, Te
                 yield family, dtype, *(torch.tensor(t).to(getattr(torch, dtype)) for t in make(x, y))
 
 
-def trial(paths: list[Path], sizes: list[int], seed: int) -> pd.DataFrame:
-    """A row a result: its error, its bound, and whether it keeps it."""
+def trial(paths: list[Path], sizes: list[int], seed: int, limit=bound) -> pd.DataFrame:
+    """A row a result: its error, its bound (or another limit of it), and whether it keeps it."""
     parts = []
     for family, dtype, x, y in problems(sizes, seed):
         numbers = x.double().numpy(), y.double().numpy()
@@ -74,14 +77,16 @@ def trial(paths: list[Path], sizes: list[int], seed: int) -> pd.DataFrame:
                         "result_class": "finite",
                         "reference": references,
                         "scale": 1.0,
-                        "bound": bound(path.promise, exact, dtype),
+                        "bound": limit(path.promise, exact, dtype),
+                        "attainable": attainable(path.promise, exact, dtype),
                         "rest": np.nan,
                     }
                 )
             )
     table = pd.concat(parts, ignore_index=True)
     table = pd.concat([table.drop(columns="result_class"), error_columns(table)], axis=1)
-    return table.assign(kept=within_bound(table).astype(bool))
+    kept, lossless = (within_bound(table.assign(bound=table[name])).astype(bool) for name in ("bound", "attainable"))
+    return table.assign(kept=kept, lossy=kept & ~lossless)
 
 
 # Categorical rounds an unshifted log-sum-exp: a limit of that path, which is acknowledged.
@@ -93,6 +98,7 @@ TORCHS = [
     and p.kind in ("kl", "identity")
     and not p.compiles
     and not p.absent
+    and p.runs_on("cpu")
     and p.name != "categorical"
 ]
 # Of those, the ones that share torch's CPU log_softmax of halves, which rounds its sum of exponentials to the half.
@@ -131,6 +137,121 @@ def test_no_sound_kernel_is_beyond_its_bound_in_100_000_trials() -> None:
     assert len(table) > 100_000
     broken = violations(table)
     assert broken.empty, broken.groupby(["path", "family", "dtype"]).size().to_string()
+
+
+def in_pairs(t: Tensor) -> Tensor:
+    while t.shape[1] > 1:
+        t = torch.nn.functional.pad(t, (0, t.shape[1] % 2))
+        t = t[:, ::2] + t[:, 1::2]
+    return t[:, 0]
+
+
+def kahan(t: Tensor) -> Tensor:
+    """Compensated, in sixteen lanes."""
+    lanes = torch.nn.functional.pad(t, (0, -t.shape[1] % 16)).unflatten(1, (-1, 16))
+    total = carry = torch.zeros_like(lanes[:, 0])
+    for part in lanes.unbind(1):
+        part = part - carry
+        new = total + part
+        total, carry = new, (new - total) - part
+    return in_pairs(total)
+
+
+def kernels(add) -> list[Path]:
+    """Sound kernels with sums made by `add`: of what torch's call rounds, of logarithms, of two entropies."""
+
+    def shifted(t: Tensor) -> Tensor:
+        return wide(t) - wide(t).amax(-1, keepdim=True)
+
+    def log_softmax(t: Tensor) -> Tensor:
+        return shifted(t) - add(shifted(t).exp())[:, None].log()
+
+    def as_torch(input: Tensor, target: Tensor) -> Tensor:
+        e = shifted(target).exp()
+        p, log_q = ((e / add(e)[:, None]).to(input.dtype), log_softmax(input).to(input.dtype))
+        return add(torch.where(p > 0, wide(p) * (wide(p).log() - wide(log_q)), 0.0)).to(input.dtype)
+
+    def of_logarithms(input: Tensor, target: Tensor) -> Tensor:
+        return add(masked(log_softmax(target), log_softmax(input))).to(input.dtype)
+
+    def apart(input: Tensor, target: Tensor) -> Tensor:
+        log_p, log_q = log_softmax(target), log_softmax(input)
+        p = log_p.exp()
+        entropy, cross = (add(torch.where(p > 0, p * log, 0.0)) for log in (log_p, log_q))
+        return (entropy - cross).to(input.dtype)
+
+    declared = Path(f"{add.__name__} as torch", as_torch, "", rounding=torch_rounding())
+    return [declared, *(Path(f"{add.__name__} {f.__name__}", f, "") for f in (of_logarithms, apart))]
+
+
+ATTAINING = [*kernels(in_pairs), *kernels(kahan), Path("double", in_double, "")]
+
+
+def test_sums_in_pairs_and_better_ones_attain_what_is_attainable() -> None:
+    table = trial(ATTAINING, [2, 300], 1, attainable)
+    assert len(table) > 5_000
+    assert table["kept"].all(), table[~table["kept"]].groupby(["path", "family", "dtype"]).size().to_string()
+
+
+@pytest.mark.slow
+def test_what_is_attainable_is_attained_in_100_000_trials() -> None:
+    sizes = [[2, 3, 10, 81, 300]] * 7 + [[1_000, 4_097], [32_000]]
+    table = pd.concat([trial(ATTAINING, each, seed, attainable) for seed, each in enumerate(sizes)], ignore_index=True)
+    ratio = (table["bound"] / table["abs_error"]).replace(np.inf, np.nan)
+    quantiles = ratio.groupby([table["path"], table["dtype"]]).quantile([0.0, 0.01, 0.5]).unstack()
+    print(f"\n{len(table):,} results; attainable / error, quantiles:\n{quantiles.round(1).to_string()}")
+    assert len(table) > 100_000
+    assert table["kept"].all(), table[~table["kept"]].groupby(["path", "family", "dtype"]).size().to_string()
+
+
+def block_left_out(t: Tensor) -> Tensor:
+    return in_pairs(torch.cat((t[:, :65_536], t[:, 66_560:]), 1))
+
+
+def block_twice(t: Tensor) -> Tensor:
+    return in_pairs(torch.cat((t, t[:, 65_536:66_560]), 1))
+
+
+def eleven_bits(t: Tensor) -> Tensor:
+    """The numbers' first 11 significant bits, as TF32 has them; rounded to nearest, their errors would average out."""
+    return (t.view(torch.int32) & ~0x1FFF).view(torch.float32)
+
+
+def wide_kernel(input: Tensor, target: Tensor, normaliser=in_pairs, total=in_pairs, exponentials=lambda e: e) -> Tensor:
+    a, b = (t - t.amax(-1, keepdim=True) for t in (target, input))
+    p = exponentials(a.exp())
+    p = p / in_pairs(p)[:, None]
+    log_q = b - normaliser(exponentials(b.exp()))[:, None].log()
+    return total(torch.where(p == 0, 0.0, p * (p.log() - log_q)))
+
+
+@cache
+def wide_rows() -> list[tuple[Tensor, Tensor, Exact, NDArray]]:
+    """Rows of 128,256 classes in float32, with their exact divergences."""
+    cases = [c for c in registered_cases() if c.name in ("scattered_n128256", "confident_gaussian_n128256")]
+    problems = [build(case, "float32") for case in cases]
+    references = [np.array([float(v) for v in row_references(*p.numbers, "logits")]) for p in problems]
+    return [(p.input, p.target, Exact.of(*p.numbers, "logits"), r) for p, r in zip(problems, references, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("defect", "found"),
+    [
+        ({}, False),
+        ({"normaliser": block_left_out}, True),
+        ({"normaliser": block_twice}, True),
+        ({"total": block_left_out}, True),
+        ({"total": block_twice}, True),
+        ({"exponentials": eleven_bits}, True),
+    ],
+)
+def test_a_defect_in_a_wide_row_of_single_is_inside_the_bound_and_not_attainable(defect: dict, found: bool) -> None:
+    promise, outside = Path("own", wide_kernel, "").promise, False
+    for input, target, exact, references in wide_rows():
+        error = np.abs(wide_kernel(input, target, **defect).double().numpy() - references)
+        assert (error <= bound(promise, exact, "float32")).all()
+        outside |= bool((error > attainable(promise, exact, "float32")).any())
+    assert outside == found
 
 
 def one_by_one(input: Tensor, target: Tensor) -> Tensor:

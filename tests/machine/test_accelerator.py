@@ -12,6 +12,9 @@ import pandas as pd
 import pytest
 
 import audit
+from audit.publish.bench import read_bench
+from audit.publish.devices import agreement
+from audit.regress.comparison import compare, read_report
 from tests.machine import device
 
 pytestmark = pytest.mark.skipif(not device.AVAILABLE, reason="this torch takes no device written in Python")
@@ -39,6 +42,11 @@ HAZARDS: dict[str, tuple[dict[str, object], int, str]] = {
 }
 
 
+# A whole run, of cases that every look wants and of a few paths.
+CASES = ("random_scale1", "identical_n1000")
+WHOLE = ("log_softmax", "softmax_log", "autocast")
+
+
 @pytest.fixture(scope="module")
 def played(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, dict[str, object]]]:
     """All hazards, in one process."""
@@ -48,8 +56,9 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, di
         for name, (hazards, *_) in HAZARDS.items()
     ]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, str(ROOT / "tests/machine/device.py"), json.dumps(scenarios), str(folder)]
-    answer = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    request = json.dumps({"scenarios": scenarios, "whole": [CASES, WHOLE]})
+    command = [sys.executable, str(ROOT / "tests/machine/device.py"), request, str(folder)]
+    answer = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=900)
     assert answer.returncode == 0, answer.stderr
     return folder, {played["name"]: played for played in json.loads((folder / "played.json").read_text())}
 
@@ -91,3 +100,54 @@ def test_the_other_devices_rows_are_whole_whatever_an_accelerator_does(played, n
         computed &= computed.index.get_level_values("path") != "kl_div_from_logits"  # which then takes float32
     if name != "a wrong sum":
         pd.testing.assert_frame_equal(here["toy"][computed], sound["toy"][computed])
+
+
+OTHERWISE = ("autocast", "kl_div_from_logits")  # in float32 on an accelerator; in another way on a CPU
+
+
+@pytest.mark.parametrize("name", ["errors", "gradients", "elements", "attribution", "invariance", "thread"])
+def test_a_whole_run_gives_an_accelerator_the_cpus_tables_row_by_row(played, name: str) -> None:
+    table = audit.read_table(played[0] / "whole", name)
+    if "path" in table:
+        table = table[~table["path"].isin(OTHERWISE)]
+    if name == "thread":
+        table = table.drop(columns="observed")  # an exception names the class of a tensor
+    if name == "invariance":  # which the two have not all in common
+        assert not table.loc[table["check"] == "on the CPU", "changed_share"].any()
+        table = table[~table["check"].isin(["on the CPU", "one thread", "compiled"])]
+    here, there = (table[table["device"] == d].drop(columns="device").reset_index(drop=True) for d in ("cpu", "toy"))
+    assert len(here) > 5
+    pd.testing.assert_frame_equal(here, there)
+
+
+def test_autocast_is_held_to_float32_on_an_accelerator(played) -> None:
+    errors = audit.read_table(played[0] / "whole", "errors").query("path == 'autocast' and dtype == 'float16'")
+    assert errors["within_bound"].all() and (errors["result_dtype"] == "float32").all()
+    median = errors.groupby("device")["bound"].median()
+    assert median["toy"] < median["cpu"] / 100
+
+
+def test_a_table_says_whether_the_devices_agree_and_which_is_nearer_the_truth(played) -> None:
+    whole = agreement(audit.read_table(played[0] / "whole", "errors")).set_index(["path", "dtype"])
+    assert whole["agree"].all()
+    log_softmax = whole.loc["log_softmax"]
+    assert (log_softmax["same"] == 1).all() and (log_softmax["nearer"] == "neither").all()
+    assert whole.loc[("autocast", "bfloat16"), "nearer"] == "toy"
+    wrong = agreement(audit.read_errors(played[0] / "a wrong sum")).set_index(["path", "dtype"])
+    assert not wrong.loc["log_softmax", "agree"].any() and (wrong.loc["log_softmax", "nearer"] == "cpu").all()
+
+
+def test_a_comparison_tells_the_device_that_became_worse(played) -> None:
+    changes = compare(read_report(played[0] / "sound"), read_report(played[0] / "a wrong sum"))
+    assert set(changes.loc[changes["worse"], "device"]) == {"toy"}
+
+
+def test_benchmarks_run_on_an_accelerator_where_its_paths_do(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pytest", "-p", "tests.machine.device", "tests/benchmarks/bench_paths.py"]
+    command += [f"--benchmark-json={tmp_path / 'bench.json'}", "-k", "toy-64-10- and float32 and (autocast or scipy)"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "TOY": "1"}
+    answer = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=100)
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    bench = read_bench(tmp_path / "bench.json")
+    assert bench["path"].tolist() == ["autocast", "autocast"]
+    assert (bench["gigabytes_per_second"] < bench["copy_gigabytes_per_second"]).all()

@@ -283,7 +283,7 @@ def test_maps_over_different_dims_is_what_torch_gives_in_three_dimensions() -> N
 def test_a_path_that_cannot_run_here_is_listed_and_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     from audit import paths
 
-    key = ("liger", "none", "logits", "logits")
+    key = ("liger", "none", "logits", "logits", "accelerator")
     absent = replace(paths._REGISTRY[key], absent="no such package")
     monkeypatch.setitem(paths._REGISTRY, key, absent)
     assert absent in registered()

@@ -61,7 +61,9 @@ def test_the_json_is_plain_and_pytest_benchmark_reads_it(made: Path) -> None:
     content = json.loads(made.read_text(), parse_constant=refuse)
     assert len(content["benchmarks"]) == 8
     for benchmark in content["benchmarks"]:
-        assert set(benchmark["extra_info"]) == {"ratio", "correct_bits", "scaled_error"}
+        assert set(benchmark["extra_info"]) == {
+            "ratio", "correct_bits", "scaled_error", "gigabytes_per_second", "copy_gigabytes_per_second",
+        }  # fmt: skip
         assert all(type(value) is float for value in benchmark["extra_info"].values())
         assert "UNSERIALIZABLE" not in json.dumps(benchmark["params"])
     code = "import sys; from pytest_benchmark.cli import main; sys.exit(main())"

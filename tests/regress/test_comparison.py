@@ -333,9 +333,8 @@ def test_the_formats(lossless: Report) -> None:
     bits = next(change for change in told["changes"] if change["what"] == "correct_bits_median worse")
     key = {"path": "log_softmax", "dtype": "float32", "device": "cpu", "case": "random_scale1", "reduction": "none"}
     assert key.items() <= bits.items() and (bits["before"], bits["after"], bits["unit"]) == (20.0, 9.5, "bits")
-    lines = render(changes, *sides, "markdown").splitlines()
-    assert {line.count("|") for line in lines if line.startswith("|")} == {7}
-    assert "20.0 -> 9.5 bits (10.5 bits, 1.0 allowed)" in render(changes, *sides, "text")
+    assert render(changes, *sides, "markdown").count("**worse**") == changes["worse"].sum()
+    assert "20.0 -> 9.5 bits (10.5 bits, 1.0 bits allowed)" in render(changes, *sides, "text")
     for format in FORMATS:
         out = render(changes, *sides, format)
         for environment in (told["baseline"], told["current"]):

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,7 @@ from typer.testing import CliRunner
 
 import audit
 from audit.cli import app
+from audit.machine.environment import source_digest
 from audit.publish import history
 from audit.publish.folder import check_replaceable
 from audit.publish.history import add_run, read_history
@@ -116,6 +118,17 @@ def test_a_step_is_found_with_the_version_that_brought_it(tmp_path: Path) -> Non
     assert none.exit_code == 2 and "no path other" in none.output
 
 
+def test_a_change_of_ones_own_kernel_is_named(tmp_path: Path) -> None:
+    for scale, body in ((1, "a = 1"), (9, "a = 2")):
+        (tmp_path / "mine.py").write_text(f"{body}\ndef mine(input, target): ...\n")
+        names: dict[str, Any] = {}
+        exec(compile((tmp_path / "mine.py").read_text(), str(tmp_path / "mine.py"), "exec"), names)
+        sources = {"mine": source_digest(names["mine"])}
+        add_run(results(scale), ENVIRONMENT | {"sources": sources}, tmp_path / "latest")
+    assert stretches(read_history(tmp_path / "history.csv"))["versions"].iloc[1].startswith("source ")
+    assert source_digest(print) == ""
+
+
 def test_a_series_of_unchanged_or_newly_rounded_results_raises_nothing(tmp_path: Path) -> None:
     for seed in (0, 0, 1, 2, 3, 3):
         add_run(results(seed=seed), ENVIRONMENT, tmp_path / "latest")
@@ -125,6 +138,14 @@ def test_a_series_of_unchanged_or_newly_rounded_results_raises_nothing(tmp_path:
         [], *[["changed in the last place"]] * 3
     ]  # fmt: skip
     assert "WORSE" not in text(rows)
+
+
+def test_a_path_that_computes_nothing_any_more_is_a_step(tmp_path: Path) -> None:
+    for nothing in (False, True, True):
+        lost = dict.fromkeys(("computed", "scaled_error", "correct_bits", "negative"), np.nan)
+        rows = typed(results().assign(**lost if nothing else {}), "errors")
+        add_run(rows, ENVIRONMENT, tmp_path / "latest")
+    assert text(stretches(read_history(tmp_path / "history.csv"))).count("WORSE") == 1
 
 
 def test_other_inputs_are_a_series_of_their_own(tmp_path: Path) -> None:
