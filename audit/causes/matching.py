@@ -107,7 +107,8 @@ class Results:
         with np.errstate(invalid="ignore", divide="ignore"):
             gap = np.abs(values - self.exact)
             off = ~((gap <= 2 * within) & np.isfinite(values)) & (values != self.exact)
-            close = np.abs(self.computed - values) <= within
+            # Nothing rounds a sum of zeros.
+            close = np.abs(self.computed - values) <= np.where(values == 0, 0.0, within)
             chance = np.where(np.isfinite(gap), 2 * within / (gap - within), 0.5)
         alike = (values == self.computed) | (np.isnan(values) & np.isnan(self.computed))
         return (

@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
+from audit.base.kinds import TOKENS
 from audit.base.text import describe
 from audit.base.usage import UsageError
 from audit.base.workers import Later, later
@@ -50,7 +51,8 @@ def begin(run: Run) -> Later[pd.DataFrame]:
             if len(part):
                 run.spool.put(part, reached)
         run.tables["summary"] = summarise(together(run.spool.parts(SUMMARISED)))
-        run.tables["statistics"] = typed(statistics(together(run.spool.parts(COLUMNS))), "statistics")
+        if run.plan.given.input_kind != TOKENS:  # of which one a row there is no divergence
+            run.tables["statistics"] = typed(statistics(together(run.spool.parts(COLUMNS))), "statistics")
         return _shown(run.spool, int(run.tables["summary"]["n"].sum()))
 
     return judged
@@ -135,7 +137,12 @@ def _judged(run: Run, first: int, last: int, stopped: dict[tuple[str, str], str]
             continue
         run.advance(f"row {start}")
         for case, dtype, paths in replace(run.plan, cases=[file.case(slice(start, start + step))]).problems():
-            trial = Trial(build(case, dtype), paths, later(_nothing), {}, None)
+            if case.kinds == ("logits", "logits"):  # which anything may be
+                input, target = (t.to(getattr(torch, dtype)) for t in file.tensors(start, min(start + step, last)))
+                problem = Problem(case, dtype, input, target)
+            else:
+                problem = build(case, dtype)
+            trial = Trial(problem, paths, later(_nothing), {}, None)
             made, enclosed = _compared(run, trial, list(run_paths(trial, run.devices, stopped)), sampled[rows])
             same_top = (trial.problem.input.argmax(-1) == trial.problem.target.argmax(-1)).numpy()
             of_rows = pd.DataFrame({"row": rows, "reverse": _reverse(trial.problem, enclosed), "same_top": same_top})
