@@ -306,6 +306,45 @@ def list_(what: Annotated[str, typer.Argument(help="cases, paths, devices or cau
 
 
 @app.command()
+def worst(
+    path: Annotated[
+        list[str] | None, typer.Option(help="Path name or glob; repeatable; default: the main ones.")
+    ] = None,
+    dtype: Annotated[list[str] | None, typer.Option(help="float16, bfloat16, float32, float64; repeatable.")] = None,
+    classes: Annotated[int, typer.Option(min=2, help="Of a row.")] = 10,
+    seconds: Annotated[float, typer.Option(min=0.1, help="For each path, dtype and measure of error.")] = 10.0,
+    record: Annotated[bool, typer.Option("--record", help="Add what beats it to references/worst.csv.")] = False,
+) -> None:
+    """Search inputs for the largest error, in roundoffs and as a share of the bound."""
+    from audit.base.formats import FORMATS
+    from audit.base.usage import choose
+    from audit.cases.worst import read_worst, write_worst
+    from audit.explain.worst import search
+    from audit.machine.plan import MAIN
+    from audit.paths import registered
+
+    known = [
+        p
+        for p in registered()
+        if p.kind == "kl" and p.input_kind == p.target_kind == "logits" and p.reduction == "none"
+    ]
+    names = choose(path or MAIN, [p.name for p in known if not p.absent and not p.compiles], "path")
+    records = read_worst()
+    for chosen in (p for p in known if p.name in names):
+        for name in (d for d in choose(dtype, list(FORMATS), "dtype") if d in chosen.dtypes):
+            for of_bound in (False, True):
+                found = search(chosen, name, classes, seconds, of_bound)
+                new = found.beats(records)
+                records += [found] if new else []
+                share = f"{found.error / found.bound:.3g} of its bound"
+                typer.echo(f"{chosen.name} {name}: {found.error:.4g} u, {share}{', a record' if new else ''}")
+                if not record:
+                    typer.echo(f"  input {found.input[:300]}\n  target {found.target[:300]}")
+    if record:
+        write_worst(records)
+
+
+@app.command()
 def thread(device: Annotated[str, typer.Option(help="cpu, cuda …")] = "cpu") -> None:
     """The forum thread's numbers, explained and measured here."""
     from audit.looks.thread import measure_thread

@@ -103,7 +103,7 @@ def follow(page: Path, folder: Path, do: Callable[[list[str], int], None]) -> No
             try:
                 exec(content, names)
             except ModuleNotFoundError as error:
-                assert error.name in ("polars", "duckdb"), error
+                assert error.name in ("polars", "duckdb", "jax"), error
         for line in content.splitlines() if language == "sh" else ():
             words = shlex.split(line, comments=True)
             if words and not any(words[: len(known.split())] == known.split() for known in ELSEWHERE):

@@ -109,7 +109,18 @@ def _made(case: Case, format: Format) -> tuple[Rows, Rows]:
 
 
 _REGISTRY: dict[str, Case] = {}
-_MODULES = ("thread", "closeness", "shapes", "digits", "mistakes", "sampled", "extreme", "vocabulary", "leaders")
+_MODULES = (
+    "thread",
+    "closeness",
+    "shapes",
+    "digits",
+    "mistakes",
+    "sampled",
+    "extreme",
+    "vocabulary",
+    "leaders",
+    "worst",
+)
 
 
 def register(case: Case) -> None:

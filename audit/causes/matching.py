@@ -107,7 +107,8 @@ class Results:
         with np.errstate(invalid="ignore", divide="ignore"):
             gap = np.abs(values - self.exact)
             off = ~((gap <= 2 * within) & np.isfinite(values)) & (values != self.exact)
-            close = np.abs(self.computed - values) <= within
+            # Nothing rounds a sum of zeros.
+            close = np.abs(self.computed - values) <= np.where(values == 0, 0.0, within)
             chance = np.where(np.isfinite(gap), 2 * within / (gap - within), 0.5)
         alike = (values == self.computed) | (np.isnan(values) & np.isnan(self.computed))
         return (
@@ -173,7 +174,7 @@ def _shown(samples: Sequence[Results], hypotheses: Sequence[Hypothesis]) -> list
         place, row = np.nonzero(off | results.failing)
         with np.errstate(invalid="ignore", divide="ignore"):
             factor = values[place, row] / results.exact[row] - 1
-            factor = np.sign(factor) * np.round(2**10 * np.log2(np.abs(factor)))
+            factor = np.sign(factor) * np.round(2**6 * np.log2(np.abs(factor)))
         evidence = 1 - STAKE + np.where(matched, STAKE / chance, 0.0)[place, row]
         finite = np.where(results.failing, np.isfinite(results.computed), np.isfinite(values))[place, row]
         columns = {"place": place, "finite": finite, "factor": factor, "evidence": evidence}

@@ -15,12 +15,19 @@ _STORED = ("softmax_log", "scipy_rel_entr", "scipy_kl_div", "scipy_entropy", "ca
 _CASTS = ("first_dim", "softmax_log", "softmax_dtype", "softmax_dtype_cast", "upcast", "thread_era", "compiled")
 
 
-@cause(paths=_STORED, emulated=True, masked=(False, True))
-def flushed_probability(rows: Rows, masked: bool) -> Terms:
-    """softmax rounds a small probability to 0, whose logarithm is -inf: infinity, or NaN for 0 * (-inf)"""
-    q, p = rows.stored(rows.shifted(rows.input).softmax(-1)), rows.probabilities()
+@cause(paths=_STORED, emulated=True, of=("kl_div", "rel_entr", "categorical"))
+def flushed_probability(rows: Rows, of: str) -> Terms:
+    """softmax rounds a small probability to 0, whose logarithm is -inf: infinity, or NaN for 0 * (-inf)
+
+    rel_entr and Categorical mask where the target's is 0; the latter's logits had a log-sum-exp subtracted before.
+    """
+    input, target = rows.input, rows.target
+    if of == "categorical":
+        input, target = (t - torch.logsumexp(t, -1, keepdim=True) for t in (input, target))
+    q = rows.stored(rows.shifted(input).softmax(-1))
+    p = rows.stored(rows.shifted(target).softmax(-1)) if rows.kinds[1] == "logits" else rows.probabilities()
     terms = torch.xlogy(p, p) - p * q.log()
-    return terms.masked_fill(p == 0, 0.0) if masked else terms
+    return terms if of == "kl_div" else terms.masked_fill(p == 0, 0.0)
 
 
 @cause(paths=(*_FORMS, *_CASTS), emulated=True)

@@ -221,7 +221,8 @@ def steps(count: int, kernel: Kernel) -> float:
         return _paired_steps(count)
     if not kernel.cascade:
         return 4.0 * count  # an online normaliser: exp (2), product and sum at every step
-    return count / (2.0 if kernel.compute.precision > 24 else 4.0) + 5  # lanes of a register of 128 bits
+    lanes = 2.0 if kernel.compute.precision > 24 else 4.0  # of a register of 128 bits
+    return max(count / lanes + 5, min(count, 16) - 1.0)  # what does not fill one of 512 bits, torch adds one by one
 
 
 def _total_steps(count: int, rounding: Rounding) -> float:

@@ -22,8 +22,8 @@ from audit.paths import Path
 # Every half up to 130 and around 745, where float32 and float64 run out of exponents, and a few between and beyond.
 GAPS = np.concatenate([np.arange(0.5, 130, 0.5), np.arange(136, 700, 8), np.arange(700, 760, 0.5), [1e3, 1e4, 3e4]])
 HARDER = ("impossible_matched", "gap_104", "masses_apart_n3000")  # classes ruled out, underflow, more than a block
-# For a kernel of the user's own: more blocks, targets given as probabilities.
-OWN = ("random_n10000", "one_hot", "one_hot_smoothed", "unnormalised_half")
+# For a kernel of the user's own: an odd number of classes, targets given as probabilities.
+OWN = ("random_64x81", "one_hot", "one_hot_smoothed", "unnormalised_half")
 
 
 def breaking_gaps(path: Path, dtype: str, device: str) -> list[float]:

@@ -127,15 +127,16 @@ def _changes(before: Result, after: Result, limit: Rows) -> list[Rows]:
     """
     plain, other = before.computed, after.computed
     format = FORMATS[before.dtype]
+    # frexp gives m 2^e with m in [1/2, 1).
+    exponent = np.frexp(np.maximum(np.abs(plain), 2.0**format.minimum))[1] - 1
     with np.errstate(invalid="ignore", over="ignore"):
         size = np.abs(plain - other)
         of_bound = np.where(size > 0, size / limit, size)
-    # frexp gives m 2^e with m in [1/2, 1).
-    exponent = np.frexp(np.maximum(np.abs(plain), 2.0**format.minimum))[1] - 1
+        ulp = size / np.exp2(exponent - format.precision + 1.0)
     finite = np.isfinite(size)
     return [
         ~((plain == other) | (np.isnan(plain) & np.isnan(other))),
-        np.where(finite, size / np.exp2(exponent - format.precision + 1.0), np.nan),
+        np.where(finite, ulp, np.nan),
         np.where(finite, of_bound, np.nan),
         np.isfinite(plain) & ~np.isfinite(other),
     ]

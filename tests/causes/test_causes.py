@@ -67,11 +67,10 @@ def errors() -> pd.DataFrame:
     kernels = [getattr(defects, name) for name in (*NAMES, *NAMELESS)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("audit.explain.reproducer.Shrinker.reproduce", lambda *_: None)
-        return execute(plan("standard", CASES, [*kernels, *sound.SOUND], ["bfloat16", "float32"], "cpu")).tables[
-            "errors"
-        ]
+        return execute(plan("standard", CASES, [*kernels, *sound.SOUND], devices="cpu")).tables["errors"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", NAMES)
 def test_a_planted_defect_is_named_and_no_other(errors: pd.DataFrame, kernel: str) -> None:
     rows = errors[(errors["path"] == kernel) & (errors["within_bound"] == False)]  # noqa: E712
@@ -79,11 +78,13 @@ def test_a_planted_defect_is_named_and_no_other(errors: pd.DataFrame, kernel: st
     assert (rows["cause"] != "").mean() > 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", NAMELESS)
 def test_a_defect_that_is_none_of_them_has_no_name(errors: pd.DataFrame, kernel: str) -> None:
     assert set(errors.loc[errors["path"] == kernel, "cause"]) == {""}
 
 
+@pytest.mark.slow
 def test_what_is_sound_has_no_name(errors: pd.DataFrame) -> None:
     rows = errors[errors["path"].isin([f.__name__ for f in sound.SOUND])]
     assert len(rows) > 1_000 and set(rows["cause"]) == {""}

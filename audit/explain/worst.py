@@ -1,0 +1,124 @@
+"""Searches inputs for the largest error of a path: random beginnings, and steps that are kept where the error grows."""
+
+from __future__ import annotations
+
+import platform
+from datetime import date
+from time import monotonic
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from audit.base.formats import FORMATS
+from audit.cases.worst import Record
+from audit.judge.bounds import Exact, bounds
+from audit.judge.errors import exact_error
+from audit.judge.limits import scale
+from audit.paths import Path
+from audit.reference.exact import certified_rows
+
+Floats = NDArray[np.float64]
+NUMBERS = 2**14  # of all candidates at a time
+PATIENCE = 40  # steps, after which the lesser half begins anew
+
+
+def search(path: Path, dtype: str, classes: int, seconds: float, of_bound: bool = False, seed: int = 0) -> Record:
+    """The input of so many classes where the path's error is largest, of those tried in so many seconds.
+
+    Largest as scaled_error, or as a share of its bound where `of_bound`. The error recorded is the exact one.
+    """
+    random, count, end = np.random.default_rng(seed), max(16, NUMBERS // classes), monotonic() + seconds
+    values = _rounded(_begun(random, count, classes), dtype)
+    scores = _scores(path, dtype, values, of_bound)
+    step = 0
+    while monotonic() < end:
+        step += 1
+        if step % PATIENCE == 0:
+            order = np.argsort(scores)
+            worse, best = order[: count // 2], order[-(count // 8) :]
+            values[:, worse] = values[:, random.choice(best, len(worse))]
+            values[:, worse[: count // 8]] = _rounded(_begun(random, count // 8, classes), dtype)
+            scores[worse] = _scores(path, dtype, values[:, worse], of_bound)
+        tried = _rounded(_moved(random, values), dtype)
+        new = _scores(path, dtype, tried, of_bound)
+        better = new > scores
+        values[:, better], scores[better] = tried[:, better], new[better]
+    return measured(path, dtype, *values[:, [scores.argmax()]])
+
+
+def _rounded(values: Floats, dtype: str) -> Floats:
+    return torch.from_numpy(values).to(getattr(torch, dtype)).double().numpy()
+
+
+def _begun(random: np.random.Generator, count: int, classes: int) -> Floats:
+    """Target and input near each other: of any spread, half of them with a leader, which may come first."""
+    spread, near = (2.0 ** random.uniform(low, 4, (count, 1)) for low in (-6, -8))
+    target = spread * random.standard_normal((count, classes))
+    place = np.where(random.random(count) < 0.5, 0, random.integers(classes, size=count))
+    target[np.arange(count), place] += random.uniform(0, 40, count) * (random.random(count) < 0.7)
+    return np.stack([target + near * random.standard_normal((count, classes)), target])
+
+
+def _moved(random: np.random.Generator, values: Floats) -> Floats:
+    """One step from each candidate: some classes drawn, copied, nudged or exchanged, or a side shifted or stretched."""
+    _, count, classes = values.shape
+    new, rows = values.copy(), np.arange(count)
+    side, one, other = random.integers(2, size=count), *random.integers(classes, size=(2, count))
+    kind = random.integers(7, size=count)
+    size = 2.0 ** random.uniform(-16, 3, count) * random.choice([-1, 1], count)
+    both = random.random(count) < 0.3  # the same on either side
+    some = random.random((count, classes)) < random.choice([0.02, 0.2, 1.0], (count, 1))
+    for s in (0, 1):
+        on = both | (side == s)
+        for k, changed in (
+            (0, new[s, rows, one] + size),
+            (1, new[s, rows, other]),
+            (2, new[s, rows, one] * (1 + size / 64)),
+        ):
+            where = on & (kind == k)
+            new[s, rows[where], one[where]] = changed[where]
+        where = on & (kind == 3)
+        new[s, rows[where], one[where]], new[s, rows[where], other[where]] = (
+            new[s, rows[where], other[where]],
+            new[s, rows[where], one[where]],
+        )
+        new[s] += np.where(some & (on & (kind == 4))[:, None], size[:, None], 0.0)
+        level = new[s, rows, one][:, None]
+        new[s] = np.where(some & (on & (kind == 5))[:, None], level, new[s])
+        new[s] *= np.where(on & (kind == 6), 1 + size / 64, 1.0)[:, None]
+    return new
+
+
+def _scores(path: Path, dtype: str, values: Floats, of_bound: bool) -> Floats:
+    """Of each candidate the error in roundoffs of its scale, or over its bound; -1 where it is not finite.
+
+    Extended precision decides for float64, where the platform has it.
+    """
+    with torch.no_grad():
+        result = path.function(*(torch.from_numpy(side).to(getattr(torch, dtype)) for side in values))
+    wide = values.astype(np.longdouble if dtype == "float64" else np.float64)
+    with np.errstate(all="ignore"):
+        shifted = wide - wide.max(-1, keepdims=True)
+        log_q, log_p = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+        p = np.exp(log_p)
+        kl = (p * (log_p - log_q)).sum(-1)
+        error = np.abs(result.double().numpy() - kl).astype(np.float64)
+        if of_bound:
+            limit = bounds([path.promise], Exact.of(values[0], values[1], "logits"), dtype)[path.promise][0]
+        else:
+            limit = FORMATS[dtype].unit_roundoff * (1 + (p * (np.abs(log_p) + np.abs(log_q))).sum(-1))
+        return np.asarray(np.nan_to_num((error / limit).astype(np.float64), nan=-1.0, posinf=-1.0))
+
+
+def measured(path: Path, dtype: str, input: Floats, target: Floats) -> Record:
+    """The record of one row, 1 x classes: the exact error of what the path gives for it alone."""
+    with torch.no_grad():
+        result = path.function(*(torch.from_numpy(side).to(getattr(torch, dtype)) for side in (input, target))).item()
+    exact = Exact.of(input, target, "logits")
+    unit = FORMATS[dtype].unit_roundoff * float(scale(exact)[0])
+    error = exact_error(result, certified_rows(input, target, "logits")[0].value, dtype) / unit
+    bound = float(bounds([path.promise], exact, dtype)[path.promise][0][0]) / unit
+    versions = f"torch {torch.__version__} {torch.backends.cpu.get_cpu_capability()} {platform.machine()}"
+    x, y = (" ".join(float(v).hex() for v in side[0]) for side in (input, target))
+    return Record(path.name, dtype, input.shape[1], error, bound, versions, date.today().isoformat(), x, y)
