@@ -196,8 +196,8 @@ class Truth:
             None if grad is None else (grad / weights[:, None].numpy())[self.rows]
             for grad in autograd(path, self.input, self.target, device, weights, backward)
         ]
-        if found[0] is None and found[1] is not None:
-            found[0] = np.zeros_like(found[1])  # a loss of the target alone moves no student
+        if found[0] is None and (found[1] is not None or backward.detached):
+            found[0] = np.zeros_like(self.numbers[0])  # a loss of the target alone moves no student
         given = []
         for side, grad, exact, bound in zip(SIDES, found, self.exact(degree), self.bounds(path.rounding), strict=True):
             if grad is not None and not np.isnan(exact).all():
@@ -223,6 +223,8 @@ def autograd(
     with TORCH, warnings.catch_warnings(), guarded(path.name, input.dtype, device):
         warnings.simplefilter("ignore")
         value = path.function(x, y.detach() if backward.detached else y)
+        if not value.requires_grad:
+            return [None, None]
         upstream = torch.ones_like(value) if weights is None else weights.to(value).reshape(value.shape)
         if backward.summed:
             value, upstream = value.sum(), torch.ones_like(value.sum())

@@ -14,7 +14,7 @@ from audit.base.formats import FORMATS
 from audit.base.supervision import on_case
 from audit.base.workers import Later
 from audit.cases import Problem
-from audit.judge.gradients import BACKWARDS, PLAIN, SIDES, Gradient, Truth, autograd
+from audit.judge.gradients import BACKWARDS, SIDES, Gradient, Truth, autograd
 from audit.looks import CLOSER, Look, Run, together
 from audit.machine.devices import examine, lost
 from audit.paths import Path
@@ -115,11 +115,10 @@ def measure_gradients(
 
 def _furthest(truth: Truth, path: Path, device: str, every: bool) -> Iterator[tuple[str, Gradient]]:
     """Of each side the plain gradient, or the first that is wrong of those asked for otherwise."""
-    ways = {"": PLAIN} | (BACKWARDS if every else {})
-    found: dict[str, tuple[str, Gradient]] = {}
-    for way, backward in ways.items():
+    found = {gradient.side: ("", gradient) for gradient in truth.gradients(path, device)}
+    for way, backward in BACKWARDS.items() if every and found else ():
         for gradient in truth.gradients(path, device, backward):
-            if gradient.side not in found or (gradient.symptom and not found[gradient.side][1].symptom):
+            if gradient.symptom and not found[gradient.side][1].symptom:
                 found[gradient.side] = way, gradient
     yield from found.values()
 
