@@ -37,9 +37,18 @@ def test_a_run_writes_the_tables_and_names_interpreter_torch_and_devices(report)
     assert "\x1b" not in answer.stdout
     names = {"errors.csv", "summary.csv", "thread.csv", "findings.csv", "environment.json", "report.md", "report.html"}
     names |= {f"{plot}.svg" for plot in ("thread", "training", "closeness", "attribution")}
-    names |= {"elements.csv", "gradients.csv", "growth.csv", "growth.svg", "invariance.csv", "attribution.csv"}
+    names |= {
+        "columns.csv",
+        "elements.csv",
+        "gradients.csv",
+        "growth.csv",
+        "growth.svg",
+        "invariance.csv",
+        "attribution.csv",
+    }
     assert {f.name for f in folder.iterdir()} == names
-    assert all(str(Path("reports/latest") / name) in answer.stdout for name in names)
+    written = next(line for line in answer.stdout.splitlines() if line.startswith("written: reports/latest: "))
+    assert set(written.removeprefix("written: reports/latest: ").split(", ")) == names
     environment = json.loads((folder / "environment.json").read_text())
     assert environment["schema_version"] == 1
     assert environment["command"] == f"python -m audit {' '.join(CPU)}"

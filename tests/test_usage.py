@@ -19,9 +19,11 @@ from audit.base.usage import UsageError
 # By hand, from the contract: what has an effect only where a file is judged, never there, and everywhere.
 FILE = {"--target-logits", "--input-name", "--target-name", "--mask-name", "--classes", "--unpacked-limit"}
 FILE |= {"--input-kind", "--target-kind"}
+SWITCHES = {"--resume", "--all-rows"}
 CASES = {"--profile", "--case"}
 BOTH = {"--path", "--dtype", "--device", "--path-file", "--logits", "--acknowledgements", "--references", "--out"}
 BOTH |= {"--workers", "--strict"}
+FILE |= {"--resume", "--all-rows", "--scheduler"}
 VALUES = {"--profile": "quick", "--case": "two_classes", "--classes": "2", "--unpacked-limit": "9"}
 VALUES |= {"--input-kind": "probs", "--target-kind": "log_probs", "--mask-name": "mask"}
 LONG = "x" * 300
@@ -126,7 +128,8 @@ def test_every_option_is_known_to_have_an_effect_or_is_refused(typed: Callable[.
     flags = {option for p in command.params for option in p.opts if option not in ("--help",)}
     assert flags == FILE | CASES | BOTH, "say where the new option has an effect"
     for option in sorted(FILE):
-        assert f"{option} has no effect without --logits" in typed("run", option, VALUES.get(option, "name"))[0]
+        words = [option] if option in SWITCHES else [option, VALUES.get(option, "name")]
+        assert f"{option} has no effect without --logits" in typed("run", *words)[0]
     for option in sorted(CASES):
         assert f"{option} has no effect with" in typed("run", "--logits", "mine.npz", option, VALUES[option])[0]
 

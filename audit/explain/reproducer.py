@@ -282,7 +282,7 @@ def _written(value: object, name: str, seen: dict[str, str], module: str = "") -
 def _collect(used: FunctionType | type, seen: dict[str, str]) -> None:
     """The source of a function or class, after that of what it uses; an import where it is torch's or has no source."""
     tree = None
-    if used.__module__.partition(".")[0] not in ("torch", "builtins"):
+    if used.__module__.partition(".")[0] not in ("torch", *sys.stdlib_module_names):
         with suppress(OSError, TypeError, SyntaxError):
             tree = ast.parse(textwrap.dedent(inspect.getsource(used))).body[0]
     if not isinstance(tree, (ast.FunctionDef, ast.ClassDef)):

@@ -20,7 +20,6 @@ dKL/dtarget = p (log(p / q) - KL) = p (r - d). They are made beside the value, w
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from itertools import count
 from typing import Any, NamedTuple
 
@@ -72,7 +71,7 @@ def kl_div_from_logits(
     if mask is not None:
         x, y = (side.masked_fill(~mask.unsqueeze(-1), 0) for side in (x, y))
     wanted = [torch.is_grad_enabled() and side.requires_grad for side in (x, y)]
-    rows = _apply(x, y, 1 / temperature, *wanted)[0]
+    rows: Tensor = _KL.apply(x, y, 1 / temperature, *wanted)[0]  # type: ignore[no-untyped-call]
     if reduction == "rowmean":
         rows = rows.sum() / (math.prod(rows.shape) if mask is None else mask.sum().clamp(min=1))
     elif reduction != "none":
@@ -178,11 +177,8 @@ class _KL(torch.autograd.Function):
             side.expand(info.batch_size, *side.shape) if dim is None else side.movedim(dim, 0)
             for side, dim in zip(inputs[:2], in_dims, strict=False)
         ]
-        outputs = _apply(*sides, *inputs[2:])
+        outputs = _KL.apply(*sides, *inputs[2:])  # type: ignore[no-untyped-call]
         return outputs, tuple(0 if output.numel() else None for output in outputs)
-
-
-_apply: Callable[..., tuple[Tensor, ...]] = _KL.apply
 
 
 def _dot(x: Tensor, y: Tensor) -> Tensor:

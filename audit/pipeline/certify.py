@@ -40,7 +40,7 @@ def build(folder: Path, workers: int) -> int:
         pending = [(p, q, engine.request(p, q)) for p, q in _wanted()]
         for problem, quantity, wait in pending:
             for key, row in zip(reference_keys(problem, quantity), wait().rows, strict=True):
-                if row.value != "nan":  # of a row that is no distribution, which no table need tell
+                if quantity != "kl" or row.value != "nan":  # of no distribution, which no table need tell
                     records.setdefault(key, sealed(key, row))
     write_records(folder, records.values())
     return len(records)

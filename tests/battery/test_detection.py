@@ -90,7 +90,7 @@ def test_every_defect_is_found_wherever_it_can_be_told_from_rounding(errors: pd.
 
 
 def test_no_sound_kernel_is_flagged_neither_for_a_value_nor_for_a_gradient(audit: Audit) -> None:
-    sound, found = {f.__name__ for f in SOUND}, set(audit.tables["findings"]["path"])
+    sound, found = {f.__name__ for f in SOUND}, set(audit.new_findings["path"])
     print(f"\nsound kernels flagged: {len(sound & found)} of {len(sound)}")
     assert len(sound) >= 10
     assert set(audit.tables["gradients"]["path"]) >= sound
@@ -115,16 +115,15 @@ def test_a_looser_bound_would_miss_defects(errors: pd.DataFrame, factor: int) ->
 @pytest.mark.parametrize(
     ("cases", "defect"),
     [
-        ("[as]*_n128256", "index_overflow_past_65535"),
+        ("*n1[25]*", "index_overflow_past_65535"),
         ("flat_n128256", "half_normaliser"),
         ("last_leads_104", "maximum_without_the_last"),
         ("not_numbers", "nan_of_the_target_is_zero"),
         ("batch_70000x3", "rows_from_65535_lost"),
-        ("digits_epochs", "skips_small_probabilities"),
         ("largest", "half_terms"),
-        ("random_160x5", "rows_from_128_lost"),
+        ("random_160x5 long_*", "rows_from_128_lost"),
     ],
 )
 def test_dropping_a_case_would_miss_a_defect(errors: pd.DataFrame, cases: str, defect: str) -> None:
-    rest = errors[~errors["case"].map(lambda case: fnmatchcase(case, cases))]
+    rest = errors[~errors["case"].map(lambda case: any(fnmatchcase(case, glob) for glob in cases.split()))]
     assert defect in {path for path, _ in EXPECTED - flagged(rest)}

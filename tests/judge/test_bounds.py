@@ -347,6 +347,7 @@ def test_the_bound_grows_with_what_a_path_declares_less(dtype: str) -> None:
             and path.reduction == "none"
             and path.name not in ("softmax_log", "generalised", "softmax_dtype")
             and not path.name.startswith("scipy")
+            and path.rounding.result in ("", dtype)  # what returns a coarser format declares so
             and dtype in path.dtypes
         ):
             assert (bound(path.promise, exact, dtype) <= undeclared).all(), path.name

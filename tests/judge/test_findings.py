@@ -50,7 +50,8 @@ def found() -> Audit:
 
 def test_a_defect_is_one_finding_with_its_worst_small_example(found: Audit) -> None:
     findings = found.new_findings
-    assert len(findings) == 1
+    # Its order of the classes matters too, by more than rounding explains.
+    assert set(findings["symptom"]) == {"beyond_bound", "changes"} and len(findings) == 2
     finding = findings.iloc[0]
     assert (finding["path"], finding["symptom"]) == ("tail_dropped", "beyond_bound")
     rows = found.tables["errors"].query("path == 'tail_dropped' and within_bound == False")
@@ -197,7 +198,7 @@ def test_a_kernel_that_computes_nothing_has_its_report_and_exit_status_1(tmp_pat
     ]
     answer = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert answer.returncode == 1, answer.stderr
-    assert "fails float32 cpu: not_computed" in answer.stdout and "NotImplementedError: not yet" in answer.stdout
+    assert "not_computed in float32" in answer.stdout and "NotImplementedError: not yet" in answer.stdout
     assert (tmp_path / "report" / "report.html").exists()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from itertools import count
 
 import numpy as np
 import pandas as pd
@@ -32,8 +33,9 @@ def steady(x: Tensor, y: Tensor) -> Tensor:
     return ((x - x.amax(-1, keepdim=True)) > -1).sum(-1).to(x.dtype) + (y > y.amin(-1, keepdim=True)).sum(-1) * 0
 
 
+CALLS = count()
 DEFECTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "run to run": lambda x, y: steady(x, y) + torch.rand(len(x)).to(x.dtype),
+    "run to run": lambda x, y: steady(x, y) + next(CALLS),  # torch's own seeds are put back after each call
     "row alone": lambda x, y: steady(x, y) + len(x),
     "classes permuted": lambda x, y: steady(x, y) + (x.argmax(-1) % 7).to(x.dtype),
     "constant added": lambda x, y: steady(x, y) + x.amax(-1),
@@ -122,7 +124,8 @@ def test_a_check_that_compiles_is_done_where_it_is_asked_for() -> None:
     assert (table["non_finite"][table["check"] == "compiled"] == 0).all()
 
 
-@pytest.mark.parametrize("name", [n for n, check in EXECUTIONS.items() if not check.costly])
+# Autograd on a device that is faked asks for a stream, and aborts.
+@pytest.mark.parametrize("name", [n for n, c in EXECUTIONS.items() if not c.costly and n != "with gradients"])
 @pytest.mark.parametrize("path", ["log_softmax", "log_target", "softmax_log", "cross_entropy_minus_entropy"])
 def test_every_execution_runs_on_cuda_without_mixing_devices(name: str, path: str) -> None:
     with FakeTensorMode():

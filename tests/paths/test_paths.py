@@ -187,7 +187,8 @@ def test_a_kernel_that_was_too_slow_once_is_not_run_again(monkeypatch: pytest.Mo
     notes = errors[errors["path"] == "dawdles"].groupby("case")["note"].unique().map(list)
     assert notes["one_ulp"] == ["too slow: took more than 0.5 s"]
     assert notes["two_classes"][0].startswith("not run: too slow") and "on one_ulp float32" in notes["two_classes"][0]
-    assert runs == [8]
+    # Once in the table; the pace, on 64 rows, and gradients, on two classes, know nothing of it.
+    assert runs.count(8) == 1
     assert (errors.loc[errors["path"] == "log_softmax", "note"] == "").all()
 
 

@@ -123,9 +123,11 @@ def test_report_md_holds_no_markup_of_theirs(told: tuple[Path, str]) -> None:
 @pytest.mark.parametrize("format", ["markdown", "text", "github"])
 def test_a_comparison_shows_names_as_they_are(format: str) -> None:
     row = {"worse": True, "what": "bits", "dtype": "float32", "before": 1.0, "after": 2.0, "times": 2.0, "allowed": 1.0}
+    row |= dict.fromkeys(("unit", "case", "reduction", "device"), "")
     table = pd.DataFrame([row | {"path": name, "where": name} for name in HOSTILE[:20]])
     table = pd.concat([table, table.assign(path=HOSTILE[-6], where=HOSTILE[-8])])
-    text = changes.render(table, "x", format)
+    side = {"report": HOSTILE[0], "created": "", "torch": "torch 2", "driver": "", "machine": HOSTILE[1]}
+    text = changes.render(table, side, side, format)
     assert all(line.isprintable() for line in text.split("\n"))
     if format == "markdown":
         assert not {"script", "img", "a", "em", "code", "del"} & set(Seen(rendered(text)).tags)

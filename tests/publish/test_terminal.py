@@ -13,6 +13,7 @@ import audit
 from audit.publish import terminal
 from audit.publish.answer import grid
 from audit.publish.schema import typed
+from audit.publish.tables import summarise
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +24,9 @@ def errors() -> pd.DataFrame:
 def shown(errors: pd.DataFrame, folder: Path) -> str:
     out = io.StringIO()
     findings = typed(pd.DataFrame(), "findings")
-    terminal.show({"errors": errors, "findings": findings}, {}, folder, Console(file=out, width=100))
+    terminal.show(
+        {"errors": errors, "findings": findings, "summary": summarise(errors)}, {}, folder, Console(file=out, width=100)
+    )
     return out.getvalue()
 
 
