@@ -45,6 +45,7 @@ UNTOLD = {
     "block_of_a_wide_row_left_out": HALVES,
     "block_of_a_wide_row_twice": HALVES,
     "exponentials_of_eleven_bits": HALVES,
+    "maximum_without_the_last": {"float64"},  # whose exponentials reach beyond a lead of 104
 }
 EXPECTED = {(f.__name__, dtype) for f in DEFECTS for dtype in set(FORMATS) - UNTOLD.get(f.__name__, set())}
 RACE = 1 / 50
@@ -115,13 +116,13 @@ def test_a_looser_bound_would_miss_defects(errors: pd.DataFrame, factor: int) ->
 @pytest.mark.parametrize(
     ("cases", "defect"),
     [
-        ("*n1[25]*", "index_overflow_past_65535"),
+        ("*n1[25]* width_n6553*", "index_overflow_past_65535"),
         ("flat_n128256", "half_normaliser"),
         ("last_leads_104", "maximum_without_the_last"),
         ("not_numbers", "nan_of_the_target_is_zero"),
         ("batch_70000x3", "rows_from_65535_lost"),
         ("largest", "half_terms"),
-        ("random_160x5 long_*", "rows_from_128_lost"),
+        ("random_160x5 batch_*", "rows_from_128_lost"),
     ],
 )
 def test_dropping_a_case_would_miss_a_defect(errors: pd.DataFrame, cases: str, defect: str) -> None:

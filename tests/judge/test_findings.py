@@ -257,5 +257,6 @@ def test_every_kind_of_script_shows_its_finding_with_torch_and_mpmath_alone(tmp_
     for symptom, computed, exact in zip(symptoms, numbers[::2], numbers[1::2], strict=True):
         said = {"not_a_number": math.isnan(computed), "plus_infinity": computed == math.inf}
         said["minus_infinity"] = computed == -math.inf
-        assert math.isfinite(exact)
+        # NaN is no sound answer where the divergence is infinite either.
+        assert math.isfinite(exact) or symptom == "not_a_number", (symptom, computed, exact)
         assert said.get(symptom, abs(computed - exact) > 1e-6 * max(1, abs(exact))), (symptom, computed, exact)

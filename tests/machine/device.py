@@ -34,7 +34,7 @@ NO_FLOAT64 = "Cannot convert a MPS Tensor to float64 dtype as the MPS framework 
 WAITING = ("equal", "_local_scalar_dense", "item")
 # What needs neither memory nor a kernel, and what needs memory alone.
 VIEWS = ("detach", "view", "_unsafe_view", "expand", "select", "slice", "split", "alias", "unsqueeze", "squeeze", "t")
-MEMORY = ("_to_copy", "copy_", "clone", "empty", "empty_strided", "zeros", "ones", "fill_")
+MEMORY = ("_to_copy", "copy_", "clone", "repeat", "empty", "empty_strided", "zeros", "ones", "fill_")
 
 
 @dataclass
