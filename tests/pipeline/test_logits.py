@@ -325,7 +325,7 @@ def test_the_first_classes_of_both_sides(pair, tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", FORMATS)
 @pytest.mark.parametrize("classes", [10, 5000])
 def test_probabilities_given_as_logits_are_recognised(form: str, seen: str, dtype: str, classes: int, tmp_path) -> None:
-    logits = 3 * torch.randn(40, classes)
+    logits = 3 * torch.randn(40, classes, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     given = FORM[form](logits).to(getattr(torch, dtype))
     torch.save({"input": given, "target": logits.to(given)}, tmp_path / "mine.pt")
     (note,) = Pair.open(tmp_path / "mine.pt").notes
