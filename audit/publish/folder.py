@@ -122,13 +122,18 @@ def _begun(workshop: Path) -> tuple[Path, int]:
 def _sweep(workshop: Path) -> None:
     """Removes what killed runs have left: their locks ended with them."""
     for folder in workshop.glob("[0-9]*-*"):
-        with suppress(OSError):
-            handle = os.open(folder, os.O_RDONLY)
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(folder, ignore_errors=True)
-            finally:
-                os.close(handle)
+        remove_unlocked(folder)
+
+
+def remove_unlocked(folder: Path) -> None:
+    """Removes a folder unless a run that lives holds its lock."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder, ignore_errors=True)
+        finally:
+            os.close(handle)
 
 
 def _replace(partial: Path, out: Path) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from audit.base.usage import UsageError
+from audit.publish.folder import remove_unlocked
 
 
 class Spool:
@@ -47,21 +48,11 @@ class Kept(Spool):
         self.folder = workshop / f"rows-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
         for left in workshop.glob("rows-*"):
             if left != self.folder or not resume:
-                self._remove(left)
+                remove_unlocked(left)
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = os.open(self.folder, os.O_RDONLY)
         with suppress(OSError):  # another such run, or a file system without locks
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-    @staticmethod
-    def _remove(folder: Path) -> None:
-        with suppress(OSError):
-            handle = os.open(folder, os.O_RDONLY)
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(folder, ignore_errors=True)
-            finally:
-                os.close(handle)
 
     @property
     def files(self) -> list[Path]:
