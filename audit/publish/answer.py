@@ -94,6 +94,11 @@ def _rows(errors: pd.DataFrame, *paths: str) -> pd.DataFrame:
     return errors[alike & errors["path"].isin(paths)] if paths else errors[alike]
 
 
+def _by_dtype(rows: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """The rows of each dtype, in the order in which people ask."""
+    return sorted(((str(dtype), group) for dtype, group in rows.groupby("dtype")), key=lambda g: ASKED.index(g[0]))
+
+
 def _listed(parts: list[str]) -> str:
     return " and ".join(filter(None, (", ".join(parts[:-1]), parts[-1]))) if parts else ""
 
@@ -108,7 +113,7 @@ def _negative(errors: pd.DataFrame) -> str:
     """From which closeness of the logits on, by dtype, and how often from there."""
     near = closeness(_rows(errors, STABLE))
     parts = []
-    for dtype, rows in sorted(near.groupby("dtype"), key=lambda group: ASKED.index(str(group[0]))):
+    for dtype, rows in _by_dtype(near):
         negative = rows[rows["negative"].fillna(False).astype(bool)]
         if len(negative):
             limit = negative["closeness"].max()
@@ -126,12 +131,12 @@ def _negative(errors: pd.DataFrame) -> str:
 def _best(errors: pd.DataFrame) -> str:
     """The remedy beside the call that torch documents: median correct bits of the same rows."""
     parts = []
-    for dtype, rows in sorted(_rows(errors, STABLE, REMEDY).groupby("dtype"), key=lambda g: ASKED.index(str(g[0]))):
+    for dtype, rows in _by_dtype(_rows(errors, STABLE, REMEDY)):
         bits = rows.pivot_table(index=["case", "row", "device"], columns="path", values="correct_bits").dropna()
         if {STABLE, REMEDY} <= set(bits) and len(bits):
             middle = bits.median()
             parts.append(
-                f"{middle[REMEDY]:.1f} against {middle[STABLE]:.1f} of {FORMATS[str(dtype)].precision} bits in {dtype}"
+                f"{middle[REMEDY]:.1f} against {middle[STABLE]:.1f} of {FORMATS[dtype].precision} bits in {dtype}"
             )
     if not parts:
         return ""
