@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
+import pathlib
 import shlex
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from io import TextIOWrapper
-from pathlib import Path
 from signal import SIGINT, SIGPIPE
 from time import perf_counter
 from traceback import print_exc
@@ -83,8 +83,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Audit the numerical accuracy of the KL divergence as PyTorch computes it.",
 )
-Out = Annotated[Path, typer.Option(help="Report folder, replaced as a whole when the run ends.")]
-LATEST = Path("reports/latest")
+Out = Annotated[pathlib.Path, typer.Option(help="Report folder, replaced as a whole when the run ends.")]
+LATEST = pathlib.Path("reports/latest")
 
 
 @app.command()
@@ -97,9 +97,9 @@ def run(
     device: Annotated[list[str] | None, typer.Option(help="cpu, cuda, cuda:1 …; repeatable.")] = None,
     path_file: Annotated[list[str] | None, typer.Option(help="FILE.py:FUNCTION, a kernel of your own.")] = None,
     logits: Annotated[
-        Path | None, typer.Option(help="Tensors input and target, classes last: a file, a folder or a glob.")
+        pathlib.Path | None, typer.Option(help="Tensors input and target, classes last: a file, a folder or a glob.")
     ] = None,
-    target_logits: Annotated[Path | None, typer.Option(help="Where the target lies apart, likewise.")] = None,
+    target_logits: Annotated[pathlib.Path | None, typer.Option(help="Where the target lies apart, likewise.")] = None,
     input_name: Annotated[str, typer.Option(help="Of the input's tensor.")] = "input",
     target_name: Annotated[str, typer.Option(help="Of the target's tensor.")] = "target",
     mask_name: Annotated[str, typer.Option(help="Of the tensor that is true for rows to judge.")] = "mask",
@@ -110,9 +110,9 @@ def run(
     ] = "logits",
     target_kind: Annotated[str, typer.Option(help="Of --logits: the same.")] = "logits",
     acknowledgements: Annotated[
-        list[Path] | None, typer.Option(help="Findings that are understood, beside the committed ones.")
+        list[pathlib.Path] | None, typer.Option(help="Findings that are understood, beside the committed ones.")
     ] = None,
-    references: Annotated[Path | None, typer.Option(help="Folder of another gold table.")] = None,
+    references: Annotated[pathlib.Path | None, typer.Option(help="Folder of another gold table.")] = None,
     out: Out = LATEST,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes, with this one; default: one a core.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="What is lossy fails too.")] = False,
@@ -202,11 +202,11 @@ def run(
 
 
 Format = Annotated[str, typer.Option("--format", help="text, markdown, json or github.")]
-Baselines = Annotated[Path, typer.Option(help="Folder of the baselines.")]
+Baselines = Annotated[pathlib.Path, typer.Option(help="Folder of the baselines.")]
 
 
 @app.command()
-def compare(baseline: Path, current: Path, format: Format = "text") -> None:
+def compare(baseline: pathlib.Path, current: pathlib.Path, format: Format = "text") -> None:
     """Compare two report folders; exit status 1 where the second is worse."""
     from audit.publish.changes import check_format, render, side
     from audit.regress.comparison import compare, read_report
@@ -221,7 +221,9 @@ def compare(baseline: Path, current: Path, format: Format = "text") -> None:
 
 
 @app.command()
-def regress(report: Path = LATEST, baselines: Baselines = Path("reports/baselines"), format: Format = "text") -> None:
+def regress(
+    report: pathlib.Path = LATEST, baselines: Baselines = pathlib.Path("reports/baselines"), format: Format = "text"
+) -> None:
     """Compare a report, and the benchmarks beside it, with this machine's newest baseline."""
     from audit.publish.changes import check_format, render, side
     from audit.regress.baselines import newest
@@ -249,8 +251,8 @@ def regress(report: Path = LATEST, baselines: Baselines = Path("reports/baseline
 @app.command()
 def baseline(
     reason: Annotated[str, typer.Option(help="Why these numbers are good.")] = "",
-    report: Path = LATEST,
-    baselines: Baselines = Path("reports/baselines"),
+    report: pathlib.Path = LATEST,
+    baselines: Baselines = pathlib.Path("reports/baselines"),
 ) -> None:
     """Record a report, and the benchmarks beside it, as this machine's baseline."""
     from audit.regress.baselines import record
@@ -261,7 +263,7 @@ def baseline(
 @app.command()
 def history(
     path: Annotated[list[str] | None, typer.Option(help="Path name or glob; repeatable.")] = None,
-    reports: Annotated[Path, typer.Option(help="Folder with history.csv.")] = LATEST.parent,
+    reports: Annotated[pathlib.Path, typer.Option(help="Folder with history.csv.")] = LATEST.parent,
 ) -> None:
     """Show what each path gave, run by run: where a number changed, and with which versions."""
     from audit.publish.tables import read_table
@@ -274,7 +276,9 @@ def history(
 def references(
     what: Annotated[str, typer.Argument(help="build or verify.")],
     all_: Annotated[bool, typer.Option("--all", help="verify: every row, however long.")] = False,
-    folder: Annotated[Path | None, typer.Option(help="Folder of the gold table; default: the committed one.")] = None,
+    folder: Annotated[
+        pathlib.Path | None, typer.Option(help="Folder of the gold table; default: the committed one.")
+    ] = None,
 ) -> None:
     """Compute the committed references anew, or check them in a second way."""
     from audit.pipeline import certify
@@ -358,7 +362,7 @@ def thread(device: Annotated[str, typer.Option(help="cpu, cuda …")] = "cpu") -
 @app.command()
 def diagnose(
     file: Annotated[
-        Path, typer.Argument(help=".npz, .pt or .safetensors with input and target, as KLDivLoss gets them.")
+        pathlib.Path, typer.Argument(help=".npz, .pt or .safetensors with input and target, as KLDivLoss gets them.")
     ],
     reduction: Annotated[str, typer.Option(help="none, sum, mean or batchmean.")] = "mean",
     log_target: Annotated[bool, typer.Option("--log-target", help="As the loss had it.")] = False,
@@ -389,13 +393,13 @@ def diagnose(
 def _function(text: str) -> Callable[..., Any]:
     """The function that FILE.py:FUNCTION names, which may import what lies beside its file."""
     file, _, name = text.rpartition(":")
-    if not file or not Path(file).is_file():
+    if not file or not pathlib.Path(file).is_file():
         raise UsageError(f"--path-file {text}: expected FILE.py:FUNCTION with a file that exists")
-    spec = spec_from_file_location(Path(file).stem, file)
+    spec = spec_from_file_location(pathlib.Path(file).stem, file)
     if spec is None or spec.loader is None:
         raise UsageError(f"--path-file {text}: {file} is not a Python file")
     module = module_from_spec(spec)
-    sys.path.append(str(Path(file).resolve().parent))
+    sys.path.append(str(pathlib.Path(file).resolve().parent))
     try:
         spec.loader.exec_module(module)
     except KeyboardInterrupt:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import pathlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from glob import glob
 from itertools import accumulate
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -80,11 +80,11 @@ class Pair:
     @classmethod
     def open(
         cls,
-        logits: Path,
+        logits: pathlib.Path,
         input_kind: str = "logits",
         target_kind: str = "logits",
         *,
-        target: Path | None = None,
+        target: pathlib.Path | None = None,
         names: Sequence[str] = NAMES,
         classes: int | None = None,
         limit: int = UNPACKED,
@@ -174,7 +174,7 @@ class Pair:
         )
 
 
-def read_pair(file: Path, names: Sequence[str] = NAMES) -> tuple[Tensor, Tensor, Tensor | None]:
+def read_pair(file: pathlib.Path, names: Sequence[str] = NAMES) -> tuple[Tensor, Tensor, Tensor | None]:
     """Input, target and mask (None where the file has none) of one file, whole, of whatever shapes and dtypes.
 
     Raises UsageError for a file that cannot be read, and for other names.
@@ -190,19 +190,19 @@ def _whole(source: Source) -> Tensor:
     return source.rows(0, source.count).reshape(source.shape)
 
 
-def _files(given: Path) -> list[Path]:
+def _files(given: pathlib.Path) -> list[pathlib.Path]:
     """A file, those of a folder, or those a pattern matches, in the order of their names."""
     if given.is_dir():
         files = sorted(f for f in given.iterdir() if f.suffix in READERS)
     else:
-        files = [given] if given.exists() else sorted(map(Path, glob(str(given))))
+        files = [given] if given.exists() else sorted(map(pathlib.Path, glob(str(given))))
     if not files:
         what = f"no file of {', '.join(READERS)} in it" if given.is_dir() else "no such file"
         raise UsageError(f"{given}: {what}")
     return files
 
 
-def _case_name(given: Path) -> str:
+def _case_name(given: pathlib.Path) -> str:
     return plain(re.sub(r"[*?\[\]]+", "", given.stem).strip("-_.") or given.absolute().parent.name)
 
 

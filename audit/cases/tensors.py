@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import pathlib
 import pickle
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
-from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
@@ -33,7 +33,7 @@ class Source:
     Nothing of the file stays mapped between two reads: mapped pages count as resident.
     """
 
-    file: Path
+    file: pathlib.Path
     name: str
     shape: tuple[int, ...]
     dtype: str
@@ -66,7 +66,7 @@ class Source:
             raise UsageError(f"{self.file}: {self.name}: row {start} on cannot be read: {error}") from None
 
 
-def open_tensors(file: Path, limit: int = UNPACKED) -> dict[str, Source]:
+def open_tensors(file: pathlib.Path, limit: int = UNPACKED) -> dict[str, Source]:
     """The tensors of a file by name; one that holds a single tensor without a name gives it the file's.
 
     A .pt file is loaded without running any code of its own. Raises UsageError for a file that cannot be read so, and
@@ -94,7 +94,7 @@ def open_tensors(file: Path, limit: int = UNPACKED) -> dict[str, Source]:
     return sources
 
 
-def _refuse_bomb(file: Path, declared: int, limit: int) -> None:
+def _refuse_bomb(file: pathlib.Path, declared: int, limit: int) -> None:
     size = file.stat().st_size
     if declared > max(limit * 2**20, _PACKED * size):
         raise UsageError(
@@ -103,7 +103,7 @@ def _refuse_bomb(file: Path, declared: int, limit: int) -> None:
         )
 
 
-def _raw(file: Path, name: str, shape: tuple[int, ...], dtype: str, opened: Opened) -> Source:
+def _raw(file: pathlib.Path, name: str, shape: tuple[int, ...], dtype: str, opened: Opened) -> Source:
     """A tensor that lies row after row in a stream, from the place on that `opened` gives with it."""
     kind: Any = getattr(torch, dtype, None)
     width = shape[-1] if shape else 1
@@ -120,7 +120,7 @@ def _raw(file: Path, name: str, shape: tuple[int, ...], dtype: str, opened: Open
     return Source(file, name, shape, dtype, read)
 
 
-def _held(file: Path, name: str, tensor: Tensor) -> Source:
+def _held(file: pathlib.Path, name: str, tensor: Tensor) -> Source:
     return Source(file, name, tuple(tensor.shape), _name(tensor), lambda *rows: _cut(tensor, *rows))
 
 
@@ -133,26 +133,26 @@ def _name(tensor: Tensor) -> str:
 
 
 @lru_cache(maxsize=4)
-def _stream(file: Path, member: str, changed: int) -> IO[bytes]:
+def _stream(file: pathlib.Path, member: str, changed: int) -> IO[bytes]:
     """A file, or a member of an archive, kept open as a compressed one is read forward alone."""
     return zipfile.ZipFile(file).open(member) if member else open(file, "rb")
 
 
-def _opened(file: Path, member: str, begin: int) -> tuple[IO[bytes], int]:
+def _opened(file: pathlib.Path, member: str, begin: int) -> tuple[IO[bytes], int]:
     return _stream(file, member, file.stat().st_mtime_ns), begin
 
 
-def _npz(file: Path) -> dict[str, Source]:
+def _npz(file: pathlib.Path) -> dict[str, Source]:
     with zipfile.ZipFile(file) as archive:
         names = [n.removesuffix(".npy") for n in archive.namelist() if n.endswith(".npy")]
     return {name: _array(file, name, f"{name}.npy") for name in names}
 
 
-def _npy(file: Path) -> dict[str, Source]:
+def _npy(file: pathlib.Path) -> dict[str, Source]:
     return {file.stem: _array(file, file.stem, "")}
 
 
-def _array(file: Path, name: str, member: str) -> Source:
+def _array(file: pathlib.Path, name: str, member: str) -> Source:
     """numpy's format, compressed or not. One in Fortran's or foreign byte order is held whole."""
     stream, _ = _opened(file, member, 0)
     stream.seek(0)
@@ -166,7 +166,7 @@ def _array(file: Path, name: str, member: str) -> Source:
     return _raw(file, name, shape, dtype.name, partial(_opened, file, member, stream.tell()))
 
 
-def _pt(file: Path) -> dict[str, Source]:
+def _pt(file: pathlib.Path) -> dict[str, Source]:
     """Mapped anew for each read where the format can be mapped: torch's own since 1.6."""
     mapped = zipfile.is_zipfile(file)
 
@@ -184,7 +184,7 @@ def _pt(file: Path) -> dict[str, Source]:
     return {name: source(name, tensor) if mapped else _held(file, name, tensor) for name, tensor in load().items()}
 
 
-def _safetensors(file: Path) -> dict[str, Source]:
+def _safetensors(file: pathlib.Path) -> dict[str, Source]:
     """Eight bytes say how long a header in JSON is, which says where each tensor lies (the format's README)."""
     with open(file, "rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
@@ -202,7 +202,7 @@ def _safetensors(file: Path) -> dict[str, Source]:
     return sources
 
 
-READERS: dict[str, Callable[[Path], dict[str, Source]]] = {
+READERS: dict[str, Callable[[pathlib.Path], dict[str, Source]]] = {
     ".npz": _npz,
     ".npy": _npy,
     ".pt": _pt,

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import csv
+import pathlib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 
@@ -40,7 +40,7 @@ class Record:
         )
 
 
-def read_worst(table: Path = TABLE) -> list[Record]:
+def read_worst(table: pathlib.Path = TABLE) -> list[Record]:
     if not table.exists():
         return []
     with open(table, encoding="utf-8", newline="") as file:
@@ -52,7 +52,7 @@ def read_worst(table: Path = TABLE) -> list[Record]:
     return made
 
 
-def write_worst(records: Iterable[Record], table: Path = TABLE) -> None:
+def write_worst(records: Iterable[Record], table: pathlib.Path = TABLE) -> None:
     """Of each path, dtype and number of classes those records that no other beats."""
     all_ = list(records)
     kept = [r for i, r in enumerate(all_) if r.beats(all_[:i] + all_[i + 1 :])]

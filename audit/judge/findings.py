@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import pathlib
 from collections.abc import Collection, Iterable
 from configparser import ConfigParser
 from configparser import Error as ParserError
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -25,7 +25,7 @@ _WHERE = ["path", "dtype", "device"]
 _DTYPES = ("dtype", "result_dtype")
 # Two results that each keep their bound lie no further apart than two of them.
 APART = 2.0
-COMMITTED = Path(__file__).parents[1] / "acknowledgements.ini"
+COMMITTED = pathlib.Path(__file__).parents[1] / "acknowledgements.ini"
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Acknowledgement:
         return inside
 
 
-def read_acknowledgements(*files: Path) -> list[Acknowledgement]:
+def read_acknowledgements(*files: pathlib.Path) -> list[Acknowledgement]:
     """The stanzas of the files. Raises UsageError for a file that cannot be read, or a stanza without a reason."""
     parser = ConfigParser(interpolation=None)
     for file in files:

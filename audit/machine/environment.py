@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pathlib
 import platform
 import sys
 from collections.abc import Callable, Sequence
@@ -11,7 +12,6 @@ from datetime import datetime, timezone
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from inspect import getfile, unwrap
-from pathlib import Path
 
 import torch
 
@@ -61,7 +61,7 @@ def describe_environment(devices: Sequence[Device], found: Sequence[Device], **r
 def source_digest(function: Callable[..., object]) -> str:
     """Of the file that holds a kernel; empty where none does."""
     with suppress(TypeError, OSError):
-        return sha256(Path(getfile(unwrap(function))).read_bytes()).hexdigest()[:12]
+        return sha256(pathlib.Path(getfile(unwrap(function))).read_bytes()).hexdigest()[:12]
     return ""
 
 

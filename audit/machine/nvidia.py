@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
+import pathlib
 import re
 from contextlib import suppress
-from pathlib import Path
 from shutil import which
 from signal import SIGKILL
 from subprocess import DEVNULL, PIPE, Popen, TimeoutExpired
 
-PCI = Path("/sys/bus/pci/devices")
-MODULE = Path("/sys/module/nvidia/version")
+PCI = pathlib.Path("/sys/bus/pci/devices")
+MODULE = pathlib.Path("/sys/module/nvidia/version")
 VENDOR, DISPLAY = "0x10de", "0x03"  # of the PCI ID registry: NVIDIA, and the class of what displays or computes
 SECONDS = 10.0
 # As `nvidia-smi --help-query-gpu` names them.
@@ -27,7 +27,7 @@ def visible_nvidia() -> str:
     if os.environ.get("CUDA_VISIBLE_DEVICES", "unset") in ("", "-1"):
         return ""
     for folder, pattern in (("/proc/driver/nvidia/gpus", "*"), ("/dev", "nvidia[0-9]*")):
-        for entry in sorted(Path(folder).glob(pattern)):
+        for entry in sorted(pathlib.Path(folder).glob(pattern)):
             return str(entry)
     for card in sorted(PCI.glob("*")):
         if _line(card / "vendor") == VENDOR and _line(card / "class").startswith(DISPLAY):
@@ -55,7 +55,7 @@ def cards() -> list[dict[str, str]]:
     return []
 
 
-def _line(file: Path) -> str:
+def _line(file: pathlib.Path) -> str:
     try:
         return file.read_text().strip()
     except (OSError, UnicodeDecodeError):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import pathlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from inspect import getsource
-from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any
 
 from audit.base.formats import FORMATS
@@ -97,7 +97,7 @@ def plan(
 
 
 def plan_file(
-    file: FilePath,
+    file: pathlib.Path,
     input_kind: str = "logits",
     target_kind: str = "logits",
     paths: Iterable[str | Own] | None = None,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import datetime
+import pathlib
 from collections.abc import Iterator
-from pathlib import Path
 
 from audit.base.usage import UsageError
 from audit.base.workers import Workers
@@ -32,7 +32,7 @@ def _wanted(cases: str | None = None) -> Iterator[tuple[Problem, str]]:
             yield build_problem(case, "float64"), "kl"
 
 
-def build(folder: Path, workers: int) -> int:
+def build(folder: pathlib.Path, workers: int) -> int:
     """Computes every reference of the standard cases anew, and drops what no case asks for; how many there are."""
     records: dict[tuple[str, str], Record] = {}
     with Workers(workers) as processes:
@@ -46,7 +46,7 @@ def build(folder: Path, workers: int) -> int:
     return len(records)
 
 
-def verify(folder: Path, everything: bool, cases: str | None = None) -> tuple[list[str], int]:
+def verify(folder: pathlib.Path, everything: bool, cases: str | None = None) -> tuple[list[str], int]:
     """What is wrong with the table, each line naming case, row and dtype, and how many values were recomputed.
 
     All inputs are hashed and all checksums checked. Rows of up to CHECKED_ALWAYS classes are recomputed in a second

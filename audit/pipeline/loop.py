@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import pathlib
 import re
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from pathlib import Path as FilePath
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -72,8 +72,8 @@ def execute(
     plan: Plan,
     workers: Workers | None = None,
     advance: Callable[[str], None] = lambda _: None,
-    acknowledgements: Sequence[FilePath] = (),
-    references: FilePath = COMMITTED_GOLD,
+    acknowledgements: Sequence[pathlib.Path] = (),
+    references: pathlib.Path = COMMITTED_GOLD,
     spool: Spool | None = None,
     executor: Executor | None = None,
 ) -> Audit:
@@ -145,7 +145,7 @@ def run(
     paths: Iterable[str | Own] | str | Own | None = None,
     dtypes: Names = None,
     devices: Names = None,
-    out: str | FilePath | None = None,
+    out: str | pathlib.Path | None = None,
     workers: int | None = None,
 ) -> pd.DataFrame:
     """Runs the audit and returns the rows of errors.csv; writes a report folder only where `out` is given.
@@ -158,7 +158,7 @@ def run(
     """
     chosen = plan(profile, cases, paths, dtypes, devices)
     if out is not None:
-        check_replaceable(FilePath(out))
+        check_replaceable(pathlib.Path(out))
     with Workers(1 if workers is None else workers) as processes:
         audit = execute(chosen, processes)
         if out is not None:
@@ -168,5 +168,5 @@ def run(
             words = ", ".join(f"{name}={value!r}" for name, value in given.items() if value is not None)
             call = re.sub(r"<function (\S+) at \w+>", r"\1", words)
             audit.environment["command"] = plain(f"audit.run({call}, out={str(out)!r})")
-            write_report(audit.tables, audit.environment, FilePath(out), audit.plots)
+            write_report(audit.tables, audit.environment, pathlib.Path(out), audit.plots)
     return audit.tables["errors"]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import pathlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -17,12 +17,12 @@ NAME = "bench.json"
 KEY = ["path", "dtype", "device", "rows", "classes", "direction"]
 
 
-def bench_file(report: Path) -> Path:
+def bench_file(report: pathlib.Path) -> pathlib.Path:
     """Where a report's benchmarks are: within a baseline, beside a report, which a later audit replaces as a whole."""
     return report / NAME if (report / NAME).exists() else report.parent / NAME
 
 
-def read_bench(file: Path) -> pd.DataFrame:
+def read_bench(file: pathlib.Path) -> pd.DataFrame:
     """The benchmarks of paths in a bench.json, with the columns of table `bench`.
 
     `seconds` is a call's median. Raises UsageError for a file that cannot be read as one.
@@ -34,14 +34,14 @@ def read_bench(file: Path) -> pd.DataFrame:
         return bench.assign(pareto=pareto(bench))
 
 
-def measured_with(file: Path) -> str:
+def measured_with(file: pathlib.Path) -> str:
     """The version of torch that a bench.json was measured with. Raises UsageError as read_bench does."""
     with _readable(file) as content:
         return str(content["machine_info"]["torch"])
 
 
 @contextmanager
-def _readable(file: Path) -> Iterator[Any]:
+def _readable(file: pathlib.Path) -> Iterator[Any]:
     try:
         yield json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -6,10 +6,10 @@ import ctypes
 import errno
 import fcntl
 import os
+import pathlib
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from secrets import token_hex
 from time import sleep
 from typing import TypeVar
@@ -21,16 +21,16 @@ MARK = "environment.json"
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 _NO_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP)
 Result = TypeVar("Result")
-_made: list[tuple[Path, os.stat_result]] = []
+_made: list[tuple[pathlib.Path, os.stat_result]] = []
 
 
-def check_replaceable(out: Path) -> None:
+def check_replaceable(out: pathlib.Path) -> None:
     """Raises UsageError where `out` is something other than a report, so that no one's files are lost.
 
     Also where no report can be written, which is tried without a trace, and where history.csv beside it is no history.
     """
     read_history(history_file(out))
-    absent = [folder for folder in Path(os.path.abspath(out)).parents if not os.path.lexists(folder)]
+    absent = [folder for folder in pathlib.Path(os.path.abspath(out)).parents if not os.path.lexists(folder)]
     try:
         with _beside(out):
             pass
@@ -41,7 +41,7 @@ def check_replaceable(out: Path) -> None:
 
 
 @contextmanager
-def report_folder(out: Path) -> Iterator[Path]:
+def report_folder(out: pathlib.Path) -> Iterator[pathlib.Path]:
     """A folder to fill beside `out`, in `.partial/`; on success it takes the place of `out`, else it is removed.
 
     A symlink is followed. Raises UsageError where `out` cannot be replaced or written.
@@ -53,7 +53,7 @@ def report_folder(out: Path) -> Iterator[Path]:
         _patiently(lambda: _replace(partial, real))
 
 
-def in_place() -> Path | None:
+def in_place() -> pathlib.Path | None:
     """The report that this process made last, once it stands in its place."""
     with suppress(OSError):
         if _made and os.path.samestat(_made[-1][0].stat(), _made[-1][1]):
@@ -62,12 +62,12 @@ def in_place() -> Path | None:
 
 
 @contextmanager
-def _beside(out: Path) -> Iterator[tuple[Path, Path]]:
+def _beside(out: pathlib.Path) -> Iterator[tuple[pathlib.Path, pathlib.Path]]:
     """A new folder in `.partial/`, locked for as long as this process lives, and where `out` really is."""
     if "\0" in str(out):
         raise UsageError(f"{str(out)!r}: no name holds a NUL")
     try:
-        real = Path(os.path.realpath(out))
+        real = pathlib.Path(os.path.realpath(out))
         _refuse_foreign(real)
         partial, lock = _patiently(lambda: _begun(real.parent / ".partial"))
         try:
@@ -87,8 +87,8 @@ def _beside(out: Path) -> Iterator[tuple[Path, Path]]:
         raise UsageError(f"{out}: cannot be written: {error.strerror}") from None
 
 
-def _refuse_foreign(out: Path) -> None:
-    if out in (Path.cwd(), *Path.cwd().parents):
+def _refuse_foreign(out: pathlib.Path) -> None:
+    if out in (pathlib.Path.cwd(), *pathlib.Path.cwd().parents):
         raise UsageError(f"{out} holds the folder you are in: give another --out")
     if os.path.lexists(out) and not out.is_dir():
         raise UsageError(f"{out} is a file: expected a folder for the report")
@@ -105,7 +105,7 @@ def _patiently(step: Callable[[], Result]) -> Result:
     return step()
 
 
-def _begun(workshop: Path) -> tuple[Path, int]:
+def _begun(workshop: pathlib.Path) -> tuple[pathlib.Path, int]:
     """A new folder and the open handle that holds its lock, which no other run had swept away before."""
     partial = workshop / f"{os.getpid()}-{token_hex(4)}"
     workshop.mkdir(parents=True, exist_ok=True)
@@ -119,13 +119,13 @@ def _begun(workshop: Path) -> tuple[Path, int]:
     return partial, handle
 
 
-def _sweep(workshop: Path) -> None:
+def _sweep(workshop: pathlib.Path) -> None:
     """Removes what killed runs have left: their locks ended with them."""
     for folder in workshop.glob("[0-9]*-*"):
         remove_unlocked(folder)
 
 
-def remove_unlocked(folder: Path) -> None:
+def remove_unlocked(folder: pathlib.Path) -> None:
     """Removes a folder unless a run that lives holds its lock."""
     with suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
@@ -136,7 +136,7 @@ def remove_unlocked(folder: Path) -> None:
             os.close(handle)
 
 
-def _replace(partial: Path, out: Path) -> None:
+def _replace(partial: pathlib.Path, out: pathlib.Path) -> None:
     """In one step, or in two where the system has no exchange."""
     try:
         if not out.exists():
@@ -151,11 +151,11 @@ def _replace(partial: Path, out: Path) -> None:
         raise FileExistsError(out) if error.errno == errno.ENOTEMPTY else error from None
 
 
-def _aside(out: Path) -> Path:
+def _aside(out: pathlib.Path) -> pathlib.Path:
     return out.parent / ".partial" / f"old {out.name[-100:]}"
 
 
-def _put_back(out: Path) -> None:
+def _put_back(out: pathlib.Path) -> None:
     """The report that this run, or a killed one, set aside and did not replace; one that was replaced is removed."""
     with suppress(OSError):
         if not out.exists():
@@ -163,7 +163,7 @@ def _put_back(out: Path) -> None:
     shutil.rmtree(_aside(out), ignore_errors=True)
 
 
-def _exchange(one: Path, other: Path) -> bool:
+def _exchange(one: pathlib.Path, other: pathlib.Path) -> bool:
     """Lets two names change places; False where the system or the file system cannot."""
     libc = ctypes.CDLL(None, use_errno=True)
     if not hasattr(libc, "renameat2"):

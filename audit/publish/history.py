@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import fcntl
 import os
+import pathlib
 from collections.abc import Mapping
 from contextlib import suppress
 from hashlib import sha256
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -19,16 +19,16 @@ from audit.publish.tables import read_table, summarise, write_csv
 RUNS = 500  # of some 160 rows each: 30 MB
 
 
-def history_file(out: Path) -> Path:
-    return Path(os.path.abspath(out)).parent / "history.csv"
+def history_file(out: pathlib.Path) -> pathlib.Path:
+    return pathlib.Path(os.path.abspath(out)).parent / "history.csv"
 
 
-def read_history(file: Path) -> pd.DataFrame:
+def read_history(file: pathlib.Path) -> pd.DataFrame:
     """The table `history`, of no rows where there is no file. Raises UsageError for a file that is something else."""
     return read_table(file, "history") if file.exists() else typed(pd.DataFrame(), "history")
 
 
-def add_run(errors: pd.DataFrame, environment: Mapping[str, Any], out: Path) -> None:
+def add_run(errors: pd.DataFrame, environment: Mapping[str, Any], out: pathlib.Path) -> None:
     """Adds a run to the history beside its report `out`, of which the newest RUNS stay.
 
     Runs that end at once wait for each other, and the file is replaced as a whole. Raises UsageError where it cannot be

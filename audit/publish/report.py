@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import pathlib
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from pathlib import Path
 
 import pandas as pd
 
@@ -26,7 +26,7 @@ from audit.publish.verdict import answered
 def write_report(
     tables: Mapping[str, pd.DataFrame],
     environment: Mapping[str, object],
-    out: Path,
+    out: pathlib.Path,
     plots: Later[dict[str, Plot]] | None = None,
     all_rows: Iterable[pd.DataFrame] = (),
 ) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import pathlib
 import shutil
 from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path
 
 import pandas as pd
 
@@ -43,8 +43,8 @@ class Kept(Spool):
     UsageError where a part cannot be written, and then what there is stays.
     """
 
-    def __init__(self, out: Path, identity: str, resume: bool = False) -> None:
-        workshop = Path(os.path.realpath(out)).parent / ".partial"
+    def __init__(self, out: pathlib.Path, identity: str, resume: bool = False) -> None:
+        workshop = pathlib.Path(os.path.realpath(out)).parent / ".partial"
         self.folder = workshop / f"rows-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
         for left in workshop.glob("rows-*"):
             if left != self.folder or not resume:
@@ -55,7 +55,7 @@ class Kept(Spool):
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     @property
-    def files(self) -> list[Path]:
+    def files(self) -> list[pathlib.Path]:
         return sorted(self.folder.glob("*.pickle"))
 
     @property

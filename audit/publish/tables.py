@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import pathlib
 import re
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -23,7 +23,7 @@ SUMMARISED = [
 _GROUP = ["case", "path", "reduction", "dtype", "device", "kind"]
 
 
-def write_csv(frame: pd.DataFrame, file: Path, name: str) -> None:
+def write_csv(frame: pd.DataFrame, file: pathlib.Path, name: str) -> None:
     """Writes the table `name`. Numbers are the shortest decimals that read back to the same binary64 value.
 
     A computed NaN is written "nan"; an undefined number is an empty field. A name that a spreadsheet would take for a
@@ -42,7 +42,7 @@ def write_csv(frame: pd.DataFrame, file: Path, name: str) -> None:
     frame.to_csv(file, index=False, lineterminator="\n", encoding="utf-8")
 
 
-def read_table(folder: str | Path, name: str) -> pd.DataFrame:
+def read_table(folder: str | pathlib.Path, name: str) -> pd.DataFrame:
     """The table `name` of a report as a DataFrame, every column with its dtype and every number as it was.
 
     `folder` is the report, or the table's file. Text columns are "" where a field is empty, numbers NaN, integers and
@@ -50,7 +50,7 @@ def read_table(folder: str | Path, name: str) -> pd.DataFrame:
     """
     if name not in SCHEMAS:
         raise UsageError(f"unknown table {name!r}: there are {', '.join(SCHEMAS)}")
-    file = Path(folder)
+    file = pathlib.Path(folder)
     file = file / f"{name}.csv" if file.is_dir() else file
     columns = SCHEMAS[name]
     try:
@@ -78,7 +78,7 @@ def _from_text(series: pd.Series, dtype: str) -> pd.Series:
     return series.map({"True": True, "False": False, "": pd.NA}).astype("boolean")
 
 
-def read_errors(path: str | Path) -> pd.DataFrame:
+def read_errors(path: str | pathlib.Path) -> pd.DataFrame:
     """errors.csv of a report folder, or such a file, as `read_table` gives it; its references are text of 50 digits."""
     return read_table(path, "errors")
 

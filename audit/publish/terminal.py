@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
+import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -42,7 +42,9 @@ def say(console: Console, text: str) -> None:
     console.print("\n".join(map(plain, text.split("\n"))), soft_wrap=True, markup=False, highlight=False)
 
 
-def show(tables: Mapping[str, pd.DataFrame], environment: Mapping[str, Any], folder: Path, console: Console) -> None:
+def show(
+    tables: Mapping[str, pd.DataFrame], environment: Mapping[str, Any], folder: pathlib.Path, console: Console
+) -> None:
     """The matrix, the findings, then the answer, which is what stays on the screen; last where the files are."""
     errors, told = tables["errors"], answered(tables, environment)
     show_matrix(errors, console)

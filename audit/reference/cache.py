@@ -7,11 +7,11 @@ failure: the values are computed again. SQLite's locks let two runs share the fi
 from __future__ import annotations
 
 import os
+import pathlib
 import sqlite3
 from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import astuple
-from pathlib import Path
 
 from audit.reference.gold import FIELDS, Record
 
@@ -20,18 +20,18 @@ _SECONDS = 10.0  # to wait for another run
 _COLUMNS = ", ".join(FIELDS)
 
 
-def default_file() -> Path:
+def default_file() -> pathlib.Path:
     """In the user's cache folder, which XDG_CACHE_HOME may name."""
     home = os.path.expanduser("~/.cache")
     # Who has no home has no cache either.
     folder = os.environ.get("XDG_CACHE_HOME") or (os.devnull if home.startswith("~") else home)
-    return Path(folder) / "kl-audit" / "references.sqlite"
+    return pathlib.Path(folder) / "kl-audit" / "references.sqlite"
 
 
 class Cache:
     """The records of a file, the oldest dropped where there would be more than `limit`."""
 
-    def __init__(self, file: Path, limit: int = LIMIT) -> None:
+    def __init__(self, file: pathlib.Path, limit: int = LIMIT) -> None:
         self._file, self._limit = file, limit
 
     def read(self, keys: Iterable[tuple[str, str]], versions: str) -> dict[tuple[str, str], Record]:

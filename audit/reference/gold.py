@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import pathlib
 import platform
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from decimal import Decimal
 from functools import cache
 from importlib.metadata import version
-from pathlib import Path
 
 from audit import __version__
 
 NAME = "gold.csv"
-_PACKAGE = Path(__file__).parents[1]
+_PACKAGE = pathlib.Path(__file__).parents[1]
 # The folder of the committed references: a wheel has it inside the package, a checkout beside it.
 COMMITTED_GOLD = _PACKAGE / "references" if (_PACKAGE / "references").is_dir() else _PACKAGE.parent / "references"
 DIGITS = 60
@@ -80,7 +80,7 @@ def record_name(digest: str, quantity: str) -> str:
     return f"{digest[:12]}… {quantity}"
 
 
-def read_records(folder: Path) -> list[Record]:
+def read_records(folder: pathlib.Path) -> list[Record]:
     """The records of a folder's table, intact or not; none where there is no table."""
     rows: list[list[str]] = []
     try:
@@ -93,7 +93,7 @@ def read_records(folder: Path) -> list[Record]:
     return [Record(*(row + [""] * len(FIELDS))[: len(FIELDS)]) for row in rows[1:]]
 
 
-def read_gold(folder: Path) -> Gold:
+def read_gold(folder: pathlib.Path) -> Gold:
     whole: list[Record] = []
     damaged: list[Record] = []
     for record in read_records(folder):
@@ -105,7 +105,7 @@ def read_gold(folder: Path) -> Gold:
     return Gold(values, [record_name(r.digest, r.quantity) for r in damaged + twice])
 
 
-def write_records(folder: Path, records: Iterable[Record]) -> None:
+def write_records(folder: pathlib.Path, records: Iterable[Record]) -> None:
     """Writes the table in the records' order of digest, whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / f".{NAME}.partial"

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import pathlib
 import shutil
-from pathlib import Path
 
 from audit.base.usage import UsageError
 from audit.publish.bench import bench_file
 from audit.publish.folder import report_folder
 from audit.regress.comparison import Report, machine_key, read_report
 
-FOLDER = Path("reports/baselines")
+FOLDER = pathlib.Path("reports/baselines")
 FILES = ("summary.csv", "findings.csv", "environment.json")
 REASON = "reason.txt"
 
 
-def record(report: Path, reason: str, folder: Path = FOLDER) -> Path:
+def record(report: pathlib.Path, reason: str, folder: pathlib.Path = FOLDER) -> pathlib.Path:
     """Stores a report, and the benchmarks made with the same torch, as its machine's newest; earlier ones stay.
 
     Raises UsageError without a reason, for new findings, and for no report.
@@ -34,7 +34,7 @@ def record(report: Path, reason: str, folder: Path = FOLDER) -> Path:
     return place
 
 
-def newest(current: Report, folder: Path = FOLDER) -> tuple[Report, str] | None:
+def newest(current: Report, folder: pathlib.Path = FOLDER) -> tuple[Report, str] | None:
     """The newest baseline of the report's machine and profile, and which it is; no version has a say."""
     for place in _recorded(folder / machine_key(current.environment))[::-1]:
         report = read_report(place)
@@ -44,5 +44,5 @@ def newest(current: Report, folder: Path = FOLDER) -> tuple[Report, str] | None:
     return None
 
 
-def _recorded(home: Path) -> list[Path]:
+def _recorded(home: pathlib.Path) -> list[pathlib.Path]:
     return sorted(place for place in home.glob("[0-9]*") if place.name.isdigit())

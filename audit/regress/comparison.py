@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
+import pathlib
 import re
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
@@ -85,7 +85,7 @@ def machine_key(environment: dict[str, Any]) -> str:
     return re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")
 
 
-def read_report(folder: Path) -> Report:
+def read_report(folder: pathlib.Path) -> Report:
     """A report or baseline. Raises UsageError for a folder that is none, or one of another schema version."""
     if not (folder / MARK).is_file():
         raise UsageError(f"{folder} is no report of this audit: there is no {MARK} in it")

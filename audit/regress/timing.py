@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import pathlib
 import subprocess
 import sys
 import tempfile
-from pathlib import Path
 
 import pandas as pd
 
 from audit.base.usage import UsageError
 from audit.publish.bench import KEY, NAME, read_bench
 
-ROOT = Path(__file__).parents[2]
+ROOT = pathlib.Path(__file__).parents[2]
 STDERR = 2
 
 
@@ -22,7 +22,7 @@ def measure_again(suspects: pd.DataFrame) -> pd.DataFrame:
     Raises UsageError where they cannot be: the benchmarks are in the repository's tests, and need pytest-benchmark.
     """
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / NAME
+        out = pathlib.Path(folder) / NAME
         names = suspects[KEY].astype(str).agg("-".join, axis=1)
         tests = [f"tests/benchmarks/bench_paths.py::bench_path[{name}]" for name in names]
         command = [sys.executable, "-m", "pytest", f"--benchmark-json={out}", *tests]
