@@ -15,7 +15,7 @@ import audit
 from audit import cases, paths
 from audit.base.formats import FORMATS
 from audit.paths.execution import EXECUTIONS
-from audit.publish.schema import SCHEMAS, typed
+from audit.publish.tables import SCHEMAS, typed
 from tests.battery.defects import DEFECTS
 from tests.battery.sound import SOUND
 

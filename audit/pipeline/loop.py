@@ -26,9 +26,8 @@ from audit.machine.plan import COMPARISON, REDUCED, Plan, plan
 from audit.publish.devices import failed_devices
 from audit.publish.figures import Plot, draw
 from audit.publish.folder import check_replaceable
-from audit.publish.schema import SCHEMA_VERSION, typed
 from audit.publish.spool import Spool
-from audit.publish.tables import summarise
+from audit.publish.tables import SCHEMA_VERSION, summarise, typed
 from audit.reference.cache import Cache, default_file
 from audit.reference.gold import COMMITTED_GOLD, read_gold
 

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from audit.base.usage import UsageError
-from audit.publish.schema import typed
+from audit.publish.tables import typed
 
 NAME = "bench.json"
 KEY = ["path", "dtype", "device", "rows", "classes", "direction"]

@@ -13,8 +13,7 @@ from typing import Any
 import pandas as pd
 
 from audit.base.usage import UsageError
-from audit.publish.schema import typed
-from audit.publish.tables import read_table, summarise, write_csv
+from audit.publish.tables import read_table, summarise, typed, write_csv
 
 RUNS = 500  # of some 160 rows each: 30 MB
 

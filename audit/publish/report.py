@@ -18,8 +18,7 @@ from audit.publish.figures import Plot, draw
 from audit.publish.folder import report_folder
 from audit.publish.history import add_run
 from audit.publish.page import page
-from audit.publish.schema import described, typed
-from audit.publish.tables import write_csv
+from audit.publish.tables import described, typed, write_csv
 from audit.publish.verdict import answered
 
 

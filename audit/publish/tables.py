@@ -1,26 +1,104 @@
-"""Tables to CSV and back, bit for bit."""
+"""Tables: their columns, as columns.csv has them, and their way to CSV and back, bit for bit.
+
+`python -m audit.publish.tables > docs/tables.md` writes the columns for a reader.
+"""
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import pathlib
 import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from importlib.resources import files
 
 import numpy as np
 import pandas as pd
+from pandas.api.types import infer_dtype
 
 from audit.base.kinds import GATED
 from audit.base.usage import UsageError
-from audit.publish.schema import FLOAT, INTEGER, SCHEMAS, TEXT, check, typed
 
+SCHEMA_VERSION = 1
+TEXT, INTEGER, FLOAT, BOOLEAN = "str", "Int64", "float64", "boolean"
+# Python's own float() rounds correctly and reads nan, inf and -0.0.
+_READ: dict[str, Callable[[str], object]] = {
+    INTEGER: int, FLOAT: float, BOOLEAN: {"True": True, "False": False}.__getitem__
+}  # fmt: skip
 # Columns of text that a user may have chosen; where it begins so, a spreadsheet would compute it, or hide the mark.
 _NAMES = {"case", "path", "note", "acknowledged_by", "reason", "cases"}
 _FORMULA = re.compile(r"^(?=[=+\-@'])")
-SUMMARISED = [
-    "case", "path", "reduction", "dtype", "device", "kind", "row", "computed", "scaled_error", "correct_bits",
-    "negative", "false_zero", "result_class", "within_bound",
-]  # fmt: skip
 _GROUP = ["case", "path", "reduction", "dtype", "device", "kind"]
+SUMMARISED = [
+    *_GROUP, "row", "computed", "scaled_error", "correct_bits", "negative", "false_zero", "result_class",
+    "within_bound",
+]  # fmt: skip
+_TITLE = """# The tables
+
+Every CSV of a report, column by column; each is checked against this list before it is written. `audit.read_table`
+gives each back with these dtypes; [loading.md](loading.md) has the same for pandas, polars, DuckDB and R.
+"""
+
+
+@dataclass(frozen=True)
+class Column:
+    """`dtype` as pandas reads it back; `empty` says when the field is."""
+
+    name: str
+    dtype: str
+    meaning: str
+    unit: str = ""
+    empty: str = "never"
+
+
+def _schemas() -> dict[str, list[Column]]:
+    schemas: dict[str, list[Column]] = {}
+    lines = (files("audit.publish") / "columns.csv").read_text(encoding="utf-8").splitlines()
+    for line in csv.DictReader(lines):
+        schemas.setdefault(line.pop("file").removesuffix(".csv"), []).append(Column(**line))
+    return schemas
+
+
+SCHEMAS = _schemas()
+
+
+def described(names: Iterable[str]) -> pd.DataFrame:
+    """The rows of columns.csv: what the columns of the tables `names` are, for whatever reads them."""
+    rows = [vars(column) | {"file": f"{name}.csv"} for name in names for column in SCHEMAS[name]]
+    return typed(pd.DataFrame(rows), "columns")
+
+
+def dictionary() -> str:
+    """The text of docs/tables.md."""
+    parts = [_TITLE]
+    for name, columns in SCHEMAS.items():
+        parts.append(f"\n## {name}.csv\n\n| column | dtype | unit | meaning | empty |\n|---|---|---|---|---|\n")
+        for c in columns:
+            fields = (c.name, c.dtype, c.unit, c.meaning.replace("|", "\\|"), c.empty)
+            parts.append(f"| {' | '.join(fields)} |\n")
+    return "".join(parts)
+
+
+def typed(frame: pd.DataFrame, name: str) -> pd.DataFrame:
+    """The columns of table `name`, in order and of their dtypes; one that is not there is empty."""
+    wanted = frame.reindex(columns=[c.name for c in SCHEMAS[name]])
+    text = [c.name for c in SCHEMAS[name] if c.dtype == TEXT]
+    wanted[text] = wanted[text].astype(object).where(wanted[text].notna(), "").astype(str)
+    return wanted.astype({c.name: c.dtype for c in SCHEMAS[name] if c.dtype != TEXT})
+
+
+def check(frame: pd.DataFrame, name: str) -> None:
+    """Raises ValueError where a frame is not the table `name`: its columns in order, each of its dtype."""
+    wanted = [c.name for c in SCHEMAS[name]]
+    if list(frame.columns) != wanted:
+        missing, extra = set(wanted) - set(frame.columns), set(frame.columns) - set(wanted)
+        raise ValueError(f"{name}: missing {sorted(missing)}, unknown {sorted(extra)}, or in another order")
+    for column in SCHEMAS[name]:
+        series = frame[column.name]
+        text = infer_dtype(series, skipna=False) in ("string", "empty")
+        if not text if column.dtype == TEXT else str(series.dtype) != column.dtype:
+            raise ValueError(f"{name}.{column.name}: expected {column.dtype}, got {series.dtype}")
 
 
 def write_csv(frame: pd.DataFrame, file: pathlib.Path, name: str) -> None:
@@ -52,17 +130,16 @@ def read_table(folder: str | pathlib.Path, name: str) -> pd.DataFrame:
         raise UsageError(f"unknown table {name!r}: there are {', '.join(SCHEMAS)}")
     file = pathlib.Path(folder)
     file = file / f"{name}.csv" if file.is_dir() else file
-    columns = SCHEMAS[name]
     try:
         text = pd.read_csv(file, dtype=str, keep_default_na=False, encoding="utf-8")
     except (OSError, ValueError) as error:
         raise UsageError(f"{file}: cannot be read as {name}.csv: {error}") from None
-    if missing := [c.name for c in columns if c.name not in text]:
+    if missing := [c.name for c in SCHEMAS[name] if c.name not in text]:
         raise UsageError(f"{file}: not a {name}.csv of this audit: it has no column {', '.join(missing)}")
     try:
-        for name_ in _NAMES & set(text):
-            text[name_] = text[name_].str.removeprefix("'")
-        return pd.DataFrame({c.name: _from_text(text[c.name], c.dtype) for c in columns})
+        for column in _NAMES & set(text):
+            text[column] = text[column].str.removeprefix("'")
+        return pd.DataFrame({c.name: _from_text(text[c.name], c.dtype) for c in SCHEMAS[name]})
     except (ValueError, KeyError) as error:
         raise UsageError(f"{file}: not a {name}.csv of this audit: {error}") from None
 
@@ -70,12 +147,7 @@ def read_table(folder: str | pathlib.Path, name: str) -> pd.DataFrame:
 def _from_text(series: pd.Series, dtype: str) -> pd.Series:
     if dtype == TEXT:
         return series
-    if dtype == FLOAT:
-        # Python's own float() rounds correctly and reads nan, inf and -0.0.
-        return series.map(lambda field: float(field) if field else float("nan")).astype("float64")
-    if dtype == INTEGER:
-        return series.map(lambda field: int(field) if field else pd.NA).astype("Int64")
-    return series.map({"True": True, "False": False, "": pd.NA}).astype("boolean")
+    return pd.Series([_READ[dtype](field) if field else None for field in series], dtype=dtype)
 
 
 def read_errors(path: str | pathlib.Path) -> pd.DataFrame:
@@ -112,3 +184,7 @@ def _digest(values: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> str:
     """Every NaN counts as the same one: its payload is no result."""
     data = np.where(np.isnan(values), np.nan, values).astype("<f8").tobytes()
     return hashlib.sha256(data).hexdigest()
+
+
+if __name__ == "__main__":
+    print(dictionary(), end="")

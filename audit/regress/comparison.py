@@ -17,8 +17,7 @@ from audit.base.kinds import GATED
 from audit.base.usage import UsageError
 from audit.publish.bench import bench_file, measured_with, read_bench
 from audit.publish.folder import MARK
-from audit.publish.schema import SCHEMA_VERSION
-from audit.publish.tables import read_table
+from audit.publish.tables import SCHEMA_VERSION, read_table
 
 KEY = ["case", "path", "reduction", "dtype"]
 SPEED_KEY = ["path", "dtype", "rows", "classes", "direction"]

@@ -11,7 +11,7 @@ import pytest
 from audit.looks import Look, Run, errors
 from audit.machine.plan import RUNS, plan
 from audit.pipeline import loop
-from audit.publish.schema import INTEGER, SCHEMAS, TEXT, Column
+from audit.publish.tables import INTEGER, SCHEMAS, TEXT, Column
 
 EXTENDING = Path(__file__).parents[2] / "docs" / "extending.md"
 

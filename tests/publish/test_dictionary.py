@@ -14,8 +14,7 @@ import pandas as pd
 import pytest
 
 import audit
-from audit.publish.dictionary import dictionary
-from audit.publish.schema import SCHEMAS
+from audit.publish.tables import SCHEMAS, dictionary
 
 ROOT = Path(__file__).parents[2]
 LOADING = (ROOT / "docs" / "loading.md").read_text()

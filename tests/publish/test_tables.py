@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 import audit
 from audit.base.usage import UsageError
 from audit.publish.folder import report_folder
-from audit.publish.schema import SCHEMAS, check, typed
-from audit.publish.tables import read_errors, read_table, summarise, write_csv
+from audit.publish.tables import SCHEMAS, check, read_errors, read_table, summarise, typed, write_csv
 
 FLOATS = [c.name for c in SCHEMAS["errors"] if c.dtype == "float64"]
 

@@ -12,8 +12,7 @@ from rich.console import Console
 import audit
 from audit.publish import terminal
 from audit.publish.answer import grid
-from audit.publish.schema import typed
-from audit.publish.tables import summarise
+from audit.publish.tables import summarise, typed
 
 
 @pytest.fixture(scope="module")

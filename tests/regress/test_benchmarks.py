@@ -17,7 +17,7 @@ from audit.machine.plan import plan
 from audit.pipeline.loop import execute
 from audit.publish.bench import figure, pareto, read_bench
 from audit.publish.report import write_report
-from audit.publish.schema import check
+from audit.publish.tables import check
 from audit.regress.comparison import REPEATS, Report, compare, read_report
 from audit.regress.timing import measure_again
 

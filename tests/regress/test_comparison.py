@@ -23,8 +23,7 @@ from audit.machine.plan import plan
 from audit.pipeline.loop import execute
 from audit.publish.changes import FORMATS, render, side
 from audit.publish.report import write_report
-from audit.publish.schema import typed
-from audit.publish.tables import write_csv
+from audit.publish.tables import typed, write_csv
 from audit.regress.baselines import newest, record
 from audit.regress.comparison import REPEATS, Report, compare, machine_key, read_report
 

@@ -20,8 +20,7 @@ from audit.machine.environment import source_digest
 from audit.publish import history
 from audit.publish.folder import check_replaceable
 from audit.publish.history import add_run, read_history
-from audit.publish.schema import typed
-from audit.publish.tables import write_csv
+from audit.publish.tables import typed, write_csv
 from audit.regress.history import stretches, text
 
 ENVIRONMENT = {
