@@ -23,17 +23,17 @@ PROFILES = ("quick", "standard", "full")
 
 @dataclass(frozen=True)
 class Case:
-    """`make` gives input and target, each rows x classes in binary64, for a format that it ignores unless `native`.
+    """`make` gives input and target, each rows x classes in binary64.
 
     The kinds say what they are: logits, log_probs or probs, the last two taken as they are, whatever they sum to.
-    `profile` is the smallest profile that has the case; `native` says that `make` builds the format's own numbers,
-    so that nothing was there before rounding. A path is given the rows `repeats` times, one lot after the other, as a
-    long batch, and each row is judged at one place of it.
+    `profile` is the smallest profile that has the case; `native` says that `make` takes a format and builds its own
+    numbers, so that nothing was there before rounding. A path is given the rows `repeats` times, one lot after the
+    other, as a long batch, and each row is judged at one place of it.
     """
 
     name: str
     summary: str
-    make: Callable[[Format], tuple[Rows, Rows]]
+    make: Callable[..., tuple[Rows, Rows]]
     profile: str = "standard"
     target_kind: str = "logits"
     native: bool = False
@@ -97,30 +97,18 @@ def build(case: Case, dtype: str) -> Problem:
     """The case rounded to `dtype`, to nearest even."""
     import torch
 
-    pair = _made(case, FORMATS[dtype] if case.native else FORMATS["float64"])
+    pair = _made(case, FORMATS[dtype] if case.native else None)
     input, target = (torch.from_numpy(rows).to(getattr(torch, dtype)) for rows in pair)
     return Problem(case, dtype, input, target)
 
 
 @lru_cache(maxsize=1)
-def _made(case: Case, format: Format) -> tuple[Rows, Rows]:
+def _made(case: Case, format: Format | None) -> tuple[Rows, Rows]:
     """The last pair made: a run asks for a case in each dtype, and before it was rounded to it, in turn."""
-    return case.make(format)
+    return case.make(format) if format else case.make()
 
 
 _REGISTRY: dict[str, Case] = {}
-_MODULES = (
-    "thread",
-    "closeness",
-    "shapes",
-    "digits",
-    "mistakes",
-    "sampled",
-    "extreme",
-    "vocabulary",
-    "leaders",
-    "worst",
-)
 
 
 def register(case: Case) -> None:
@@ -132,6 +120,6 @@ def register(case: Case) -> None:
 
 def registered(profile: str = "full") -> list[Case]:
     """The cases of `profile`, which has those of every smaller one."""
-    for module in _MODULES:
+    for module in ("shapes", "extreme", "vocabulary", "worst"):
         import_module(f"audit.cases.{module}")
     return [c for c in _REGISTRY.values() if PROFILES.index(c.profile) <= PROFILES.index(profile)]

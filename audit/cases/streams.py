@@ -32,6 +32,11 @@ def normal(seed: str, *shape: int) -> NDArray[np.float64]:
     return np.asarray((integers.sum(axis=0) - 6 * 2**48) * 2.0**-48).reshape(shape)
 
 
+def normals(seed: str, rows: int, classes: int, scale: float = 1.0) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Input and target of `normal` numbers times `scale`, each from a seed of its own."""
+    return scale * normal(f"{seed} input", rows, classes), scale * normal(f"{seed} target", rows, classes)
+
+
 def logarithm(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """log to a multiple of 2^-20, so that a libm's last place does not show."""
     return np.asarray(np.round(np.log(values) * 2**20) * 2.0**-20)

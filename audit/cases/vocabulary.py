@@ -1,75 +1,103 @@
-"""Rows as wide as language models' vocabularies: flat, peaked and Zipf-like."""
+"""Rows as wide as language models' vocabularies, and leaders at the first, a random and the last place."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
 
-from audit.base.formats import Format
-from audit.cases import Case, Rows, register
-from audit.cases.streams import logarithm, normal
+from audit.cases import Case, Rows, extreme, register, shapes
+from audit.cases.streams import logarithm, normal, normals, uniform
 
 SIZES = (10, 81, 1_000, 32_000, 50_257, 128_256, 151_936, 262_144)
+TOPS = (0.5, 0.9, 0.99, 0.999)
+Make = Callable[[], tuple[Rows, Rows]]
 
 
-def flat(classes: int, _: Format) -> tuple[Rows, Rows]:
-    return 0.1 * normal(f"flat {classes} input", 1, classes), 0.1 * normal(f"flat {classes} target", 1, classes)
+def flat(classes: int) -> tuple[Rows, Rows]:
+    return normals(f"flat {classes}", 1, classes, 0.1)
 
 
-def peaked(classes: int, _: Format) -> tuple[Rows, Rows]:
+def peaked(classes: int) -> tuple[Rows, Rows]:
     """The last class leads by 15, as a confident model's does; the rest is random."""
-    input, target = normal(f"peaked {classes} input", 1, classes), normal(f"peaked {classes} target", 1, classes)
+    input, target = normals(f"peaked {classes}", 1, classes)
     input[0, -1], target[0, -1] = 15.0, 16.0
     return input, target
 
 
-def zipf(classes: int, _: Format) -> tuple[Rows, Rows]:
+def zipf(classes: int) -> tuple[Rows, Rows]:
     """-log(rank) and noise, which is what a language model's head gives."""
-    ranks = -logarithm(np.arange(1.0, classes + 1, dtype=np.float64))[None, :]
-    input = ranks + 0.5 * normal(f"zipf {classes} input", 1, classes)
+    input = 0.5 * normal(f"zipf {classes} input", 1, classes) - logarithm(np.arange(1.0, classes + 1, dtype=np.float64))
     return input, input + 0.5 * normal(f"zipf {classes} noise", 1, classes)
 
 
-def wide(classes: int, _: Format) -> tuple[Rows, Rows]:
+def wide(classes: int) -> tuple[Rows, Rows]:
     """Logits spread over more than 104, so that float32's exp underflows for most; the last class leads."""
-    input = np.linspace(-120, 0, classes, dtype=np.float64)[None, :]
-    input = np.round(input * 2**20) * 2.0**-20
+    input = np.round(np.linspace(-120, 0, classes)[None, :] * 2**20) * 2.0**-20
     return input, input + 0.25 * normal(f"wide {classes}", 1, classes)
 
 
-def apart(classes: int, _: Format) -> tuple[Rows, Rows]:
+def apart(classes: int) -> tuple[Rows, Rows]:
     """Led by the last class in the target, by the first in the input: nearly all of the divergence is its last term."""
-    input, target = normal(f"apart {classes} input", 1, classes), normal(f"apart {classes} target", 1, classes)
+    input, target = normals(f"apart {classes}", 1, classes)
     input[0, 0], target[0, -1] = 20.0, 20.0
     return input, target
 
 
-def scattered(classes: int, _: Format) -> tuple[Rows, Rows]:
+def scattered(classes: int) -> tuple[Rows, Rows]:
     """Two unlike rows that scatter by 3: eight nats, made by thousands of classes of which none stands out."""
-    return 3 * normal(f"scattered {classes} input", 2, classes), 3 * normal(f"scattered {classes} target", 2, classes)
+    return normals(f"scattered {classes}", 2, classes, 3)
+
+
+def placed(name: str, make: Make) -> tuple[Rows, Rows]:
+    """The first row of a case, its classes turned until the target's leader is the first, a random one, the last."""
+    input, target = (side[:1] for side in make())
+    classes, leader = target.shape[1], int(target.argmax())
+    turns = [place - leader for place in (0, int(uniform(f"place {name}", 1)[0] * classes), classes - 1)]
+    return np.concatenate([np.roll(input, t, 1) for t in turns]), np.concatenate([np.roll(target, t, 1) for t in turns])
+
+
+def confident(tail: str, classes: int) -> tuple[Rows, Rows]:
+    """One class has each of TOPS: the first, one at a third, a random one, the last. The input is 0.05 noise away."""
+    name = f"confident {tail} {classes}"
+    target = 1.5 * normal(f"{name} target", len(TOPS), classes)
+    if tail == "zipf":
+        target = target / 3 - logarithm(np.arange(1.0, classes + 1, dtype=np.float64))
+    random = int(uniform(f"{name} place", 1)[0] * classes)
+    for row, (top, place) in enumerate(zip(TOPS, (0, classes // 3, random, classes - 1), strict=True)):
+        others = np.exp(np.delete(target[row], place)).sum(keepdims=True)
+        target[row, place] = logarithm(others * top / (1 - top))[0]
+    return target + 0.05 * normal(f"{name} noise", len(TOPS), classes), target
 
 
 for _name, _make, _text, _sizes in (
     ("scattered", scattered, "two unlike rows that scatter by 3", (32_000, 128_256, 262_144)),
     ("apart", apart, "led by the last class in the target, by the first in the input", (128_256, 262_144)),
 ):
-    for _classes in _sizes:
-        _profile = "full" if _classes == 262_144 else "standard"
-        register(Case(f"{_name}_n{_classes}", f"{_text}, {_classes:,} classes", partial(_make, _classes), _profile))
-for _classes in SIZES:
-    _profile = "full" if _classes in (50_257, 151_936, 262_144) else "standard"
+    for _n in _sizes:
+        _profile = "full" if _n == 262_144 else "standard"
+        register(Case(f"{_name}_n{_n}", f"{_text}, {_n:,} classes", partial(_make, _n), _profile))
+for _n in SIZES:
+    _profile = "full" if _n in (50_257, 151_936, 262_144) else "standard"
     for _name, _make, _text in (
         ("flat", flat, "nearly flat"),
         ("peaked", peaked, "led by 15 and more by the last class"),
         ("zipf", zipf, "-log(rank) and noise"),
         ("wide", wide, "spread over more than 104, led by the last class"),
     ):
-        register(
-            Case(
-                f"{_name}_n{_classes}",
-                f"{_text}, {_classes:,} classes",
-                partial(_make, _classes),
-                _profile,
-            )
-        )
+        register(Case(f"{_name}_n{_n}", f"{_text}, {_n:,} classes", partial(_make, _n), _profile))
+_LED: dict[str, Make] = {f"gap_{gap:g}": partial(extreme.gap, gap) for gap in (12.0, 17.0, 104.0)}
+_LED |= {f"peaked_gap{gap:g}": partial(shapes.peaked, gap) for gap in (12.0, 20.0)}
+_LED |= {"one_hot": shapes.one_hot, "one_hot_smoothed": shapes.smoothed}
+for _n in (81, 1_000, 32_000, 128_256):
+    _LED |= {f"peaked_n{_n}": partial(peaked, _n), f"wide_n{_n}": partial(wide, _n)}
+_LED["apart_n128256"] = partial(apart, 128_256)
+for _name, _row in _LED.items():
+    _text = f"as {_name}, led by the first, a random and the last class"
+    _kind = "probs" if _name.startswith("one_hot") else "logits"
+    register(Case(f"{_name}_placed", _text, partial(placed, _name, _row), target_kind=_kind))
+for _tail in ("gaussian", "zipf"):
+    for _n in (32_000, 128_256, 151_936):
+        _text = f"as a language model's: top probability 0.5 to 0.999 over a {_tail} tail, {_n:,} classes"
+        register(Case(f"confident_{_tail}_n{_n}", _text, partial(confident, _tail, _n)))

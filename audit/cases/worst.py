@@ -41,15 +41,9 @@ class Record:
 
 
 def read_worst(table: pathlib.Path = TABLE) -> list[Record]:
-    if not table.exists():
-        return []
+    numbers: dict[str, type] = {"classes": int, "error": float, "bound": float}
     with open(table, encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    made = []
-    for r in rows:
-        numbers = int(r["classes"]), float(r["error"]), float(r["bound"])
-        made.append(Record(r["path"], r["dtype"], *numbers, r["versions"], r["when"], r["input"], r["target"]))
-    return made
+        return [Record(**{k: numbers.get(k, str)(v) for k, v in row.items()}) for row in csv.DictReader(file)]
 
 
 def write_worst(records: Iterable[Record], table: pathlib.Path = TABLE) -> None:
@@ -62,10 +56,12 @@ def write_worst(records: Iterable[Record], table: pathlib.Path = TABLE) -> None:
         writer.writerows(asdict(r) for r in sorted(kept, key=lambda r: (r.path, r.dtype, r.classes, r.error)))
 
 
-def make(classes: int, format: Format) -> tuple[Rows, Rows]:
-    own = [r for r in read_worst() if (r.dtype, r.classes) == (format.name, classes)]
-    sides = [r.input for r in own], [r.target for r in own]
-    input, target = (np.array([[float.fromhex(v) for v in text.split()] for text in side]) for side in sides)
+def worst(classes: int, format: Format) -> tuple[Rows, Rows]:
+    own = [r for r in _KNOWN if (r.dtype, r.classes) == (format.name, classes)]
+    input, target = (
+        np.array([[float.fromhex(number) for number in row.split()] for row in side])
+        for side in ([r.input for r in own], [r.target for r in own])
+    )
     return input, target
 
 
@@ -73,4 +69,4 @@ _KNOWN = read_worst()
 for _classes in sorted({r.classes for r in _KNOWN}):
     _dtypes = tuple(name for name in FORMATS if any((r.dtype, r.classes) == (name, _classes) for r in _KNOWN))
     _summary = f"the worst rows of {_classes} classes that a search has found"
-    register(Case(f"worst_n{_classes}", _summary, partial(make, _classes), dtypes=_dtypes, native=True))
+    register(Case(f"worst_n{_classes}", _summary, partial(worst, _classes), dtypes=_dtypes, native=True))

@@ -67,7 +67,7 @@ def page() -> str:
     parts.append("\n## Cases\n\n")
     parts.append(_head("case", "smallest profile", "rows x classes", "input, target", "dtypes", "what"))
     for c in _cases():
-        shape = "x".join(map(str, c.make(FORMATS[c.dtypes[0]])[0].shape))
+        shape = "x".join(map(str, cases.build(c, c.dtypes[0]).input.shape))
         parts.append(_row([c.name, c.profile, shape, _kinds(c), _dtypes(c), c.summary]))
     return "".join(parts)
 

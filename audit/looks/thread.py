@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from audit.base.text import describe
-from audit.cases.digits import recorded
+from audit.cases.shapes import recorded
 from audit.looks import Look, together
 from audit.machine.devices import here, lost
 from audit.machine.measure import TORCH

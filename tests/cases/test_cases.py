@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 import torch
 
-from audit.base.formats import FORMATS
 from audit.cases import PROFILES, Case, build, digest, registered
 from audit.cases.streams import normal, uniform
 
@@ -63,7 +62,7 @@ def test_a_smaller_profile_is_part_of_a_larger_one() -> None:
 
 def test_rounding_is_to_nearest() -> None:
     case = next(c for c in registered() if c.name == "random_scale1")
-    exact = case.make(FORMATS["float64"])[0]
+    exact = case.make()[0]
     rounded = build(case, "float32").numbers[0]
     assert (np.abs(rounded - exact) <= np.abs(exact) * 2.0**-24).all()
     assert (rounded == exact.astype(np.float32)).all()
