@@ -11,7 +11,7 @@ from audit.base.workers import Later, Submit, later
 from audit.cases import Problem
 from audit.looks import CLOSER, Look, Run, together
 from audit.machine.devices import here, lasting
-from audit.reference.drift import split_drift
+from audit.reference.softmax import split_drift
 
 ROWS = 2
 THREAD = ("identical_n1000",)

@@ -12,7 +12,7 @@ from audit.cases import Problem, build, registered
 from audit.looks.attribution import measure_attribution
 from audit.looks.elements import measure_elements
 from audit.publish.answer import origin
-from audit.reference.drift import PARTS
+from audit.reference.softmax import PARTS
 
 CASES = {case.name: case for case in registered()}
 
