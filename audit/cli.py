@@ -136,9 +136,8 @@ def run(
     from audit.base.workers import Workers
     from audit.machine import plan as plans
     from audit.pipeline import loop as pipeline
-    from audit.publish.folder import check_replaceable
+    from audit.publish.folder import Kept, Spool, check_replaceable
     from audit.publish.report import write_report
-    from audit.publish.spool import Kept, Spool
     from audit.reference.gold import COMMITTED_GOLD, NAME
 
     if all_rows and find_spec("pyarrow") is None:
@@ -170,7 +169,8 @@ def run(
             folder = references or COMMITTED_GOLD
             audit = pipeline.execute(plan, processes, advance, acknowledgements or (), folder, spool, executor)
         audit.environment["command"] = plain(shlex.join(["python", "-m", "audit", *sys.argv[1:]]))
-        write_report(audit.tables, audit.environment, out, audit.plots, spool.parts() if all_rows else ())
+        parts = spool.parts() if all_rows else ()
+        remark = write_report(audit.tables, audit.environment, out, audit.plots, parts)
         spool.close()
     total = perf_counter() - start
     terminal.show(audit.tables, audit.environment, out, console)
@@ -179,7 +179,12 @@ def run(
     if seconds["torch"] > 0.01:
         ratio = (total - seconds["compiling"]) / seconds["torch"]
         spent += f"; the rest is {ratio:.1f} times what torch alone took for the paths"
-    for line in (spent, *sorted(REMARKS), *(f"FAILED {line}" for line in audit.failed_devices)):
+    for line in (
+        spent,
+        *filter(None, [remark]),
+        *sorted(REMARKS),
+        *(f"FAILED {line}" for line in audit.failed_devices),
+    ):
         terminal.say(console, line)
     if not (folder / NAME).is_file():
         terminal.say(console, f"no gold references in {folder}: every reference was computed")

@@ -17,7 +17,7 @@ from audit.judge.limits import Limits, begin_limits
 from audit.judge.references import Engine, References
 from audit.machine.plan import Plan
 from audit.paths import Path
-from audit.publish.spool import Spool
+from audit.publish.folder import Spool
 
 # Cases that are looked at more closely, by looks that cost more than a path does.
 CLOSER = ("random_scale1", "random_scale10", "near_1e-04", "peaked_gap20", "offset_1e+04", "gap_88")

@@ -26,7 +26,7 @@ from audit.looks.statistics import COLUMNS, statistics
 from audit.machine.devices import REMARKS
 from audit.machine.plan import Plan
 from audit.paths import Path
-from audit.publish.spool import Spool
+from audit.publish.folder import Spool
 from audit.publish.tables import SUMMARISED, summarise, typed
 from audit.reference.exact import Certified
 from audit.reference.values import Rows, undefined

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 import re
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -25,8 +26,7 @@ from audit.machine.pace import pace
 from audit.machine.plan import COMPARISON, REDUCED, Plan, plan
 from audit.publish.devices import failed_devices
 from audit.publish.figures import Plot, draw
-from audit.publish.folder import check_replaceable
-from audit.publish.spool import Spool
+from audit.publish.folder import Spool, check_replaceable
 from audit.publish.tables import SCHEMA_VERSION, summarise, typed
 from audit.reference.cache import Cache, default_file
 from audit.reference.gold import COMMITTED_GOLD, read_gold
@@ -167,5 +167,6 @@ def run(
             words = ", ".join(f"{name}={value!r}" for name, value in given.items() if value is not None)
             call = re.sub(r"<function (\S+) at \w+>", r"\1", words)
             audit.environment["command"] = plain(f"audit.run({call}, out={str(out)!r})")
-            write_report(audit.tables, audit.environment, pathlib.Path(out), audit.plots)
+            if remark := write_report(audit.tables, audit.environment, pathlib.Path(out), audit.plots):
+                warnings.warn(remark, stacklevel=2)
     return audit.tables["errors"]

@@ -1,10 +1,11 @@
-"""A report folder is replaced as a whole or not at all, and from the first report on there is one at every moment."""
+"""What a run leaves on a disk: a report, which is replaced as a whole or not at all, and rows that outlive a kill."""
 
 from __future__ import annotations
 
 import ctypes
 import errno
 import fcntl
+import hashlib
 import os
 import pathlib
 import shutil
@@ -14,10 +15,12 @@ from secrets import token_hex
 from time import sleep
 from typing import TypeVar
 
+import pandas as pd
+
 from audit.base.usage import UsageError
-from audit.publish.history import history_file, read_history
 
 MARK = "environment.json"
+WORKSHOP = ".partial"
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 _NO_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP)
 Result = TypeVar("Result")
@@ -27,9 +30,8 @@ _made: list[tuple[pathlib.Path, os.stat_result]] = []
 def check_replaceable(out: pathlib.Path) -> None:
     """Raises UsageError where `out` is something other than a report, so that no one's files are lost.
 
-    Also where no report can be written, which is tried without a trace, and where history.csv beside it is no history.
+    Also where no report can be written, which is tried without a trace.
     """
-    read_history(history_file(out))
     absent = [folder for folder in pathlib.Path(os.path.abspath(out)).parents if not os.path.lexists(folder)]
     try:
         with _beside(out):
@@ -49,7 +51,6 @@ def report_folder(out: pathlib.Path) -> Iterator[pathlib.Path]:
     with _beside(out) as (partial, real):
         _made.append((real, partial.stat()))
         yield partial
-        _refuse_foreign(real)
         _patiently(lambda: _replace(partial, real))
 
 
@@ -63,15 +64,19 @@ def in_place() -> pathlib.Path | None:
 
 @contextmanager
 def _beside(out: pathlib.Path) -> Iterator[tuple[pathlib.Path, pathlib.Path]]:
-    """A new folder in `.partial/`, locked for as long as this process lives, and where `out` really is."""
+    """A new folder in `.partial/`, locked for as long as this process lives, and where `out` really is.
+
+    First the report that a killed run set aside is put back, and what killed runs have left is removed.
+    """
     if "\0" in str(out):
         raise UsageError(f"{str(out)!r}: no name holds a NUL")
     try:
         real = pathlib.Path(os.path.realpath(out))
-        _refuse_foreign(real)
-        partial, lock = _patiently(lambda: _begun(real.parent / ".partial"))
+        _patiently(lambda: _refuse_foreign(real))
+        partial, lock = _patiently(lambda: _begun(real.parent / WORKSHOP))
         try:
-            _sweep(partial.parent)
+            for left in partial.parent.glob("[0-9]*-*"):
+                _remove_unlocked(left)
             _put_back(real)
             with suppress(FileNotFoundError):
                 real.lstat()  # whose name may be too long
@@ -81,8 +86,6 @@ def _beside(out: pathlib.Path) -> Iterator[tuple[pathlib.Path, pathlib.Path]]:
             os.close(lock)
             with suppress(OSError):
                 partial.parent.rmdir()
-    except UsageError:
-        raise
     except OSError as error:
         raise UsageError(f"{out}: cannot be written: {error.strerror}") from None
 
@@ -92,7 +95,9 @@ def _refuse_foreign(out: pathlib.Path) -> None:
         raise UsageError(f"{out} holds the folder you are in: give another --out")
     if os.path.lexists(out) and not out.is_dir():
         raise UsageError(f"{out} is a file: expected a folder for the report")
-    if out.is_dir() and any(out.iterdir()) and not (out / MARK).exists():
+    # Listed once: another run may exchange it between two looks.
+    names = os.listdir(out) if out.is_dir() else [MARK]
+    if names and MARK not in names:
         raise UsageError(f"{out} holds files but no {MARK}, so it is no report: give another --out or empty it")
 
 
@@ -108,25 +113,24 @@ def _patiently(step: Callable[[], Result]) -> Result:
 def _begun(workshop: pathlib.Path) -> tuple[pathlib.Path, int]:
     """A new folder and the open handle that holds its lock, which no other run had swept away before."""
     partial = workshop / f"{os.getpid()}-{token_hex(4)}"
-    workshop.mkdir(parents=True, exist_ok=True)
-    partial.mkdir()
-    handle = os.open(partial, os.O_RDONLY)
-    with suppress(OSError):  # not every file system has locks
-        fcntl.flock(handle, fcntl.LOCK_EX)
+    partial.mkdir(parents=True)
+    handle = _locked(partial, fcntl.LOCK_EX)
     if not partial.exists():
         os.close(handle)
         raise FileNotFoundError(partial)
     return partial, handle
 
 
-def _sweep(workshop: pathlib.Path) -> None:
-    """Removes what killed runs have left: their locks ended with them."""
-    for folder in workshop.glob("[0-9]*-*"):
-        remove_unlocked(folder)
+def _locked(folder: pathlib.Path, how: int) -> int:
+    """An open handle that holds the folder's lock, where the file system has locks."""
+    handle = os.open(folder, os.O_RDONLY)
+    with suppress(OSError):  # also where it is another run's that this one does not wait for
+        fcntl.flock(handle, how)
+    return handle
 
 
-def remove_unlocked(folder: pathlib.Path) -> None:
-    """Removes a folder unless a run that lives holds its lock."""
+def _remove_unlocked(folder: pathlib.Path) -> None:
+    """Removes a folder unless a run that lives holds its lock: a killed one's ended with it."""
     with suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -138,6 +142,7 @@ def remove_unlocked(folder: pathlib.Path) -> None:
 
 def _replace(partial: pathlib.Path, out: pathlib.Path) -> None:
     """In one step, or in two where the system has no exchange."""
+    _refuse_foreign(out)
     try:
         if not out.exists():
             partial.rename(out)
@@ -152,7 +157,7 @@ def _replace(partial: pathlib.Path, out: pathlib.Path) -> None:
 
 
 def _aside(out: pathlib.Path) -> pathlib.Path:
-    return out.parent / ".partial" / f"old {out.name[-100:]}"
+    return out.parent / WORKSHOP / f"old {out.name[-100:]}"
 
 
 def _put_back(out: pathlib.Path) -> None:
@@ -173,3 +178,69 @@ def _exchange(one: pathlib.Path, other: pathlib.Path) -> bool:
             return False
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     return True
+
+
+class Spool:
+    """Parts of a table, each told the row it reaches to; here in memory, for a run that nothing is to outlive."""
+
+    def __init__(self) -> None:
+        self._parts: list[pd.DataFrame] = []
+
+    @property
+    def reached(self) -> int:
+        return 0
+
+    def put(self, part: pd.DataFrame, reached: int) -> None:
+        self._parts.append(part)
+
+    def parts(self, columns: list[str] | None = None) -> Iterator[pd.DataFrame]:
+        return (part if columns is None else part[columns] for part in self._parts)
+
+    def close(self) -> None:
+        """The run has ended well."""
+
+
+class Kept(Spool):
+    """In `.partial/` beside `out`, in a folder named after what identifies the run.
+
+    What other runs have left there is removed; the same run's is gone on with where it is to `resume`. Raises
+    UsageError where a part cannot be written, and then what there is stays.
+    """
+
+    def __init__(self, out: pathlib.Path, identity: str, resume: bool = False) -> None:
+        workshop = pathlib.Path(os.path.realpath(out)).parent / WORKSHOP
+        self.folder = workshop / f"rows-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
+        for left in workshop.glob("rows-*"):
+            if left != self.folder or not resume:
+                _remove_unlocked(left)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = _locked(self.folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    @property
+    def _files(self) -> list[pathlib.Path]:
+        return sorted(self.folder.glob("*.pickle"))
+
+    @property
+    def reached(self) -> int:
+        return max((int(file.stem) for file in self._files), default=0)
+
+    def put(self, part: pd.DataFrame, reached: int) -> None:
+        """Whole or not at all."""
+        file = self.folder / f"{reached:015d}.pickle"
+        try:
+            part.to_pickle(file.with_suffix(".tmp"))
+            file.with_suffix(".tmp").rename(file)
+        except OSError as error:
+            file.with_suffix(".tmp").unlink(missing_ok=True)
+            kept = f"the rows up to {self.reached:,} are kept, and --resume goes on from them"
+            raise UsageError(f"{self.folder}: {error.strerror}; {kept}") from None
+
+    def parts(self, columns: list[str] | None = None) -> Iterator[pd.DataFrame]:
+        for part in map(pd.read_pickle, self._files):
+            yield part if columns is None else part[columns]
+
+    def close(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+        os.close(self._lock)
+        with suppress(OSError):
+            self.folder.parent.rmdir()

@@ -8,6 +8,7 @@ import pathlib
 from collections.abc import Mapping
 from contextlib import suppress
 from hashlib import sha256
+from itertools import count
 from typing import Any
 
 import pandas as pd
@@ -18,27 +19,26 @@ from audit.publish.tables import read_table, summarise, typed, write_csv
 RUNS = 500  # of some 160 rows each: 30 MB
 
 
-def history_file(out: pathlib.Path) -> pathlib.Path:
-    return pathlib.Path(os.path.abspath(out)).parent / "history.csv"
-
-
-def read_history(file: pathlib.Path) -> pd.DataFrame:
-    """The table `history`, of no rows where there is no file. Raises UsageError for a file that is something else."""
-    return read_table(file, "history") if file.exists() else typed(pd.DataFrame(), "history")
-
-
-def add_run(errors: pd.DataFrame, environment: Mapping[str, Any], out: pathlib.Path) -> None:
+def add_run(errors: pd.DataFrame, environment: Mapping[str, Any], out: pathlib.Path) -> str:
     """Adds a run to the history beside its report `out`, of which the newest RUNS stay.
 
-    Runs that end at once wait for each other, and the file is replaced as a whole. Raises UsageError where it cannot be
-    written, or is no history.
+    Runs that end at once wait for each other, and the file is replaced as a whole. One that is no history, or has an
+    older one's columns, is set aside, which the text that is returned says; else it is empty. Raises UsageError where
+    it cannot be written.
     """
-    rows, file = _rows(errors, environment), history_file(out)
+    rows, remark = _rows(errors, environment), ""
+    file = pathlib.Path(os.path.abspath(out)).parent / "history.csv"
     try:
         with file.with_name(".history.lock").open("w") as lock:
             with suppress(OSError):  # not every file system has locks
                 fcntl.flock(lock, fcntl.LOCK_EX)
-            history = read_history(file)
+            history = typed(pd.DataFrame(), "history")
+            try:
+                history = read_table(file, "history") if file.exists() else history
+            except UsageError:
+                names = (file.with_name(f"history.csv.old{number or ''}") for number in count())
+                aside = file.rename(next(name for name in names if not name.exists()))
+                remark = f"{file} was no history as this audit writes it: it is now {aside.name}, and a new one begins"
             rows["run"] = 1 + history["run"].max() if len(history) else 1
             history = pd.concat([history[history["run"] > rows["run"].max() - RUNS], rows], ignore_index=True)
             partial = file.with_name(".history.partial")  # what a killed run left there is overwritten
@@ -46,6 +46,7 @@ def add_run(errors: pd.DataFrame, environment: Mapping[str, Any], out: pathlib.P
             partial.replace(file)
     except OSError as error:
         raise UsageError(f"{file}: cannot be written: {error.strerror}") from None
+    return remark
 
 
 def _rows(errors: pd.DataFrame, environment: Mapping[str, Any]) -> pd.DataFrame:

@@ -28,8 +28,10 @@ def write_report(
     out: pathlib.Path,
     plots: Later[dict[str, Plot]] | None = None,
     all_rows: Iterable[pd.DataFrame] = (),
-) -> None:
+) -> str:
     """Replaces `out`, which a failure on the way leaves as it was, and adds the run to the history beside it.
+
+    What is returned says whether another file had to make way for the history; else it is empty.
 
     `plots` are of the tables, if they were begun before; `all_rows` parts of errors.csv, to be written as Parquet.
     Raises UsageError where `out` holds something other than a report.
@@ -51,7 +53,7 @@ def write_report(
         for name, plot in drawn.items():
             (folder / f"{name}.svg").write_text(plot.file, encoding="utf-8")
         (folder / "report.html").write_text(page(tables, environment, drawn), encoding="utf-8")
-    add_run(tables["errors"], environment, out)
+    return add_run(tables["errors"], environment, out)
 
 
 def markdown(tables: Tables, environment: Mapping[str, object]) -> str:

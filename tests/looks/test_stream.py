@@ -21,7 +21,7 @@ from audit.base.usage import UsageError
 from audit.looks import stream
 from audit.machine.plan import plan_file
 from audit.pipeline import loop
-from audit.publish.spool import Kept
+from audit.publish.folder import Kept
 
 
 @pytest.fixture

@@ -18,9 +18,8 @@ import audit
 from audit.cli import app
 from audit.machine.environment import source_digest
 from audit.publish import history
-from audit.publish.folder import check_replaceable
-from audit.publish.history import add_run, read_history
-from audit.publish.tables import typed, write_csv
+from audit.publish.history import add_run
+from audit.publish.tables import read_table, typed, write_csv
 from audit.regress.history import stretches, text
 
 ENVIRONMENT = {
@@ -83,9 +82,9 @@ def test_a_killed_writer_leaves_the_file_whole(
         monkeypatch.setattr(history, "write_csv", half)
         add_run(results(), ENVIRONMENT, tmp_path / "latest")
     assert os.waitpid(child, 0)[1] == signal.SIGKILL
-    assert list(read_history(tmp_path / "history.csv")["run"]) == [1]
+    assert list(read_table(tmp_path / "history.csv", "history")["run"]) == [1]
     add_run(results(), ENVIRONMENT, tmp_path / "latest")
-    assert list(read_history(tmp_path / "history.csv")["run"]) == [1, 2]
+    assert list(read_table(tmp_path / "history.csv", "history")["run"]) == [1, 2]
     assert not (tmp_path / ".history.partial").exists()
 
 
@@ -93,21 +92,27 @@ def test_the_newest_runs_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(history, "RUNS", 3)
     for _ in range(5):
         add_run(results(), ENVIRONMENT, tmp_path / "latest")
-    assert list(read_history(tmp_path / "history.csv")["run"]) == [3, 4, 5]
+    assert list(read_table(tmp_path / "history.csv", "history")["run"]) == [3, 4, 5]
 
 
-def test_a_file_that_is_no_history_is_refused_before_the_work(tmp_path: Path) -> None:
-    (tmp_path / "history.csv").write_text("the history of Rome\n")
-    with pytest.raises(audit.UsageError, match="of this audit"):
-        check_replaceable(tmp_path / "latest")
-    assert (tmp_path / "history.csv").read_text() == "the history of Rome\n"
+def test_a_file_that_is_no_history_and_one_of_older_columns_is_set_aside(tmp_path: Path) -> None:
+    for older, name in (
+        ("the history of Rome\n", "history.csv.old"),
+        ("run,created,path\n1,today,p\n", "history.csv.old1"),
+    ):
+        (tmp_path / "history.csv").write_text(older)
+        remark = add_run(results(), ENVIRONMENT, tmp_path / "latest")
+        assert name in remark and len(remark.splitlines()) == 1
+        assert (tmp_path / name).read_text() == older
+        assert list(read_table(tmp_path / "history.csv", "history")["run"]) == [1]
+    assert add_run(results(), ENVIRONMENT, tmp_path / "latest") == ""
 
 
 def test_a_step_is_found_with_the_version_that_brought_it(tmp_path: Path) -> None:
     upgraded = ENVIRONMENT | {"torch": {"version": "2.13.0", "cpu_capability": "AVX2"}}
     for scale, environment in ((1, ENVIRONMENT), (1, ENVIRONMENT), (2.5, upgraded), (2.5, upgraded)):
         add_run(results(scale), environment, tmp_path / "latest")
-    rows = stretches(read_history(tmp_path / "history.csv"))
+    rows = stretches(read_table(tmp_path / "history.csv", "history"))
     assert list(rows["runs"]) == [2, 2] and rows["versions"].iloc[1] == "torch 2.12.0 -> 2.13.0"
     assert rows["changes"].iloc[0] == []
     assert "scaled_error_median worse" in {change["what"] for change in rows["changes"].iloc[1] if change["worse"]}
@@ -124,14 +129,14 @@ def test_a_change_of_ones_own_kernel_is_named(tmp_path: Path) -> None:
         exec(compile((tmp_path / "mine.py").read_text(), str(tmp_path / "mine.py"), "exec"), names)
         sources = {"mine": source_digest(names["mine"])}
         add_run(results(scale), ENVIRONMENT | {"sources": sources}, tmp_path / "latest")
-    assert stretches(read_history(tmp_path / "history.csv"))["versions"].iloc[1].startswith("source ")
+    assert stretches(read_table(tmp_path / "history.csv", "history"))["versions"].iloc[1].startswith("source ")
     assert source_digest(print) == ""
 
 
 def test_a_series_of_unchanged_or_newly_rounded_results_raises_nothing(tmp_path: Path) -> None:
     for seed in (0, 0, 1, 2, 3, 3):
         add_run(results(seed=seed), ENVIRONMENT, tmp_path / "latest")
-    rows = stretches(read_history(tmp_path / "history.csv"))
+    rows = stretches(read_table(tmp_path / "history.csv", "history"))
     assert list(rows["runs"]) == [2, 1, 1, 2]
     assert [[change["what"] for change in changes] for changes in rows["changes"]] == [
         [], *[["changed in the last place"]] * 3
@@ -144,11 +149,11 @@ def test_a_path_that_computes_nothing_any_more_is_a_step(tmp_path: Path) -> None
         lost = dict.fromkeys(("computed", "scaled_error", "correct_bits", "negative"), np.nan)
         rows = typed(results().assign(**lost if nothing else {}), "errors")
         add_run(rows, ENVIRONMENT, tmp_path / "latest")
-    assert text(stretches(read_history(tmp_path / "history.csv"))).count("WORSE") == 1
+    assert text(stretches(read_table(tmp_path / "history.csv", "history"))).count("WORSE") == 1
 
 
 def test_other_inputs_are_a_series_of_their_own(tmp_path: Path) -> None:
     for scale, digest in ((1, "x"), (9, "y"), (1, "x")):
         add_run(results(scale).assign(input_digest=digest), ENVIRONMENT, tmp_path / "latest")
-    rows = stretches(read_history(tmp_path / "history.csv"))
+    rows = stretches(read_table(tmp_path / "history.csv", "history"))
     assert list(rows["runs"]) == [2, 1] and not any(rows["changes"])
