@@ -5,7 +5,7 @@ from __future__ import annotations
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from glob import glob
 from itertools import accumulate
@@ -54,11 +54,10 @@ class Shards:
         ]
         return torch.cat(parts) if len(parts) != 1 else parts[0]
 
-    def check(self, numbers: Rows, kind: str, row: int) -> None:
-        """Raises UsageError where a row's numbers are none of `kind`, naming its file, tensor and row in that."""
+    def place(self, row: int) -> tuple[str, int]:
+        """The file and tensor that a row is in, and which row of that it is."""
         shard = int(np.searchsorted(self.starts, row, "right")) - 1
-        source = self.sources[shard]
-        check_kind(numbers[None], kind, f"{source.file}: {source.name}", row - self.starts[shard])
+        return f"{self.sources[shard].file}: {self.sources[shard].name}", row - self.starts[shard]
 
 
 @dataclass(frozen=True)
@@ -94,18 +93,20 @@ class Pair:
         Where `target` lies apart, a file may hold one tensor of any name. Raises UsageError for files, names, shapes,
         dtypes and kinds that do not fit, saying what was found and the option that would read it.
         """
+        known = *TENSOR_KINDS, TOKENS
         for side, kind in zip(names, (input_kind, target_kind), strict=False):
-            if kind not in (*TENSOR_KINDS, TOKENS):
-                raise UsageError(f"{side} kind {kind!r} is not one of {', '.join((*TENSOR_KINDS, TOKENS))}")
-        tokens = input_kind == TOKENS
-        if tokens != (target_kind == TOKENS):
+            if kind not in known:
+                raise UsageError(f"{side} kind {kind!r} is not one of {', '.join(known)}")
+        if (input_kind == TOKENS) != (target_kind == TOKENS):
             raise UsageError(f"{TOKENS} is a kind of both sides: give --input-kind and --target-kind {TOKENS}")
         held = [open_tensors(file, limit) for file in _files(logits)]
         apart = held if target is None else [open_tensors(file, limit) for file in _files(target)]
         inputs, targets = (
-            [_chosen(tensors, names, side, target is not None).split(tokens) for tensors in part]
+            [_chosen(tensors, names, side, target is not None) for tensors in part]
             for side, part in enumerate((held, apart))
         )
+        if input_kind == TOKENS:  # every number is a row of one class
+            inputs, targets = ([replace(s, shape=(*s.shape, 1)) for s in side] for side in (inputs, targets))
         masks = [tensors[names[2]] for tensors in held if names[2] in tensors]
         if len(masks) not in (0, len(held)) or (not masks and names[2] != NAMES[2]):
             raise UsageError(f"{logits}: {len(masks)} of {len(held)} files hold a mask named {names[2]}")
@@ -154,24 +155,16 @@ class Pair:
         start, stop, _ = rows.indices(self.input.count)
 
         def make(_: Format) -> tuple[Rows, Rows]:
-            pair = tuple(tensor.double().numpy() for tensor in self.tensors(start, stop))
-            for numbers, side, kind in zip(
-                pair, (self.input, self.target), (self.input_kind, self.target_kind), strict=True
-            ):
-                wrong = (numbers < 0).any(axis=1) if kind == "probs" else np.zeros(len(numbers), bool)
-                if wrong.any():
-                    row = int(wrong.argmax())
-                    side.check(numbers[row], kind, int(self.kept(start, stop)[row]))
-            return pair[0], pair[1]
+            input, target = (tensor.double().numpy() for tensor in self.tensors(start, stop))
+            of_input, of_target = (input, self.input, self.input_kind), (target, self.target, self.target_kind)
+            for numbers, side, kind in (of_input, of_target):
+                if kind == "probs" and (numbers < 0).any():
+                    row = int((numbers < 0).any(axis=1).argmax())
+                    check_kind(numbers[[row]], kind, *side.place(int(self.kept(start, stop)[row])))
+            return input, target
 
-        return Case(
-            self.name,
-            "given by the user",
-            make,
-            input_kind=self.input_kind,
-            target_kind=self.target_kind,
-            native=True,
-        )
+        kinds = self.target_kind, self.input_kind
+        return Case(self.name, "given by the user", make, target_kind=kinds[0], native=True, input_kind=kinds[1])
 
 
 def read_pair(file: pathlib.Path, names: Sequence[str] = NAMES) -> tuple[Tensor, Tensor, Tensor | None]:

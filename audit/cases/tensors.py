@@ -8,8 +8,8 @@ import pathlib
 import pickle
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import IO, Any
 
 import numpy as np
@@ -18,8 +18,6 @@ from torch import Tensor
 
 from audit.base.usage import UsageError
 
-Reader = Callable[[int, int], Tensor]
-Opened = Callable[[], tuple[IO[bytes], int]]
 UNPACKED = 256  # MB that a file may unpack to whatever its size
 # Logits that are compressed take a third of their size at the least; a zip bomb a thousandth.
 _PACKED = 20
@@ -28,7 +26,7 @@ _SAFE = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64
 
 @dataclass(frozen=True)
 class Source:
-    """One tensor of a file; `rows` gives some of them, all dimensions but the last counted as one.
+    """One tensor of a file, all dimensions but the last counted as one; `read` gives rows from, to, of a width.
 
     Nothing of the file stays mapped between two reads: mapped pages count as resident.
     """
@@ -37,7 +35,7 @@ class Source:
     name: str
     shape: tuple[int, ...]
     dtype: str
-    read: Reader
+    read: Callable[[int, int, int], Tensor]
 
     def __str__(self) -> str:
         return f"{self.name} ({self.dtype}, {' x '.join(map(str, self.shape)) or 'a number'})"
@@ -46,22 +44,10 @@ class Source:
     def count(self) -> int:
         return math.prod(self.shape[:-1])
 
-    def split(self, tokens: bool) -> Source:
-        """Itself, or where its numbers are `tokens` each a row of one class."""
-        if not tokens or not self.shape:
-            return self
-        width = self.shape[-1]
-
-        def read(start: int, stop: int) -> Tensor:
-            first = start // width
-            return self.read(first, -(-stop // width)).reshape(-1, 1)[start - first * width : stop - first * width]
-
-        return replace(self, shape=(*self.shape, 1), read=read)
-
     def rows(self, start: int, stop: int) -> Tensor:
         """Shape (stop - start, classes), in memory of its own. Raises UsageError where they cannot be read."""
         try:
-            return self.read(start, stop)
+            return self.read(start, stop, self.shape[-1] if self.shape else 1)
         except Exception as error:
             raise UsageError(f"{self.file}: {self.name}: row {start} on cannot be read: {error}") from None
 
@@ -103,58 +89,51 @@ def _refuse_bomb(file: pathlib.Path, declared: int, limit: int) -> None:
         )
 
 
-def _raw(file: pathlib.Path, name: str, shape: tuple[int, ...], dtype: str, opened: Opened) -> Source:
-    """A tensor that lies row after row in a stream, from the place on that `opened` gives with it."""
-    kind: Any = getattr(torch, dtype, None)
-    width = shape[-1] if shape else 1
-
-    def read(start: int, stop: int) -> Tensor:
-        stream, begin = opened()
-        size = width * kind.itemsize
-        stream.seek(begin + start * size)
-        data = bytearray(stream.read((stop - start) * size))
-        if len(data) < (stop - start) * size:
-            raise ValueError(f"the file ends in row {start + len(data) // max(size, 1)}")
-        return torch.frombuffer(data, dtype=kind).reshape(-1, width) if data else torch.empty(0, width, dtype=kind)
-
-    return Source(file, name, shape, dtype, read)
-
-
-def _held(file: pathlib.Path, name: str, tensor: Tensor) -> Source:
-    return Source(file, name, tuple(tensor.shape), _name(tensor), lambda *rows: _cut(tensor, *rows))
-
-
-def _cut(tensor: Tensor, start: int, stop: int) -> Tensor:
-    return tensor.reshape(-1, tensor.shape[-1] if tensor.dim() else 1)[start:stop].clone()
-
-
-def _name(tensor: Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
-
-
 @lru_cache(maxsize=4)
 def _stream(file: pathlib.Path, member: str, changed: int) -> IO[bytes]:
     """A file, or a member of an archive, kept open as a compressed one is read forward alone."""
     return zipfile.ZipFile(file).open(member) if member else open(file, "rb")
 
 
-def _opened(file: pathlib.Path, member: str, begin: int) -> tuple[IO[bytes], int]:
-    return _stream(file, member, file.stat().st_mtime_ns), begin
+def _opened(file: pathlib.Path, member: str) -> IO[bytes]:
+    return _stream(file, member, file.stat().st_mtime_ns)
 
 
-def _npz(file: pathlib.Path) -> dict[str, Source]:
-    with zipfile.ZipFile(file) as archive:
-        names = [n.removesuffix(".npy") for n in archive.namelist() if n.endswith(".npy")]
-    return {name: _array(file, name, f"{name}.npy") for name in names}
+def _raw(file: pathlib.Path, name: str, shape: tuple[int, ...], dtype: str, begin: int, member: str = "") -> Source:
+    """A tensor that lies row after row in a file, or in a member of an archive, from byte `begin` on."""
+    kind: Any = getattr(torch, dtype, None)
+
+    def read(start: int, stop: int, width: int) -> Tensor:
+        stream, size = _opened(file, member), width * kind.itemsize
+        stream.seek(begin + start * size)
+        data = bytearray(stream.read((stop - start) * size))
+        if len(data) < (stop - start) * size:
+            raise ValueError(f"the file ends in row {start + len(data) // size}")
+        return torch.from_numpy(np.frombuffer(data, np.uint8)).view(kind).reshape(-1, width)
+
+    return Source(file, name, shape, dtype, read)
+
+
+def _loaded(file: pathlib.Path, name: str, tensor: Tensor, load: Callable[[], Tensor]) -> Source:
+    """A tensor that is loaded whole for each read."""
+
+    def read(start: int, stop: int, width: int) -> Tensor:
+        return load().reshape(-1, width)[start:stop].clone()
+
+    return Source(file, name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), read)
 
 
 def _npy(file: pathlib.Path) -> dict[str, Source]:
-    return {file.stem: _array(file, file.stem, "")}
+    """numpy's format, compressed or not. An array in Fortran's or foreign byte order is held whole."""
+    if file.suffix == ".npy":
+        return {file.stem: _array(file, file.stem, "")}
+    with zipfile.ZipFile(file) as archive:
+        members = [name for name in archive.namelist() if name.endswith(".npy")]
+    return {member.removesuffix(".npy"): _array(file, member.removesuffix(".npy"), member) for member in members}
 
 
 def _array(file: pathlib.Path, name: str, member: str) -> Source:
-    """numpy's format, compressed or not. One in Fortran's or foreign byte order is held whole."""
-    stream, _ = _opened(file, member, 0)
+    stream = _opened(file, member)
     stream.seek(0)
     version = np.lib.format.read_magic(stream)  # type: ignore[no-untyped-call]
     header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
@@ -162,8 +141,9 @@ def _array(file: pathlib.Path, name: str, member: str) -> Source:
     if dtype.kind in "fb" and ((fortran and len(shape) > 1) or not dtype.isnative):
         loaded = np.load(file, allow_pickle=False)
         array = loaded[name] if member else loaded
-        return _held(file, name, torch.from_numpy(array.astype(dtype.newbyteorder("="), order="C")))
-    return _raw(file, name, shape, dtype.name, partial(_opened, file, member, stream.tell()))
+        tensor = torch.from_numpy(array.astype(dtype.newbyteorder("="), order="C"))
+        return _loaded(file, name, tensor, lambda: tensor)
+    return _raw(file, name, shape, dtype.name, stream.tell(), member)
 
 
 def _pt(file: pathlib.Path) -> dict[str, Source]:
@@ -179,9 +159,9 @@ def _pt(file: pathlib.Path) -> dict[str, Source]:
         return {str(name): value for name, value in loaded.items() if isinstance(value, Tensor)}
 
     def source(name: str, tensor: Tensor) -> Source:
-        return Source(file, name, tuple(tensor.shape), _name(tensor), lambda *rows: _cut(load()[name], *rows))
+        return _loaded(file, name, tensor, (lambda: load()[name]) if mapped else (lambda: tensor))
 
-    return {name: source(name, tensor) if mapped else _held(file, name, tensor) for name, tensor in load().items()}
+    return {name: source(name, tensor) for name, tensor in load().items()}
 
 
 def _safetensors(file: pathlib.Path) -> dict[str, Source]:
@@ -198,14 +178,8 @@ def _safetensors(file: pathlib.Path) -> dict[str, Source]:
         if end > file.stat().st_size:
             raise ValueError(f"{name} ends after the file does")
         dtype = _SAFE.get(entry["dtype"], entry["dtype"])
-        sources[name] = _raw(file, name, tuple(entry["shape"]), dtype, partial(_opened, file, "", begin))
+        sources[name] = _raw(file, name, tuple(entry["shape"]), dtype, begin)
     return sources
 
 
-READERS: dict[str, Callable[[pathlib.Path], dict[str, Source]]] = {
-    ".npz": _npz,
-    ".npy": _npy,
-    ".pt": _pt,
-    ".pth": _pt,
-    ".safetensors": _safetensors,
-}
+READERS = {".npz": _npy, ".npy": _npy, ".pt": _pt, ".pth": _pt, ".safetensors": _safetensors}
