@@ -10,8 +10,8 @@ rounding error along (Knuth's TwoSum), or are taken in double, so that a common 
 Where |d| is small, phi(d) is its Taylor series; elsewhere exp(d) p is q's own exponential, since p may underflow where
 q does not. Where s > 1 nothing cancels, and KL = log sum exp(input) - log sum exp(target) - sum p e.
 
-On a CPU a look at a value costs nothing, and three forms follow each other: the plain one, which stands where KL is
-well away from 0; the series alone, where no |d| is large; the whole (`_plain`, `_near`, `_whole`).
+On a CPU a look at a value costs nothing, and three forms follow each other: the series alone, where no |d| is large;
+the plain one, which stands where KL is well away from 0; the whole (`_near`, `_plain`, `_whole`).
 
 The gradients follow without cancellation: dKL/dinput = q - p = p expm1(d - log1p(s + r)) and
 dKL/dtarget = p (log(p / q) - KL) = p (r - d). They are made beside the value, while the numbers are at hand.
@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 from itertools import count
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, log_softmax, nn
@@ -34,13 +34,17 @@ _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _FITTING = {torch.float64: _DTYPES[:3], torch.float32: _DTYPES[:2]}
 # Below which |d| the series stands beside the other form, and its terms: where double has bits to spare, and where not.
 _SHORT, _LONG = (2.0**-6, 5), (0.5, 15)
-# Bits that a series alone has, and up to which |d| it is used.
-_BITS, _REACH = {True: 32, False: 53}, 8.0
-# How much of what it is summed from the divergence must be, for the plain form to be as accurate: where the format
-# computed in has bits to spare, and where not (49 bits of 53 are left, in 13,000 rows of 12 families).
+# Bits that a series alone has, and up to which |d| it is used, both where the format computed in has bits to spare, and
+# where not; and how many classes show whether there is any hope of that.
+_BITS, _REACH, _GLANCE = {True: 32, False: 53}, {True: 0.125, False: 4.0}, 256
+# How much of what it is summed from the divergence must be, for the plain form to be as accurate, likewise (49 bits of
+# 53 are left, in 13,000 rows of 12 families).
 _CLEAR = {True: 1e-5, False: 0.07}
-_PLAIN = (Tensor, nn.Parameter)
-_BLOCK = 2**15  # numbers a thread that stay in its cache
+_BLOCK = 2**16  # numbers a thread that stay in its cache
+
+# KL of rows, and its gradients by the logits over the temperature, in the format computed in; an empty tensor for a
+# gradient that is not wanted.
+Rows = tuple[Tensor, ...]
 
 
 def kl_div_from_logits(
@@ -103,44 +107,33 @@ def _check(input: Any, target: Any, reduction: Any, mask: Any, temperature: Any,
         raise UsageError(f"mask: expected a boolean tensor of the rows' shape {tuple(rows)}, got {given}")
 
 
-class _Rows(NamedTuple):
-    """KL of rows and its gradients by the logits over the temperature, in the format computed in; an empty tensor for
-    a gradient that is not wanted."""
-
-    value: Tensor
-    by_input: Tensor
-    by_target: Tensor
-
-
 def _has_float64(kind: str) -> bool:
     """Whether a kind of device computes in float64: Apple's does not, nor do some of Intel's."""
     try:
         return kind in ("cpu", "cuda") or bool(torch.ones(1, dtype=torch.float64, device=kind) == 1)
-    except torch.OutOfMemoryError:
-        raise
     except (TypeError, RuntimeError):
         return False
 
 
 class _KL(torch.autograd.Function):
     @staticmethod
-    def forward(input: Tensor, target: Tensor, scale: float, by_input: bool, by_target: bool) -> tuple[Tensor, ...]:
+    def forward(input: Tensor, target: Tensor, scale: float, by_input: bool, by_target: bool) -> Rows:
         wanted = by_input, by_target
         compute = torch.float64 if _has_float64(input.device.type) else torch.float32
         exact = {input.dtype, target.dtype} <= {*_FITTING[compute]}
-        # Elsewhere a look waits for the device, and a tracer has nothing to show.
-        if input.device.type != "cpu" or type(input) not in _PLAIN or torch.compiler.is_compiling():
+        # Elsewhere a look waits for the device, and a tracer, or no row at all, has nothing to show.
+        there = input.device.type == "cpu" and type(input) in (Tensor, nn.Parameter) and input.numel()
+        if not there or torch.compiler.is_compiling():
             return _whole(input.to(compute), target.to(compute), scale, exact, wanted)
-
-        def rows(x: Tensor, y: Tensor) -> _Rows:
-            return _divergence(x, y, scale, exact, wanted)
-
         size = max(1, _BLOCK // input.shape[-1]) * torch.get_num_threads()
-        if input.dim() == 1 or input.numel() <= size * input.shape[-1]:
-            return rows(input, target)
-        pairs = zip(*(torch.split(t.flatten(0, -2), size) for t in (input, target)), strict=True)
-        blocks = [rows(*pair) for pair in pairs]
-        value, *gradients = (torch.cat(parts) for parts in zip(*blocks, strict=True))
+        pairs = zip(*(torch.split(t.reshape(-1, t.shape[-1]), size) for t in (input, target)), strict=True)
+        blocks = [
+            _near(x, y, scale, exact, wanted)
+            or _plain(x, y, scale, exact, wanted)
+            or _whole(x.double(), y.double(), scale, exact, wanted)
+            for x, y in pairs
+        ]
+        value, *gradients = blocks[0] if len(blocks) == 1 else map(torch.cat, zip(*blocks, strict=True))
         shaped = [g.reshape(input.shape) if w else g for g, w in zip(gradients, wanted, strict=True)]
         return value.reshape(input.shape[:-1]), *shaped
 
@@ -171,7 +164,7 @@ class _KL(torch.autograd.Function):
         return *((scaled * g).to(side.dtype) if need else None for g, side, need in needed), None, None, None
 
     @staticmethod
-    def vmap(info: Any, in_dims: Any, *inputs: Any) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
+    def vmap(info: Any, in_dims: Any, *inputs: Any) -> tuple[Rows, tuple[int | None, ...]]:
         """What is mapped over becomes rows."""
         sides = [
             side.expand(info.batch_size, *side.shape) if dim is None else side.movedim(dim, 0)
@@ -185,65 +178,37 @@ def _dot(x: Tensor, y: Tensor) -> Tensor:
     return (x * y).sum(-1, keepdim=True)
 
 
-def _given(value: Tensor, by_input: Any, by_target: Any, wanted: tuple[bool, ...]) -> _Rows:
+def _given(value: Tensor, by_input: Any, by_target: Any, wanted: tuple[bool, ...]) -> Rows:
     makers = zip((by_input, by_target), wanted, strict=True)
-    return _Rows(value.squeeze(-1), *(make() if want else value.new_empty(0) for make, want in makers))
+    return value.squeeze(-1), *(make() if want else value.new_empty(0) for make, want in makers)
 
 
-def _divergence(x: Tensor, y: Tensor, scale: float, exact: bool, wanted: tuple[bool, ...]) -> _Rows:
-    """In double, by the cheapest form that is accurate for all of the rows.
-
-    E_p|d| is at most about sqrt(2 KL) + KL: what the plain value is summed from is at most about 4 + |centre|.
-    """
-    if not exact:
-        x, y = x.double(), y.double()
-        if near := _near(x, y, scale, 2.0, wanted):
-            return near
-    w, v = (side - side.amax(-1, keepdim=True).double() for side in (y, x))
-    if scale != 1:
-        w.mul_(scale), v.mul_(scale)
-    e = _masked(v - w)
-    w.exp_(), v.exp_()
-    mass, total = w.sum(-1, keepdim=True), v.sum(-1, keepdim=True)
-    centre = _dot(w, e) / mass
-    value = (total / mass).log() - centre
-    if ((value > _CLEAR[exact] * (4 + centre.abs())) & (value < torch.inf)).all():
-        if any(wanted):
-            w.div_(mass), v.div_(total), e.sub_(centre)
-        by_input = (lambda: v.sub_(w)) if exact else (lambda: _q_minus_p(w, v, e - value))
-        return _given(value, by_input, lambda: e.mul_(w).neg_(), wanted)
-    if exact and (spread := _spread(e)) <= _REACH and not value.isnan().any():
-        return _by_series(e.sub_(centre), w, mass, spread, _BITS[exact], wanted)
-    near = None if exact else _near(x, y, scale, _REACH, wanted)
-    return near or _whole(x.double(), y.double(), scale, exact, wanted)
-
-
-def _near(x: Tensor, y: Tensor, scale: float, reach: float, wanted: tuple[bool, ...]) -> _Rows | None:
-    """By the series, with every rounding error carried along; None where the differences spread further or overflow."""
-    e, top = x - y, y.amax(-1, keepdim=True)
-    spread = _spread(e) * scale
-    if not spread <= reach or x.amax().isnan():
+def _near(x: Tensor, y: Tensor, scale: float, exact: bool, wanted: tuple[bool, ...]) -> Rows | None:
+    """By the series alone, every rounding error carried along; None where the differences spread far or overflow."""
+    reach = _REACH[exact] / scale
+    if not _spread(x[:, :_GLANCE].double() - y[:, :_GLANCE].double()) <= reach:
         return None
+    x, y = x.double(), y.double()
+    e = x - y
+    if not (spread := _spread(e)) <= reach:
+        return None
+    top = y.amax(-1, keepdim=True)
     w = y - top
-    e_low, y_low = _error(x, y, e), _error(y, top, w)
-    if scale != 1:
-        w.mul_(scale), y_low.mul_(scale)
-    w.exp_()
-    w.addcmul_(w, y_low)
+    errors = None if exact else (_error(x, y, e), _error(y, top, w))
+    _scaled(w, scale).exp_()
+    if errors:
+        w.addcmul_(w, _scaled(errors[1], scale))
     mass = w.sum(-1, keepdim=True)
     centre = _dot(w, e) / mass
     if not centre.isfinite().all():  # an offset near the largest number: the sum of as many overflows
         return None
-    d = e.sub_(centre).add_(e_low)
-    d.sub_(_dot(w, d) / mass)
-    return _by_series(d.mul_(scale) if scale != 1 else d, w, mass, spread, _BITS[False], wanted)
-
-
-def _by_series(d: Tensor, w: Tensor, mass: Tensor, largest: float, bits: int, wanted: tuple[bool, ...]) -> _Rows:
-    """From d, of which no |d| is above `largest`, and p = w / mass."""
-    phi = _phi(d, largest, bits)
-    r, s = _dot(w, d) / mass, _dot(w, phi) / mass
-    shift = s + r
+    d = e.sub_(centre)
+    if errors:
+        d.add_(errors[0]).sub_(_dot(w, d) / mass)
+    phi = _phi(_scaled(d, scale), spread * scale, _BITS[exact])
+    # Of the value r^2 / 2 would be lost, 2^-106 of the square of e: nothing where there are bits to spare.
+    r = torch.zeros_like(mass) if exact else _dot(w, d) / mass
+    shift = _dot(w, phi) / mass + r
     if any(wanted):
         w.div_(mass)
     return _given(
@@ -255,7 +220,33 @@ def _by_series(d: Tensor, w: Tensor, mass: Tensor, largest: float, bits: int, wa
 
 
 def _spread(e: Tensor) -> float:
-    return float((e.amax(-1) - e.amin(-1)).max()) if e.numel() else 0.0
+    return float((e.amax(-1) - e.amin(-1)).max())
+
+
+def _scaled(t: Tensor, scale: float) -> Tensor:
+    """In place."""
+    return t if scale == 1 else t.mul_(scale)
+
+
+def _plain(x: Tensor, y: Tensor, scale: float, exact: bool, wanted: tuple[bool, ...]) -> Rows | None:
+    """As the value is defined, where it is clear of rounding.
+
+    E_p|d| is at most about sqrt(2 KL) + KL: what the value is summed from is at most about 4 + |centre|.
+    """
+    w, v = (side - side.amax(-1, keepdim=True).double() for side in (y, x))
+    e = _masked(v - w)
+    for t in (w, v, e):
+        _scaled(t, scale)
+    w.exp_(), v.exp_()
+    mass, total = w.sum(-1, keepdim=True), v.sum(-1, keepdim=True)
+    centre = _dot(w, e) / mass
+    value = (total / mass).log() - centre
+    if not ((value > _CLEAR[exact] * (4 + centre.abs())) & (value < torch.inf)).all():
+        return None
+    if any(wanted):
+        w.div_(mass), v.div_(total), e.sub_(centre)
+    by_input = (lambda: v.sub_(w)) if exact else (lambda: _q_minus_p(w, v, e - value))
+    return _given(value, by_input, lambda: e.mul_(w).neg_(), wanted)
 
 
 def _phi(d: Tensor, largest: float, bits: int) -> Tensor:
@@ -281,7 +272,7 @@ def _series(d: Tensor, terms: int) -> Tensor:
     return total.mul_(d).mul_(d)
 
 
-def _whole(x: Tensor, y: Tensor, scale: float, exact: bool, wanted: tuple[bool, ...]) -> _Rows:
+def _whole(x: Tensor, y: Tensor, scale: float, exact: bool, wanted: tuple[bool, ...]) -> Rows:
     """Whatever the rows hold, without a look at them."""
     threshold, terms = _SHORT if exact and x.dtype == torch.float64 else _LONG
     top, origin = y.max(-1, keepdim=True)
