@@ -7,7 +7,7 @@ A function takes input and target, both of shape (rows, classes) on one device, 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 UNDECLARED = Rounding()
 _WORDS: dict[str, Collection[str]] = {
     "kind": KINDS,
+    "dtypes": FORMATS,
     "reduction": REDUCTIONS,
     "input_kind": (*TENSOR_KINDS, TOKENS),
     "target_kind": (*TENSOR_KINDS, TOKENS),
@@ -61,16 +62,15 @@ class Path:
     where: str = ""
 
     def __post_init__(self) -> None:
-        for what, known in _WORDS.items():
-            if (word := getattr(self, what)) not in known:
-                raise UsageError(f"path {self.name!r}: {what} {word!r} is not one of {', '.join(known)}")
-        for dtype in self.dtypes:
-            if dtype not in FORMATS:
-                raise UsageError(f"path {self.name!r}: dtype {dtype!r} is not one of {', '.join(FORMATS)}")
-        if self.kind == "identity" and self.quantity == "kl":
-            object.__setattr__(self, "quantity", "zero")
         for lists in ("dtypes", "cases"):  # a path is hashable
             object.__setattr__(self, lists, tuple(getattr(self, lists)))
+        for what, known in _WORDS.items():
+            value = getattr(self, what)
+            for word in (value,) if isinstance(value, str) else value:
+                if word not in known:
+                    raise UsageError(f"path {self.name!r}: {what} {word!r} is not one of {', '.join(known)}")
+        if self.kind == "identity" and self.quantity == "kl":
+            object.__setattr__(self, "quantity", "zero")
         for text in ("name", "summary"):
             object.__setattr__(self, text, plain(getattr(self, text)))
 
@@ -88,23 +88,7 @@ class Path:
 
 
 _REGISTRY: dict[tuple[str, ...], Path] = {}
-_MODULES = (
-    "functional",
-    "given",
-    "variants",
-    "execution",
-    "scipy_paths",
-    "liger",
-    "remedy",
-    "thread_era",
-    "estimators",
-    "tokens",
-    "misuse",
-)
-
-
-def _unwritten(input: Tensor, target: Tensor) -> Tensor:
-    raise NotImplementedError
+_MODULES = ("functional", "variants", "execution", "foreign", "remedy", "thread_era", "sampled", "misuse")
 
 
 def path(name: str, *, summary: str = "", **declared: Any) -> Callable[[Registered], Registered]:
@@ -114,11 +98,10 @@ def path(name: str, *, summary: str = "", **declared: Any) -> Callable[[Register
     rounding, compiles, absent, where. `summary` defaults to the first line of the docstring. Raises UsageError for a
     word that is not known and for a name that is taken.
     """
-    promised = Path(name, _unwritten, summary, **declared)
 
     def register(function: Registered) -> Registered:
         text = summary or (function.__doc__ or name).strip().partition("\n")[0].removesuffix(".")
-        made = replace(promised, function=function, summary=text)
+        made = Path(name, function, text, **declared)
         key = (name, made.reduction, made.input_kind, made.target_kind, made.where)
         if key in _REGISTRY:
             raise UsageError(
@@ -144,7 +127,6 @@ def own_path(function: Function) -> Path:
     for known in registered():
         if known.function is function:
             return known
-    if name in {known.name for known in registered()}:
-        raise UsageError(f"path {name!r} is one of the audit's own: give your function another name")
-    summary = (getattr(function, "__doc__", None) or "").strip().partition("\n")[0]
-    return Path(name, function, summary or "given by the user")
+        if known.name == name:
+            raise UsageError(f"path {name!r} is one of the audit's own: give your function another name")
+    return Path(name, function, (function.__doc__ or "").strip().partition("\n")[0] or "given by the user")

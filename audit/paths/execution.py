@@ -11,6 +11,7 @@ from shutil import which
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from audit.paths import path
 from audit.paths.functional import log_softmax
@@ -18,17 +19,14 @@ from audit.paths.functional import log_softmax
 Function = Callable[[Tensor, Tensor], Tensor]
 
 
-def again(f: Function, x: Tensor, y: Tensor) -> Tensor:
-    return f(x, y)
+def both(change: Callable[[Tensor], Tensor], f: Function, x: Tensor, y: Tensor) -> Tensor:
+    """The same done to both sides before."""
+    return f(change(x), change(y))
 
 
-def row_alone(f: Function, x: Tensor, y: Tensor) -> Tensor:
-    return torch.cat([f(a.clone(), b.clone()) for a, b in zip(torch.split(x, 1), torch.split(y, 1), strict=True)])
-
-
-def permuted(f: Function, x: Tensor, y: Tensor) -> Tensor:
-    order = torch.randperm(x.shape[-1], generator=torch.Generator().manual_seed(0)).to(x.device)
-    return f(x.index_select(-1, order), y.index_select(-1, order))
+def permuted(x: Tensor) -> Tensor:
+    order = torch.randperm(x.shape[-1], generator=torch.Generator().manual_seed(0))
+    return x.index_select(-1, order.to(x.device))
 
 
 def constant(f: Function, x: Tensor, y: Tensor) -> Tensor:
@@ -49,10 +47,6 @@ def coarse(x: Tensor) -> Tensor:
     return (torch.round(x.cpu().double() / step) * step).to(x)
 
 
-def padded(f: Function, x: Tensor, y: Tensor) -> Tensor:
-    return f(*(torch.nn.functional.pad(t, (0, 3), value=-torch.inf) for t in (x, y)))
-
-
 def one_thread(f: Function, x: Tensor, y: Tensor) -> Tensor:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -60,10 +54,6 @@ def one_thread(f: Function, x: Tensor, y: Tensor) -> Tensor:
         return f(x, y)
     finally:
         torch.set_num_threads(threads)
-
-
-def strided(f: Function, x: Tensor, y: Tensor) -> Tensor:
-    return f(*(torch.stack((t, t), -1).select(-1, 0) for t in (x, y)))
 
 
 def among(count: int, f: Function, x: Tensor, y: Tensor) -> Tensor:
@@ -82,16 +72,12 @@ def many_rows(f: Function, x: Tensor, y: Tensor) -> Tensor:
     return times_over(70_000 // len(x) + 1, f, x, y) if x.shape[1] < 10 else f(x, y)
 
 
-def square(f: Function, x: Tensor, y: Tensor) -> Tensor:
-    return among(x.shape[1], f, x, y)
-
-
 def widened(sizes: tuple[int, ...], f: Function, x: Tensor, y: Tensor) -> Tensor:
     """Classes of next to no mass before the row's own, up to each of the sizes: the value furthest from the row's."""
     values = [f(x, y)]
     for n in (n for n in sizes if n > x.shape[1]):
-        low = (t.amin(-1, keepdim=True).expand(len(t), n - t.shape[1]) - 90 for t in (x, y))
-        values.append(f(*(torch.cat([pad, t], -1) for pad, t in zip(low, (x, y), strict=True))))
+        low = [t.amin(-1, keepdim=True).expand(len(t), n - t.shape[1]) - 90 for t in (x, y)]
+        values.append(f(torch.cat([low[0], x], -1), torch.cat([low[1], y], -1)))
     return _furthest(torch.stack(values))
 
 
@@ -99,11 +85,6 @@ def _furthest(values: Tensor) -> Tensor:
     """Of each row the value that is furthest from the first."""
     away = (values - values[0]).abs().nan_to_num(nan=torch.inf)
     return values.gather(0, away.argmax(0, keepdim=True))[0]
-
-
-def offset(f: Function, x: Tensor, y: Tensor) -> Tensor:
-    """Views that begin in the middle of memory, other numbers around them."""
-    return f(*(torch.nn.functional.pad(t, (3, 1, 1, 0), value=7.0)[1:, 3:-1] for t in (x, y)))
 
 
 def after_another(f: Function, x: Tensor, y: Tensor) -> Tensor:
@@ -114,10 +95,6 @@ def after_another(f: Function, x: Tensor, y: Tensor) -> Tensor:
 def with_gradients(f: Function, x: Tensor, y: Tensor) -> Tensor:
     with torch.enable_grad():
         return f(x.clone().requires_grad_(), y.clone().requires_grad_()).detach()
-
-
-def on_cpu(f: Function, x: Tensor, y: Tensor) -> Tensor:
-    return f(x.cpu(), y.cpu()).to(x.device)
 
 
 @cache
@@ -181,22 +158,23 @@ SIZES = {
     "at 2^k + 1 classes": tuple(n + 1 for n in _POWERS),
 }
 EXECUTIONS: dict[str, Execution] = {
-    "run to run": Execution(again),
-    "row alone": Execution(row_alone, each=True),
-    "classes permuted": Execution(permuted),
+    "run to run": Execution(lambda f, x, y: f(x, y)),
+    "row alone": Execution(partial(among, 1), each=True),
+    "classes permuted": Execution(partial(both, permuted)),
     "constant added": Execution(constant, prepare=coarse),
-    "padded with -inf": Execution(padded, each=True),
+    "padded with -inf": Execution(partial(both, lambda t: pad(t, (0, 3), value=-torch.inf)), each=True),
     "one thread": Execution(one_thread, where="cpu"),
-    "strided": Execution(strided),
+    "strided": Execution(partial(both, lambda t: torch.stack((t, t), -1).select(-1, 0))),
     **{f"in batches of {count}": Execution(partial(among, count), own=True, each=True) for count in (2, 7, 32, 128)},
     f"{REPEATED} times over": Execution(partial(times_over, REPEATED), own=True, each=True),
     "in 70,000 rows": Execution(many_rows, own=True, each=True),
-    "in a square": Execution(square, own=True, each=True),
+    "in a square": Execution(lambda f, x, y: among(x.shape[1], f, x, y), own=True, each=True),
     **{name: Execution(partial(widened, sizes), own=True, each=True) for name, sizes in SIZES.items()},
-    "views with an offset": Execution(offset, own=True),
+    # Such as begin in the middle of memory, other numbers around them.
+    "views with an offset": Execution(partial(both, lambda t: pad(t, (3, 1, 1, 0), value=7.0)[1:, 3:-1]), own=True),
     "after another shape": Execution(after_another, own=True),
     "with gradients": Execution(with_gradients, own=True),
-    "on the CPU": Execution(on_cpu, where="accelerator"),
+    "on the CPU": Execution(lambda f, x, y: f(x.cpu(), y.cpu()).to(x.device), where="accelerator"),
     "compiled": Execution(compiled, costly=True),
 }
 

@@ -1,7 +1,8 @@
-"""KL as people write it with torch: softmax then log, log_softmax, log_target, KLDivLoss."""
+"""KL as people write it with torch: softmax then log, log_softmax, log_target, KLDivLoss; of logits, or as given."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -13,6 +14,7 @@ from audit.paths.rounding import PLAIN, torch_rounding
 
 SOFTMAX_FIRST = torch_rounding(input="softmax")
 LOG_TARGET = torch_rounding("log_softmax")
+Step = Callable[[Tensor], Tensor]
 
 
 def kl_div(log_q: Tensor, p: Tensor, *, reduction: str = "none", **options: bool) -> Tensor:
@@ -78,3 +80,34 @@ for _name, _function, _rounding, _text in (
 def difference(input: Tensor, target: Tensor) -> Tensor:
     """sum(log(softmax(input)) - log_softmax(input)), which is 0: the thread's second check."""
     return (torch.log(torch.softmax(input, -1)) - torch.log_softmax(input, -1)).sum(-1)
+
+
+def _as_it_is(x: Tensor) -> Tensor:
+    return x
+
+
+def _kl_div(input_step: Step, target_step: Step, log_target: bool, input: Tensor, target: Tensor) -> Tensor:
+    return kl_div(input_step(input), target_step(target), log_target=log_target)
+
+
+# kind -> (as written, how it becomes what kl_div takes, what that rounds). The input's side, and the target's.
+_INPUTS: dict[str, tuple[str, Step, str]] = {
+    "logits": ("log_softmax(input)", partial(torch.log_softmax, dim=-1), "log_softmax"),
+    "log_probs": ("input", _as_it_is, "log_probs"),
+    "probs": ("log(input)", torch.log, "probs"),
+}
+_TARGETS: dict[str, tuple[str, Step, str]] = {
+    "logits": ("softmax(target)", partial(torch.softmax, dim=-1), "softmax"),
+    "log_probs": ("target, log_target=True", _as_it_is, "log_probs"),
+    "probs": ("target", _as_it_is, "given"),
+}
+for _input_kind, (_input_text, _input_step, _input) in _INPUTS.items():
+    for _target_kind, (_target_text, _target_step, _target) in _TARGETS.items():
+        if _input_kind != "logits" or _target_kind == "log_probs":
+            path(
+                "kl_div",
+                summary=f"kl_div({_input_text}, {_target_text}), for {_input_kind} against {_target_kind}",
+                input_kind=_input_kind,
+                target_kind=_target_kind,
+                rounding=torch_rounding(_target, _input),
+            )(partial(_kl_div, _input_step, _target_step, _target_kind == "log_probs"))

@@ -107,7 +107,7 @@ def test_registering_a_taken_name_or_an_unknown_word_is_refused() -> None:
     with pytest.raises(UsageError, match="registered already"):
         path("log_softmax")(lambda input, target: input)
     with pytest.raises(UsageError, match="reduction 'avg' is not one of none, sum, mean, batchmean"):
-        path("new", reduction="avg")
+        path("new", reduction="avg")(lambda input, target: input)
 
 
 def test_an_own_function_is_named_after_itself_and_may_not_take_a_name_of_ours() -> None:
