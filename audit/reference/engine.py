@@ -120,14 +120,11 @@ def _sums(values: Floats, weights: list[Weights], limbs: int) -> tuple[Fraction,
     if group is None:
         return exponential_sums(values, [Weights.ones(len(values)), *weights], limbs)
     counts = np.bincount(group)
-    present = np.flatnonzero(counts)
-    numbers = np.empty(len(counts))
+    numbers, there = np.empty(len(counts)), counts > 0
     numbers[group] = values
-    place = np.empty(len(counts), np.int64)
-    place[present] = np.arange(len(present))
-    counts, group = counts[present], place[group]
-    grouped = [w.grouped(group, counts) for w in weights]
-    return exponential_sums(numbers[present], [Weights.counts(counts), *grouped], limbs)
+    place = (np.cumsum(there) - 1)[group]
+    grouped = [w.grouped(place, counts[there]) for w in weights]
+    return exponential_sums(numbers[there], [Weights.counts(counts[there]), *grouped], limbs)
 
 
 def _distinct(values: Floats) -> Integers | None:

@@ -11,11 +11,11 @@ relative to e^t T2, so that a class errs in proportion to its own weight. docs/r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +31,6 @@ from audit.reference.limbs import (
     Product,
     add_products,
     aligned,
-    any_nonzero,
     carry,
     divide,
     exact_terms,
@@ -42,7 +41,7 @@ from audit.reference.limbs import (
     split,
     unit,
 )
-from audit.reference.tables import COARSE, FINE, PAGE_BITS, SPAN, narrow_limbs, page_factor, tables
+from audit.reference.oracle import context
 
 Integers = NDArray[np.int64]
 
@@ -51,23 +50,81 @@ BLOCK = 4080
 # So many classes at most keep the sums of their pieces within 63 bits.
 MOST = 500_000
 LARGEST = 2.0**39
+COARSE, FINE = 12, 27
+PAGE_BITS = 16
+SPAN = 2 ** (FINE - COARSE - 1)
 
-Members = slice | Integers
+
+class Tables(NamedTuple):
+    """T1[i] = e^(-i/2^12), 0 <= i < 2^16, and T2[l + SPAN] = e^(l/2^27), |l| <= SPAN, a row each.
+
+    T2 has limbs 1 ... width, T1 has limbs of NARROW bits, none beyond half of its radix; each number errs by less than
+    0.51 of its last unit. Small types keep more in the cache.
+    """
+
+    coarse: NDArray[np.int16]
+    fine: NDArray[np.float32]
 
 
-def _pick(array: Floats, members: Members) -> Floats:
-    return array[members] if isinstance(members, slice) else np.take(array, members, mode="clip")
+def narrow_limbs(width: int) -> int:
+    """So many that T1's last unit is 2^-8 of T2's or less: its error does not shrink with a class's weight."""
+    return -(-(BITS * width + 8) // NARROW)
+
+
+@lru_cache(maxsize=4)
+def tables(width: int) -> Tables:
+    high, low = [-256 * i for i in range(2 ** (PAGE_BITS - 8))], [-i for i in range(256)]
+    coarse = _exponentials(high, low, COARSE, narrow_limbs(width), NARROW, np.int16)
+    high, low = [128 * i - SPAN for i in range(2 * SPAN // 128 + 1)], list(range(128))
+    fine = _exponentials(high, low, FINE, width, BITS, np.float32)
+    return Tables(coarse, fine[: 2 * SPAN + 1])
+
+
+def _exponentials(
+    high: list[int], low: list[int], position: int, width: int, size: int, dtype: type[Any]
+) -> NDArray[Any]:
+    """e^((a + b)/2^position) for a in high, b in low, row by row, as limbs 1 ... width of `size` bits, at most 25."""
+    ctx = context()
+    bits = size * width - 2
+    guard = 32
+    with ctx.workprec(bits + 2 * guard):
+        a, b = (
+            [int(ctx.nint(ctx.ldexp(ctx.exp(ctx.mpf(v) / 2**position), bits + guard))) for v in values]
+            for values in (high, low)
+        )
+    # Digits 0 ... 2^size - 1 of the biased number are limbs -half ... half - 1 of the number.
+    half = 2 ** (size - 1)
+    bias = sum(half << (size * i) for i in range(width))
+    shift = bits + 2 * guard
+    offset = (bias << shift) + (1 << (shift - 1))
+    length = size * width // 8 + 4
+    raw = b"".join(((u * v + offset) >> shift).to_bytes(length, "little") for u in a for v in b)
+    digits = np.frombuffer(raw, np.uint8).reshape(-1, length)
+    limbs = np.empty((len(digits), width), dtype)
+    for j in range(width):
+        bit = size * (width - 1 - j)
+        words = digits[:, bit // 8 : bit // 8 + 4].copy().view("<u4")[:, 0]
+        limbs[:, j] = ((words >> (bit % 8)) & (2**size - 1)).astype(np.int64) - half
+    return limbs
+
+
+@lru_cache(maxsize=1024)
+def page_factor(page: int, width: int) -> Fraction:
+    """e^(-16 page), rounded below unit(width + 2)."""
+    ctx, bits = context(), BITS * (width + 3)
+    with ctx.workprec(bits):
+        return Fraction(int(ctx.nint(ctx.ldexp(ctx.exp(-page * 2 ** (PAGE_BITS - COARSE)), bits))), 2**bits)
 
 
 @dataclass(frozen=True)
 class Weights:
     """Numbers w, one a class: the sum over m of limb m times 2^(-25 (first + m)), to within `missing`.
 
-    `limbs` gives those of the classes it is asked for, limb m within `bounds[m]`, and no bounds say
-    w = 1. |w| is at most `ratio` times the class's count, and all of them add up to `total` at most.
+    Limb m is within `bounds[m]`, and no limbs say w = 1. |w| is at most `ratio` times the class's count, and all of
+    them add up to `total` at most.
     """
 
-    limbs: Callable[[Members], Sequence[Floats]]
+    limbs: Sequence[Floats]
     first: int
     bounds: tuple[int, ...]
     missing: Fraction
@@ -76,48 +133,41 @@ class Weights:
 
     @classmethod
     def ones(cls, count: int) -> Weights:
-        return cls(lambda _: (), 0, (), Fraction(0), Fraction(1), Fraction(count))
+        return cls((), 0, (), Fraction(0), Fraction(1), Fraction(count))
 
     @classmethod
     def counts(cls, counts: Integers) -> Weights:
         total = Fraction(int(counts.sum()))
-        return cls(lambda m: [counts[m].astype(np.float64)], 0, (int(counts.max()),), Fraction(0), Fraction(1), total)
+        return cls([counts.astype(np.float64)], 0, (int(counts.max()),), Fraction(0), Fraction(1), total)
 
     @classmethod
     def differences(cls, parts: Sequence[Floats], exponent: int, limit: int) -> Weights:
         """One or two parts over 2^exponent, at most 1/2 together, the second at most half an ulp of the first."""
-        scale = 2.0 ** (BITS - exponent)
-
-        def cut(members: Members, count: int) -> tuple[list[Floats], list[Floats]]:
-            return split([_pick(part, members) for part in parts], count, scale)
-
-        count = 2
-        for start in range(0, len(parts[0]), BLOCK):
-            block = slice(start, start + BLOCK)
-            while count < limit and any(any_nonzero(part) for part in cut(block, count)[1]):
-                count += 1
-        missing = Fraction(1, 2 ** (BITS * count)) if count == limit else Fraction(0)
+        limbs = split(parts, limit, 2.0 ** (BITS - exponent), needed=True)
+        missing = Fraction(1, 2 ** (BITS * limit)) if len(limbs) == limit else Fraction(0)
         # In binary64 a sum of n numbers of one sign errs by less than n 2^-53 of it.
         total = SLACK * Fraction(float(np.abs(parts[0]).sum())) / Fraction(2) ** exponent
-        return cls(lambda m: cut(m, count)[0], 1, (len(parts) * HALF,) * count, missing, Fraction(1, 2), total)
+        return cls(limbs, 1, (len(parts) * HALF,) * len(limbs), missing, Fraction(1, 2), total)
 
     def grouped(self, group: Integers, counts: Integers) -> Weights:
         """The sums over the classes of each group, in few enough limbs to be multiplied again."""
         most = int(counts.max())
-        limbs = np.zeros((len(self.bounds) + 1, len(counts)))
-        for row, limb in zip(limbs[1:], self.limbs(slice(None)), strict=False):
+        limbs = np.zeros((len(self.limbs) + 1, len(counts)))
+        for row, limb in zip(limbs[1:], self.limbs, strict=True):
             row[:] = np.bincount(group, limb, minlength=len(counts))
         passes, bound = passes_of(most * max(self.bounds))
         scratch = np.empty_like(limbs)
         for _ in range(passes):
             carry(limbs, scratch)
         bounds = (most + 1, *(bound,) * len(self.bounds))
-        missing = most * self.missing
-        return replace(self, limbs=lambda m: [*limbs[:, m]], first=self.first - 1, bounds=bounds, missing=missing)
+        return replace(self, limbs=[*limbs], first=self.first - 1, bounds=bounds, missing=most * self.missing)
+
+    def of(self, members: slice | Integers) -> Weights:
+        """Those of some classes."""
+        return replace(self, limbs=[limb[members] for limb in self.limbs])
 
 
-@dataclass(frozen=True)
-class Sum:
+class Sum(NamedTuple):
     """An exact sum lies within `radius` of `value`."""
 
     value: Fraction
@@ -132,7 +182,8 @@ def exponential_sums(values: Floats, weights: list[Weights], width: int) -> tupl
     top = float(np.rint(values.max() * 2.0**COARSE))
     totals = [Sum(Fraction(0), Fraction(0)) for _ in weights]
     for page, tail_limbs, members in _runs(values, top, width):
-        sums = _run_sums(values, top - float(page << PAGE_BITS), members, tail_limbs, weights, width)
+        start, those = top - float(page << PAGE_BITS), [w.of(members) for w in weights]
+        sums = _run_sums(values[members], start, tail_limbs, those, width)
         factor = page_factor(page, width)
         # The factor errs by less than unit(width + 2), and what it multiplies is at most SLACK times the weight.
         totals = [
@@ -155,32 +206,25 @@ def _digits(values: Floats, top: float) -> tuple[Integers, Floats, Floats]:
     return steps.astype(np.int64), fine, tails
 
 
-def _runs(values: Floats, top: float, width: int) -> Iterator[tuple[int, int, Integers | None]]:
-    """(page, limbs of the tails, members, None for all), for classes of one page and about as long tails."""
-    depths = np.zeros(len(values), np.uint8)
+def _runs(values: Floats, top: float, width: int) -> Iterator[tuple[int, int, slice | Integers]]:
+    """(page, limbs of the tails, members), for classes of one page and about as long tails."""
+    kinds = np.zeros(len(values), np.int16)
     # Tails that are 0, and those that two and three limbs hold.
     for position in (FINE, 3 * BITS, 4 * BITS):
-        beyond = np.empty(len(values), np.bool_)
-        for start in range(0, len(values), BLOCK):
-            scaled = values[start : start + BLOCK] * 2.0**position
-            np.not_equal(scaled, np.rint(scaled), out=beyond[start : start + BLOCK])
+        scaled = values * 2.0**position
+        beyond = scaled != np.rint(scaled)
         count = np.count_nonzero(beyond)
         if not count:
             break
         # A run of its own is worth it for the many with less, and for the few with more.
-        depths += beyond if 2 * count < len(values) else 1
-    pages = None
+        kinds += beyond if 2 * count < len(values) else 1
     if np.rint(values.min() * 2.0**COARSE) <= top - 2**PAGE_BITS:
-        pages = _digits(values, top)[0] >> PAGE_BITS
-    for page in [0] if pages is None else np.unique(pages).tolist():
-        for depth, tail_limbs in enumerate((0, 2, 3, width)):
-            chosen = depths == depth
-            if pages is not None:
-                chosen &= pages == page
-            if chosen.all():
-                yield page, tail_limbs, None
-            elif chosen.any():
-                yield page, tail_limbs, np.flatnonzero(chosen)
+        kinds += (4 * (_digits(values, top)[0] >> PAGE_BITS)).astype(np.int16)
+    for kind in range(int(kinds.max()) + 1):
+        members = np.flatnonzero(kinds == kind)
+        if len(members):
+            page, depth = divmod(kind, 4)
+            yield page, (0, 2, 3, width)[depth], members if len(members) < len(values) else slice(None)
 
 
 class _Space(NamedTuple):
@@ -202,24 +246,17 @@ def _space(width: int) -> _Space:
     return _Space(aligned(BLOCK, narrow_limbs(width)), sums, results, aligned(width + 2, BLOCK))
 
 
-def _run_sums(
-    values: Floats, top: float, members: Integers | None, tail_limbs: int, weights: list[Weights], width: int
-) -> list[Sum]:
-    """The sums over the members (None: all), of the page that `top` begins, whose tails have so many limbs at most."""
-    table, space = tables(width), _space(width)
-    chosen = plan(width, tail_limbs)
+def _run_sums(values: Floats, top: float, tail_limbs: int, weights: list[Weights], width: int) -> list[Sum]:
+    """The sums over classes of the page that `top` begins, whose tails have so many limbs at most."""
+    table, chosen = tables(width), plan(width, tail_limbs)
     products = [product(width, chosen.scale, chosen.bound, w.bounds, w.first) for w in weights]
     piece = exact_terms(max(p.bound for p in products))
-    count = len(values) if members is None else len(members)
     parts = []
-    for start in range(0, count, BLOCK):
-        size = min(BLOCK, count - start)
-        if size < BLOCK:
-            space = space.of(size)
-        block: Members = slice(start, start + size)
-        if members is not None:
-            block = members[block]
-        coarse, fine, tails = _digits(_pick(values, block), top)
+    for start in range(0, len(values), BLOCK):
+        block = slice(start, start + BLOCK)
+        coarse, fine, tails = _digits(values[block], top)
+        size = len(coarse)
+        space = _space(width).of(size)
         space.left[:] = np.take(table.coarse, coarse, axis=0, mode="clip")
         limbs = space.sums[0]
         limbs[:: width + 1] = 0
@@ -229,11 +266,11 @@ def _run_sums(
             _horner(limbs[chosen.top :], tails * 2.0**-FINE, tail_limbs, chosen, space)
         # The first weights last: their product takes the place of what all are products with.
         for out, needs, w in reversed([*zip(space.sums, products, weights, strict=False)]):
-            if w.bounds:
-                _times(limbs, chosen.top, w.limbs(block), w.first, needs, out, space.scratch)
+            if w.limbs:
+                _times(limbs, chosen.top, [limb[block] for limb in w.limbs], w.first, needs, out, space.scratch)
         rows = space.sums.reshape(-1, size)[: len(weights) * (width + 2)]
         parts += [rows[:, i : i + piece] @ space.left[i : i + piece] for i in range(0, size, piece)]
-    narrow = space.left.shape[1]
+    narrow = narrow_limbs(width)
     each = unit(narrow, NARROW) * unit(width + 1) / chosen.scale
     exact = np.array(parts).astype(np.int64).sum(axis=0).reshape(len(weights), width + 2, narrow)
     totals = [each * _fold(total) for total in exact]
@@ -250,10 +287,10 @@ def _run_sums(
 def _horner(right: Floats, t: Floats, tail_limbs: int, chosen: Plan, space: _Space) -> None:
     """T2, in `right`, becomes scale e^t T2."""
     last = len(chosen.steps) - 1
-    tail, _ = split([t], tail_limbs, RADIX**2)
+    tail = split([t], tail_limbs, RADIX**2)
     higher = t * t * (1 / (last + 2)) * (1 + t * (1 / (last + 3)))
     # Its first digit is 0.
-    digits, _ = split([higher], chosen.steps[0].factors - 1, RADIX**3)
+    digits = split([higher], chosen.steps[0].factors - 1, RADIX**3)
     for both, limb in zip(digits, tail[1:], strict=False):
         both += limb
     factors, tail_factors = nonzero([tail[0], *digits], 2), nonzero(tail, 2)
@@ -264,9 +301,7 @@ def _horner(right: Floats, t: Floats, tail_limbs: int, chosen: Plan, space: _Spa
         # After the last step T2 is not needed, but for the only step, which multiplies T2 itself.
         summed = (right if turn == last and turn else space.results[turn % 2])[: step.length]
         np.multiply(right[: step.length], float(step.scale), out=summed)
-        add_products(result, factors, step.every, summed, space.scratch)
-        for _ in range(step.passes):
-            carry(summed, space.scratch)
+        add_products(result, factors, step.carries, summed, space.scratch)
         result, factors = summed, tail_factors
     if last == 0:
         right[: len(result)] = result
@@ -283,9 +318,7 @@ def _times(
     start = top + first
     np.multiply(limbs[top : len(out) - first], weights[0], out=out[start:])
     out[:start] = 0
-    add_products(limbs[top:], nonzero(weights[1:], start + 1), needs.every, out, scratch)
-    for _ in range(needs.passes):
-        carry(out, scratch)
+    add_products(limbs[top:], nonzero(weights[1:], start + 1), needs.carries, out, scratch)
 
 
 def _fold(total: Integers) -> int:

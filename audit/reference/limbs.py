@@ -8,9 +8,9 @@ integers and raise where one might. docs/reference-engine.md has the proof.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,6 +79,13 @@ def carried(bound: int) -> int:
     return int(HALF + at_most(bound, EXACT // 2) // 2**BITS + 1)
 
 
+class Carries(NamedTuple):
+    """A pass of `carry` after `every` so many products, and so many passes at the end."""
+
+    every: int
+    passes: int
+
+
 def passes_of(bound: int, limit: int = LOOSE) -> tuple[int, int]:
     """How many passes of `carry` bring limbs below the limit, and the bound they leave."""
     passes, bound = 1, carried(bound)
@@ -115,11 +122,12 @@ def divide(limbs: Floats, divisor: int) -> None:
         remainder -= limb * divisor
 
 
-def split(parts: Sequence[Floats], count: int, scale: float) -> tuple[list[Floats], list[Floats]]:
-    """`count` limbs of `scale` times the sum of one or two parts, the first being the integer part, and what is left.
+def split(parts: Sequence[Floats], count: int, scale: float, needed: bool = False) -> list[Floats]:
+    """`count` limbs of `scale` times the sum of one or two parts, the first being the integer part.
 
-    At least 1 limb, 2 where scale < 1. Limbs after the first are at most HALF, and twice that with a second part, of
-    which `scale` makes at most 1/2. Less than one unit of the last limb is left, in that unit.
+    At least 1 limb, 2 where scale < 1; no more than are `needed` until nothing is left, if asked so. Limbs after the
+    first are at most HALF, and twice that with a second part, of which `scale` makes at most 1/2. Less than one unit of
+    the last limb is left.
     """
     limbs: list[Floats] = []
     if scale < 1:
@@ -137,45 +145,41 @@ def split(parts: Sequence[Floats], count: int, scale: float) -> tuple[list[Float
             part -= digit
             limb += digit
         limbs.append(limb)
-        if len(limbs) == count:
-            return limbs, left
+        if len(limbs) == count or (needed and not any(map(any_nonzero, left))):
+            return limbs
         for part in left:
             part *= RADIX
 
 
 def add_products(
-    limbs: Floats, factors: Iterable[tuple[int, Floats]], every: int, total: Floats, scratch: Floats
+    limbs: Floats, factors: Iterable[tuple[int, Floats]], carries: Carries, total: Floats, scratch: Floats
 ) -> None:
-    """total += limbs times the factors, of one number a class each, with the positions where they stand.
+    """total += limbs times the factors, of one number a class each, with the positions where they stand, and carries.
 
-    What falls below `total` is dropped; a carry comes after `every` so many.
+    What falls below `total` is dropped.
     """
     for turn, (position, factor) in enumerate(factors):
-        if turn and turn % every == 0:
+        if turn and turn % carries.every == 0:
             carry(total, scratch)
         reach = min(len(limbs), len(total) - position)
         if reach > 0:
             np.multiply(limbs[:reach], factor, out=scratch[:reach])
             total[position : position + reach] += scratch[:reach]
+    for _ in range(carries.passes):
+        carry(total, scratch)
 
 
-@dataclass(frozen=True)
-class Step:
-    """V <- scale T2 + f (V / divisor) on `length` limbs, f given by `factors` limbs; then so many passes of `carry`.
-
-    One pass more comes after `every` so many factors.
-    """
+class Step(NamedTuple):
+    """V <- scale T2 + f (V / divisor) on `length` limbs, f given by `factors` limbs."""
 
     scale: int
     length: int
     factors: int
-    every: int
-    passes: int
-    divisor: int = 1
+    carries: Carries
+    divisor: int
 
 
-@dataclass(frozen=True)
-class Plan:
+class Plan(NamedTuple):
     """Horner's rule for V = scale e^t T2. Its limbs stand at `top`, `top` + 1, ...; none exceeds `bound`.
 
     With e^t = sum over j < k of t^j/j! + t^k/k! E_k, it starts at (k + 1) E_k T2, from V = T2 and
@@ -233,20 +237,15 @@ def plan(width: int, tail_limbs: int) -> Plan:
         every, largest = bursts(scale * HALF, factors, bound)
         passes, bound = passes_of(largest)
         bound = max(bound, top * (int(scale * SLACK * 2 ** (BITS - 2)) + 8))
-        steps.append(Step(scale, length, count, every, passes, divisor))
+        steps.append(Step(scale, length, count, Carries(every, passes), divisor))
         shortest = length
     return Plan(top, tuple(steps), scale, bound, error)
 
 
-@dataclass(frozen=True)
-class Product:
-    """Limbs times weights, with a pass of `carry` after `every` so many and so many passes at the end.
+class Product(NamedTuple):
+    """Limbs times weights: no limb exceeds `bound` after the carries; `dropped` is what of the product is."""
 
-    Then no limb exceeds `bound`; `dropped` is what of the product is.
-    """
-
-    every: int
-    passes: int
+    carries: Carries
     bound: int
     dropped: Fraction
 
@@ -258,11 +257,11 @@ def product(width: int, scale: int, bound: int, weights: tuple[int, ...], first:
     No weights are a weight of 1.
     """
     if not weights:
-        return Product(0, 0, bound, Fraction(0))
+        return Product(Carries(0, 0), bound, Fraction(0))
     every, largest = bursts(weights[0] * bound, weights[1:], bound)
     passes, after = passes_of(largest, SUMMED)
     below = sum(weights[max(0, 1 - first) :])
     # The topmost limb is bounded by the value.
     most = sum(Fraction(weight, 2 ** (BITS * m)) for m, weight in enumerate(weights, first))
     after = at_most(max(after, int(scale * SLACK * most / unit(0)) + 5), SUMMED)
-    return Product(every, passes, after, below * bound * unit(width + 2) * SLACK)
+    return Product(Carries(every, passes), after, below * bound * unit(width + 2) * SLACK)

@@ -19,7 +19,7 @@ from mpmath import mp
 from audit.base.formats import FORMATS
 from audit.cases.streams import normal
 from audit.reference import enclosure, engine
-from audit.reference.tables import tables
+from audit.reference.fixedpoint import tables
 
 CLASSES = 131_072
 
