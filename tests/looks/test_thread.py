@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from audit.looks import thread
-from audit.looks.thread import BINS, CENTRAL, DRAWS, QUOTES, measure_thread
+from audit.looks.thread import BINS, CENTRAL, DRAWS, MEASURES, QUOTES, measure_thread
 
 MESSAGES = {"KLDivLoss(DATA1, DATA2)", "LogSoftmax(preds)"}
 
@@ -69,8 +69,10 @@ def test_half_the_mass_gives_c_log_c(rows: pd.DataFrame) -> None:
 
 
 def test_a_claim_that_fails_in_one_draw_is_not_reproduced(monkeypatch: pytest.MonkeyPatch) -> None:
-    zero = next(q for q in QUOTES if q.subject.startswith("log_target"))
-    measured = zero.measure("cpu").copy()  # type: ignore[union-attr]
+    zero = next(q for q in QUOTES if q["subject"].startswith("log_target"))
+    key = zero["subject"], zero["implementation"]
+    measured = MEASURES[key]("cpu").copy()  # type: ignore[union-attr]
     measured[3] = 1e-20
-    monkeypatch.setattr(thread, "QUOTES", [thread.Quote("x", "0", "", lambda _: measured, holds=zero.holds)])
+    monkeypatch.setattr(thread, "QUOTES", [zero])
+    monkeypatch.setitem(MEASURES, key, lambda _: measured)
     assert measure_thread("cpu")["reproduced"].tolist() == ["no"]
