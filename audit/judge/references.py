@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 from audit.base.kinds import TOKENS
 from audit.base.workers import Later, Submit, later
 from audit.cases import Problem
-from audit.reference.cache import Cache
 from audit.reference.exact import Certified, certified_rows
-from audit.reference.gold import DIGITS, Record, radius_of, versions
+from audit.reference.gold import DIGITS, Cache, Record, radius_of, versions
 from audit.reference.quantities import quantity_references
 from audit.reference.values import Rows, undefined
 

@@ -55,7 +55,7 @@ def verify(folder: pathlib.Path, everything: bool, cases: str | None = None) -> 
     """
     if not (folder / NAME).is_file():
         raise UsageError(f"{folder} has no {NAME}: `references build` computes one, --folder names another")
-    records = {(r.digest, r.quantity): r for r in read_records(folder)}
+    records = {r.key: r for r in read_records(folder)}
     gold = read_gold(folder)
     damaged = set(gold.damaged)
     problems: list[str] = []

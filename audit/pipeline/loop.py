@@ -28,8 +28,7 @@ from audit.publish.devices import failed_devices
 from audit.publish.figures import Plot, draw
 from audit.publish.folder import Spool, check_replaceable
 from audit.publish.tables import SCHEMA_VERSION, summarise, typed
-from audit.reference.cache import Cache, default_file
-from audit.reference.gold import COMMITTED_GOLD, read_gold
+from audit.reference.gold import COMMITTED_GOLD, Cache, default_file, read_gold
 
 if TYPE_CHECKING:
     from audit.machine.plan import Names, Own

@@ -15,9 +15,8 @@ from audit.judge import references
 from audit.judge.references import sealed
 from audit.machine.plan import plan_file
 from audit.pipeline.loop import execute
-from audit.reference.cache import Cache, default_file
 from audit.reference.exact import Certified, certified_rows
-from audit.reference.gold import Record, versions
+from audit.reference.gold import Cache, Record, default_file, versions
 
 
 def record(number: int, value: str = "0.5") -> Record:
