@@ -1,4 +1,4 @@
-"""Known defects, by name: each a plain function that gives, class by class, what the defect adds up.
+"""Known defects, by name (`defects.CAUSES`): each gives, class by class, what the defect adds up.
 
 A cause takes `Rows` and returns the terms of its sum, rows x classes, or several sets of them that are summed apart.
 In binary64 they say what the defect means; where it is a rounding they are tensors of the path's own formats.
@@ -6,10 +6,9 @@ In binary64 they say what the defect means; where it is a rounding they are tens
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from importlib import import_module
 from typing import Any
 
 import torch
@@ -84,9 +83,6 @@ class Rows:
         return F.kl_div(log_q, p, reduction="none")
 
 
-Variant = Callable[[Rows], Terms]
-
-
 def kl_terms(log_p: Tensor, log_q: Tensor) -> Tensor:
     """p (log p - log q), 0 where p = 0."""
     p = log_p.exp()
@@ -95,7 +91,7 @@ def kl_terms(log_p: Tensor, log_q: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Cause:
-    """A defect and its `variants`, each the function that may be it.
+    """A defect: `terms` of Rows, and of one of `values` where there are any, gives what it adds up.
 
     `paths`: those of the audit's own that have it by construction, so that it need not be shown there again.
     `emulated`: its terms have the roundings of the path's stored tensors, in halves to the bit. `chance`: how likely
@@ -104,39 +100,13 @@ class Cause:
 
     name: str
     summary: str
-    variants: tuple[Variant, ...]
+    terms: Callable[..., Terms]
+    values: tuple[Any, ...] = ()
     paths: tuple[str, ...] = ()
     emulated: bool = False
     chance: float = 0.0
 
-
-_REGISTRY: dict[str, Cause] = {}
-_MODULES = ("torch_kernels", "own_kernels")
-
-
-def register(cause: Cause) -> None:
-    """Adds a cause; its name must be new."""
-    if cause.name in _REGISTRY:
-        raise ValueError(f"cause {cause.name!r} is registered already")
-    _REGISTRY[cause.name] = cause
-
-
-def cause(
-    paths: Sequence[str] = (), emulated: bool = False, **variants: Sequence[Any]
-) -> Callable[[Callable[..., Terms]], Callable[..., Terms]]:
-    """Decorator: registers a function of Rows as a cause; `variants` are the values that one keyword may have."""
-
-    def decorate(function: Callable[..., Terms]) -> Callable[..., Terms]:
-        each = [partial(function, **{key: value}) for key, values in variants.items() for value in values]
-        summary = (function.__doc__ or "").splitlines()[0]
-        register(Cause(function.__name__, summary, tuple(each) or (function,), tuple(paths), emulated))
-        return function
-
-    return decorate
-
-
-def registered() -> list[Cause]:
-    """Every cause, in the order of registration."""
-    for module in _MODULES:
-        import_module(f"audit.causes.{module}")
-    return list(_REGISTRY.values())
+    @property
+    def variants(self) -> list[Callable[[Rows], Terms]]:
+        """Each the function that may be it."""
+        return [partial(self.terms, value) for value in self.values] or [self.terms]

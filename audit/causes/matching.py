@@ -19,17 +19,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, cached_property, partial
+from functools import cached_property, partial
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from audit.base.formats import FORMATS
-from audit.causes import Rows, Variant, registered
+from audit.causes import Cause, Rows, Terms
+from audit.causes.defects import CAUSES
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -40,13 +40,13 @@ SAMPLE = 2**16  # numbers of a problem on which causes are tried that are not sh
 
 
 class Hypothesis(NamedTuple):
-    """One variant of a cause; see Cause."""
+    """One variant of a cause."""
 
-    name: str
-    variant: Variant
-    paths: tuple[str, ...]
-    emulated: bool
-    chance: float
+    cause: Cause
+    terms: Callable[[Rows], Terms]
+
+
+HYPOTHESES = [Hypothesis(cause, variant) for cause in CAUSES for variant in cause.variants]
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,13 +97,13 @@ class Results:
         """What each predicts, hypotheses x results; which of it is off, which of that matches, and by what chance."""
         for h in hypotheses:
             if (h, self.reduction) not in self.rows.values:
-                self.rows.values[h, self.reduction] = _total(h.variant(self.rows), self.reduction)
+                self.rows.values[h, self.reduction] = _total(h.terms(self.rows), self.reduction)
         values = np.stack([self.rows.values[h, self.reduction] for h in hypotheses])
         format = FORMATS[self.dtype]
         sums, stored = self.rounding
         emulation = np.zeros_like(sums) if (stored > sums).all() else sums
         within = 2 * format.unit_roundoff * np.abs(values) + 2 * format.smallest_subnormal
-        within += np.where([[h.emulated] for h in hypotheses], emulation, sums + stored)
+        within += np.where([[h.cause.emulated] for h in hypotheses], emulation, sums + stored)
         with np.errstate(invalid="ignore", divide="ignore"):
             gap = np.abs(values - self.exact)
             off = ~((gap <= 2 * within) & np.isfinite(values)) & (values != self.exact)
@@ -115,11 +115,11 @@ class Results:
             values,
             off,
             off & np.where(np.isfinite(values), close, alike),
-            np.clip(chance, [[max(h.chance, 2.0**-50)] for h in hypotheses], 1.0),
+            np.clip(chance, [[max(h.cause.chance, 2.0**-50)] for h in hypotheses], 1.0),
         )
 
 
-def _total(terms: Tensor | tuple[Tensor, ...], reduction: str) -> Floats:
+def _total(terms: Terms, reduction: str) -> Floats:
     """Summed over the classes, and reduced as a path reduces, in the terms' own format."""
     parts = terms if isinstance(terms, tuple) else (terms,)
     if reduction == "none":
@@ -131,11 +131,6 @@ def _total(terms: Tensor | tuple[Tensor, ...], reduction: str) -> Floats:
     return np.asarray(sum(sums[1:], start=sums[0]).double().reshape(-1).numpy())
 
 
-@cache
-def _hypotheses() -> list[Hypothesis]:
-    return [Hypothesis(c.name, variant, c.paths, c.emulated, c.chance) for c in registered() for variant in c.variants]
-
-
 def name_causes(results: Sequence[Results]) -> list[list[str]]:
     """The cause of each result of each, "" where none is shown and where none need be named."""
     names = [np.full(len(r.computed), "", dtype=object) for r in results]
@@ -143,10 +138,10 @@ def name_causes(results: Sequence[Results]) -> list[list[str]]:
         own = [i for i, r in enumerate(results) if (r.path, r.device) == (path, device)]
         wrong = [i for i in own if results[i].failing.any()]
         for i in wrong:
-            _name(results[i], names[i], [h for h in _hypotheses() if path in h.paths], (True, False))
+            _name(results[i], names[i], [h for h in HYPOTHESES if path in h.cause.paths], (True, False))
         if all((names[i] != "")[results[i].failing].all() for i in wrong):
             continue
-        likely = _shown([results[i].sample() for i in wrong], _hypotheses())
+        likely = _shown([results[i].sample() for i in wrong], HYPOTHESES)
         tried = list(dict.fromkeys(hypothesis for hypothesis, _ in likely))
         # What is shown where results are wrong must also be borne out where they are right.
         for hypothesis, finite in _shown([results[i].sample() for i in own], tried) if tried else ():
@@ -163,7 +158,7 @@ def _name(
         wanted = results.failing & (names == "") & np.isin(np.isfinite(results.computed), finite)
         if wanted.any():
             _, _, matched, _ = results.matches([hypothesis])
-            names[wanted & matched[0]] = hypothesis.name
+            names[wanted & matched[0]] = hypothesis.cause.name
 
 
 def _shown(samples: Sequence[Results], hypotheses: Sequence[Hypothesis]) -> list[tuple[Hypothesis, bool]]:
@@ -185,5 +180,5 @@ def _shown(samples: Sequence[Results], hypotheses: Sequence[Hypothesis]) -> list
     by_factor = rows.groupby(["place", "finite", "factor"])["evidence"].mean()
     evidence = np.log(by_factor).groupby(["place", "finite"]).sum().sort_values(ascending=False, kind="stable")
     share = rows.groupby(["place", "finite"])["matched"].mean()
-    shown = evidence.index[(evidence > math.log(len(_hypotheses()) / CHANCE)) & (share[evidence.index] >= SHARE)]
+    shown = evidence.index[(evidence > math.log(len(HYPOTHESES) / CHANCE)) & (share[evidence.index] >= SHARE)]
     return [(hypotheses[place], finite) for place, finite in shown]

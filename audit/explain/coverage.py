@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from audit import cases, causes, paths
+from audit import cases, paths
 from audit.base.formats import FORMATS
 from audit.base.kinds import KINDS
 from audit.base.usage import UsageError
+from audit.causes.defects import CAUSES
 from audit.machine import devices
 from audit.paths.execution import EXECUTIONS
 
@@ -45,7 +46,7 @@ def listing(what: str) -> list[tuple[str, str]]:
             for p in _paths()
         ]
     if what == "causes":
-        return [(c.name, c.summary) for c in causes.registered()]
+        return [(c.name, c.summary) for c in CAUSES]
     if what == "devices":
         return [(d.name, f"absent: {d.absent}" if d.absent else d.model) for d in devices.found()]
     raise UsageError(f"list: {what!r} is not one of cases, paths, devices, causes")
