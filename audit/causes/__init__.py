@@ -7,7 +7,7 @@ In binary64 they say what the defect means; where it is a rounding they are tens
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -20,35 +20,23 @@ from audit.paths.rounding import PLAIN, Rounding
 Terms = Tensor | tuple[Tensor, ...]
 
 
-@dataclass(frozen=True, eq=False)
 class Rows:
     """Input and target, rows x classes in their dtype, the roundings of the path that was given them, and in binary64
     their logits x and y (the logarithms of what was given as probabilities), log q, log p, q, p and the divergence's
     terms. `kinds`: what input and target are. `values` keeps what was computed of them.
     """
 
-    input: Tensor
-    target: Tensor
-    kinds: tuple[str, str]
-    rounding: Rounding
-    x: Tensor
-    y: Tensor
-    log_q: Tensor
-    log_p: Tensor
-    q: Tensor
-    p: Tensor
-    terms: Tensor
-    values: dict[Any, Any] = field(default_factory=dict)
-
-    @classmethod
-    def of(
-        cls, input: Tensor, target: Tensor, kinds: tuple[str, str] = ("logits", "logits"), rounding: Rounding = PLAIN
-    ) -> Rows:
+    def __init__(
+        self, input: Tensor, target: Tensor, kinds: tuple[str, str] = ("logits", "logits"), rounding: Rounding = PLAIN
+    ) -> None:
+        self.input, self.target, self.kinds, self.rounding = input, target, kinds, rounding
         pairs = list(zip((input, target), kinds, strict=True))
-        x, y = (t.double().log() if kind == "probs" else t.double() for t, kind in pairs)
-        log_q, log_p = (t.log_softmax(-1) if kind == "logits" else t for t, kind in zip((x, y), kinds, strict=True))
-        terms = kl_terms(log_p, log_q)
-        return cls(input, target, kinds, rounding, x, y, log_q, log_p, log_q.exp(), log_p.exp(), terms)
+        self.x, self.y = (t.double().log() if kind == "probs" else t.double() for t, kind in pairs)
+        logs = zip((self.x, self.y), kinds, strict=True)
+        self.log_q, self.log_p = (t.log_softmax(-1) if kind == "logits" else t for t, kind in logs)
+        self.q, self.p = self.log_q.exp(), self.log_p.exp()
+        self.terms = kl_terms(self.log_p, self.log_q)
+        self.values: dict[Any, Any] = {}
 
     def stored(self, t: Tensor) -> Tensor:
         """In the format that the path's tensors have."""

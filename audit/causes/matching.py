@@ -76,7 +76,7 @@ class Results:
             return self
         some = np.argsort(~self.failing, kind="stable")[:most]
         whole = self.rows
-        made = partial(Rows.of, whole.input[some], whole.target[some], whole.kinds, whole.rounding)
+        made = partial(Rows, whole.input[some], whole.target[some], whole.kinds, whole.rounding)
         return replace(
             self, made=made, computed=self.computed[some], exact=self.exact[some], failing=self.failing[some]
         )

@@ -130,7 +130,7 @@ def _causes(table: pd.DataFrame, results: Sequence[Measured]) -> NDArray[np.obje
         if path.kind == "kl" and not result.note:
             kept, problem = measured.trial.numbers or (slice(None), measured.trial.problem)
             places, computed = everywhere[kept], result.computed[kept]
-            rows = later(causes.Rows.of, problem.input, problem.target, problem.case.kinds[::-1], path.rounding)
+            rows = later(causes.Rows, problem.input, problem.target, problem.case.kinds[::-1], path.rounding)
             rows = made.setdefault((id(problem), path.rounding), rows)
             where = path.name, measured.device, path.reduction
             judged.append((places, Results(*where, rows, computed, exact[places], wrong[places], result.dtype)))

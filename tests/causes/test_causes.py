@@ -101,7 +101,7 @@ def judged(computed: Tensor, rows: Rows) -> Results:
 def problems(seed: int, dtype: torch.dtype, count: int = 4) -> list[Rows]:
     generator = torch.Generator().manual_seed(seed)
     shapes = [(16, 10), (8, 33), (12, 5), (4, 100)][:count]
-    return [Rows.of(*(2 * torch.randn(2, *shape, generator=generator)).to(dtype).unbind()) for shape in shapes]
+    return [Rows(*(2 * torch.randn(2, *shape, generator=generator)).to(dtype).unbind()) for shape in shapes]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
@@ -129,7 +129,7 @@ def test_few_results_of_few_digits_are_not_enough_but_many_are() -> None:
         return sound.plain(rows.target, rows.input)
 
     few = [judged(swapped(rows), rows) for rows in problems(1, torch.float16, 1)]
-    two = Rows.of(few[0].rows.input[:2], few[0].rows.target[:2])
+    two = Rows(few[0].rows.input[:2], few[0].rows.target[:2])
     assert {n for names in name_causes([judged(swapped(two), two)]) for n in names} == {""}
     many = [judged(swapped(rows), rows) for seed in range(3) for rows in problems(seed, torch.float16)]
     assert {n for names in name_causes(many) for n in names} >= {"swapped_sides"}
