@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -39,13 +39,12 @@ class Trial:
     numbers: tuple[NDArray[np.int64], Problem] | None = None
 
 
-def begin_trials(plan: Plan, engine: Engine, submit: Submit) -> Iterator[Trial]:
-    """Every problem of a plan, its references and limits begun."""
-    for case, dtype, paths in plan.problems():
-        problem = build(case, dtype)
-        references = {q: engine.request(problem, q) for q in dict.fromkeys(("kl", *(p.quantity for p in paths)))}
-        before = None if case.native else engine.request(build(case, "float64"))
-        yield Trial(problem, paths, begin_limits(problem, paths, submit), references, before)
+def begin_trial(
+    problem: Problem, paths: list[Path], engine: Engine, submit: Submit, before: Later[References] | None = None
+) -> Trial:
+    """Its references and limits begun."""
+    references = {q: engine.request(problem, q) for q in dict.fromkeys(("kl", *(p.quantity for p in paths)))}
+    return Trial(problem, paths, begin_limits(problem, paths, submit), references, before)
 
 
 @dataclass
@@ -63,7 +62,11 @@ class Run:
     @cached_property
     def trials(self) -> list[Trial]:
         """All of them, in memory at once: not for a file of the user's own."""
-        return list(begin_trials(self.plan, self.engine, self.submit))
+        trials = []
+        for case, dtype, paths in self.plan.problems():
+            before = None if case.native else self.engine.request(build(case, "float64"))
+            trials.append(begin_trial(build(case, dtype), paths, self.engine, self.submit, before))
+        return trials
 
     @property
     def devices(self) -> list[str]:

@@ -17,12 +17,11 @@ from audit.base.usage import UsageError
 from audit.base.workers import Later, later
 from audit.cases import Problem, build
 from audit.judge.bounds import OVERFLOWS, Exact
-from audit.judge.limits import Limits, begin_limits
+from audit.judge.limits import Limits
 from audit.judge.references import SCREENED, Engine, References
 from audit.judge.screen import DTYPES, Enclosure, certain, enclose, least_bound
-from audit.looks import Look, Run, Trial, together
+from audit.looks import Look, Run, Trial, begin_trial, together
 from audit.looks.errors import Measured, error_table, run_paths
-from audit.looks.statistics import COLUMNS, statistics
 from audit.machine.devices import REMARKS
 from audit.machine.plan import Plan
 from audit.paths import Path
@@ -40,6 +39,9 @@ AHEAD = 64  # parts that are asked of an executor before the first is there
 # Results that errors.csv holds whole; of more, how many of a path's worst.
 MOST, WORST = 100_000, 100
 KEY = ["path", "dtype", "device"]
+# What statistics are made of, and of which percentiles.
+COLUMNS = [*KEY, "computed", "exact", "reverse", "same_top", "abs_error"]
+PERCENTILES = {"p1": 1, "p5": 5, "p10": 10, "p50": 50, "p90": 90, "p95": 95, "p99": 99, "p99_9": 99.9}
 UNDEFINED = "holds a NaN, +inf, or -inf throughout: KL is NaN"
 
 
@@ -62,7 +64,7 @@ LOOK = Look("errors", ("file",), begin)
 
 def _parts(run: Run) -> Iterator[tuple[pd.DataFrame, int]]:
     """The rows from where the spool ends on, a span at a time, and the row each part reaches to."""
-    plan, count, span = run.plan, len(run.plan.given.mask), _span(run.plan)
+    plan, count, (_, span) = run.plan, len(run.plan.given.mask), _sizes(run.plan)
     starts = range(run.spool.reached, count, span)
     if run.executor is None:
         stopped: dict[tuple[str, str], str] = {}
@@ -110,82 +112,113 @@ def _shown(spool: Spool, results: int) -> pd.DataFrame:
     return together(chosen)
 
 
-def _span(plan: Plan) -> int:
-    """Rows of which a table is made at a time: some chunks, whose numbers may all have to wait for the engine."""
-    step, results = _step(plan), len(plan.paths) * len(plan.dtypes) * len(plan.devices)
-    return step * max(1, min(RESULTS // (step * results), WAITING // (step * plan.given.input.classes)))
+def _sizes(plan: Plan) -> tuple[int, int]:
+    """Rows of a chunk, and of a table, which is some chunks: all of their numbers may have to wait for the engine."""
+    classes, results = plan.given.input.classes, len(plan.paths) * len(plan.dtypes) * len(plan.devices)
+    step = max(1, min(ROWS, NUMBERS // classes))
+    return step, step * max(1, min(RESULTS // (step * results), WAITING // (step * classes)))
 
 
-def _step(plan: Plan) -> int:
-    """Rows of a chunk."""
-    return max(1, min(ROWS, NUMBERS // plan.given.input.classes))
-
-
-def _judged(run: Run, first: int, last: int, stopped: dict[tuple[str, str], str]) -> pd.DataFrame:
-    """Rows of errors.csv, with what statistics.csv wants besides."""
-    file = run.plan.given
-    count, step = len(file.mask), _step(run.plan)
-    sampled = np.random.default_rng(0).random(count) < SAMPLE
-    sampled[file.mask.argmax()] = True
-    sampled |= count <= SMALL[0] and count * file.input.classes <= SMALL[1]
-    results: list[Measured] = []
-    extra: list[pd.DataFrame] = []
-    for start in range(first, min(count, last), step):
-        rows = file.kept(start, min(start + step, last))
-        if not len(rows):
+def _problems(run: Run, first: int, last: int) -> Iterator[tuple[NDArray[np.int64], Problem, list[Path]]]:
+    """A chunk of rows in each dtype: which the mask keeps, and the paths that take them."""
+    file, (step, _) = run.plan.given, _sizes(run.plan)
+    for start in range(first, min(len(file.mask), last), step):
+        kept = file.kept(start, min(start + step, last))
+        if not len(kept):
             continue
         run.advance(f"row {start}")
         for case, dtype, paths in replace(run.plan, cases=[file.case(slice(start, start + step))]).problems():
             if case.kinds == ("logits", "logits"):  # which anything may be
                 input, target = (t.to(getattr(torch, dtype)) for t in file.tensors(start, min(start + step, last)))
-                problem = Problem(case, dtype, input, target)
+                yield kept, Problem(case, dtype, input, target), paths
             else:
-                problem = build(case, dtype)
-            trial = Trial(problem, paths, later(_nothing), {}, None)
-            made, enclosed = _compared(run, trial, list(run_paths(trial, run.devices, stopped)), sampled[rows])
-            same_top = (trial.problem.input.argmax(-1) == trial.problem.target.argmax(-1)).numpy()
-            of_rows = pd.DataFrame({"row": rows, "reverse": _reverse(trial.problem, enclosed), "same_top": same_top})
-            results, extra = results + made, extra + [of_rows] * len(made)
+                yield kept, build(case, dtype), paths
+
+
+def _judged(run: Run, first: int, last: int, stopped: dict[tuple[str, str], str]) -> pd.DataFrame:
+    """Rows of errors.csv, with what statistics.csv wants besides."""
+    file = run.plan.given
+    count = len(file.mask)
+    sampled = np.random.default_rng(0).random(count) < SAMPLE
+    sampled[file.mask.argmax()] = True
+    sampled |= count <= SMALL[0] and count * file.input.classes <= SMALL[1]
+    results: list[Measured] = []
+    added: list[pd.DataFrame] = []
+    for chunk, (kept, problem, paths) in enumerate(_problems(run, first, last)):
+        measured = list(run_paths(Trial(problem, paths, later(_nothing), {}, None), run.devices, stopped))
+        enclosed = _enclosed(problem, paths, run.devices[0])
+        same_top = (problem.input.argmax(-1) == problem.target.argmax(-1)).numpy()
+        of_rows = pd.DataFrame({"row": kept, "reverse": _reverse(problem, enclosed), "same_top": same_top})
+        for rows, trial in _lots(run, problem, measured, enclosed, sampled[kept]):
+            for place, one in enumerate(measured):
+                results.append(
+                    replace(one, trial=trial, result=replace(one.result, computed=one.result.computed[rows]))
+                )
+                added.append(of_rows.iloc[rows].assign(chunk=chunk, place=place))
     if not results:
         return pd.DataFrame()
-    table, added = error_table(results), together(extra)
+    table = error_table(results).assign(**together(added)).sort_values(["chunk", "place", "row"], ignore_index=True)
     lost = table["reference"].eq("nan") & table["note"].eq("")
-    columns = table.assign(row=added["row"], rows=count, note=table["note"].mask(lost, UNDEFINED))
-    more = {"exact": table["exact_kl"].map(float), "reverse": added["reverse"], "same_top": added["same_top"]}
-    return typed(columns, "errors").assign(**more)
+    columns = typed(table.assign(rows=count, note=table["note"].mask(lost, UNDEFINED)), "errors")
+    return columns.assign(exact=table["exact_kl"].map(float), reverse=table["reverse"], same_top=table["same_top"])
 
 
 def _nothing() -> Limits:
     return Limits(np.empty(0), np.empty(0), {})
 
 
-def _compared(
-    run: Run, trial: Trial, results: Sequence[Measured], sampled: NDArray[np.bool_]
-) -> tuple[list[Measured], Enclosure]:
-    """The results with what they are compared with: by the screen in rows where all are certain, else by the engine.
-
-    And the screen's enclosure.
-    """
-    problem, paths = trial.problem, trial.paths
-    enclosed = _enclosed(problem, run.devices[0]) if _screens(problem, paths) else Enclosure.none(len(sampled))
+def _lots(
+    run: Run, problem: Problem, measured: Sequence[Measured], enclosed: Enclosure, sampled: NDArray[np.bool_]
+) -> Iterator[tuple[NDArray[np.int64], Trial]]:
+    """The rows that are compared with what the engine gives, and those where every result is certain by the screen."""
+    paths = list(dict.fromkeys(one.path for one in measured))
     texts = [enclosed.text(row) for row in range(len(sampled))]
     sure = np.array([text != "" for text in texts])
-    for one in results:
+    for one in measured:
         if not one.result.note:
             sure &= certain(one.path.promise, enclosed, one.result.computed, one.result.dtype, problem.dtype)
-    asked = np.flatnonzero(~sure | sampled)
+    asked, screened = np.flatnonzero(~sure | sampled), np.flatnonzero(sure & ~sampled)
     part = Problem(problem.case, problem.dtype, problem.input[asked], problem.target[asked])
-    quantities = dict.fromkeys(("kl", *(path.quantity for path in paths)))
-    exact = {quantity: run.engine.request(part, quantity) for quantity in quantities} if len(asked) else {}
-    limits = begin_limits(part, paths, run.submit) if len(asked) else later(_nothing)
-    merged = replace(
-        trial,
-        problem=problem.slim(),
-        numbers=(asked, part),
-        limits=later(_limits, enclosed, paths, problem.dtype, asked, limits),
-        references={q: later(_references, enclosed, texts, asked, exact.get(q)) for q in quantities},
-    )
-    return [replace(one, trial=merged) for one in results], enclosed
+    if len(asked):
+        trial = begin_trial(part, paths, run.engine, run.submit)
+        yield asked, replace(trial, limits=later(_checked, trial, enclosed, asked))
+    if len(screened):
+        rest = Problem(problem.case, problem.dtype, problem.input[screened], problem.target[screened]).slim()
+        bounds = {p.promise: (least_bound(p.promise, enclosed, problem.dtype)[screened],) * 2 for p in paths}
+        limits = Limits(enclosed.scale[screened], np.full(len(screened), np.nan), bounds)
+        values = References([Certified(texts[row], SCREENED) for row in screened], [False] * len(screened))
+        none = np.arange(0), Problem(problem.case, problem.dtype, problem.input[:0], problem.target[:0])
+        yield screened, Trial(rest, paths, lambda: limits, {"kl": lambda: values}, None, none)
+
+
+def _checked(trial: Trial, enclosed: Enclosure, asked: NDArray[np.int64]) -> Limits:
+    """The engine's limits. Whatever it is asked for is a check on the screen."""
+    limits, values = trial.limits(), trial.references["kl"]().values
+    there = ~np.isnan(enclosed.kl[asked])
+    held = all(enclosed.holds(asked[place], values[place]) for place in np.flatnonzero(there))
+    for promise, both in limits.bounds.items():
+        least = least_bound(promise, enclosed, trial.problem.dtype)[asked]
+        held &= not any((least > bound).any() for bound in both)
+    if not held:
+        raise UsageError(
+            "the screen and the exact engine differ: this device's exp, expm1 or log is worse than the 2 ulp that "
+            "docs/screening.md assumes; --device cpu judges the file without it"
+        )
+    return limits
+
+
+def _enclosed(problem: Problem, paths: Sequence[Path], device: str) -> Enclosure:
+    """By the screen, which is for logits in a format that leaves binary64 digits to spare, and KL row by row."""
+    if (
+        problem.dtype not in DTYPES
+        or problem.case.kinds != ("logits", "logits")
+        or any((p.quantity, p.reduction, p.rounding.temperature) != ("kl", "none", 1) for p in paths)
+    ):
+        return Enclosure.none(len(problem.input))
+    try:
+        return enclose(problem.input.to(device), problem.target.to(device))
+    except (RuntimeError, TypeError):  # no double, or no memory, there
+        return enclose(problem.input, problem.target)
 
 
 @OVERFLOWS
@@ -202,54 +235,32 @@ def _reverse(problem: Problem, enclosed: Enclosure) -> Rows:
     return enclosed.reverse
 
 
-def _screens(problem: Problem, paths: Sequence[Path]) -> bool:
-    """Whether the screen is for these: logits in a format that leaves binary64 digits to spare, and KL row by row."""
-    return (
-        problem.dtype in DTYPES
-        and problem.case.kinds == ("logits", "logits")
-        and all(p.quantity == "kl" and p.reduction == "none" and p.rounding.temperature == 1 for p in paths)
-    )
+def statistics(rows: pd.DataFrame) -> pd.DataFrame:
+    """What people compare two models by, of rows with COLUMNS: of the exact values in both directions, and by path."""
+    parts = []
+    for dtype, group in rows.groupby("dtype", sort=False):
+        own = list(group.groupby(["path", "device"], sort=False))
+        first = own[0][1]
+        exact = {"path": "exact", "dtype": dtype, "device": "", "same_top_class": first["same_top"].mean()}
+        parts.append(exact | {"direction": "target_input"} | _distribution(first["exact"]))
+        parts.append(exact | {"direction": "input_target"} | _distribution(first["reverse"]))
+        for (path, device), results in own:
+            row = exact | {"path": path, "device": device, "direction": "target_input"}
+            errors = results["abs_error"]
+            row["error_p99"] = errors[np.isfinite(errors)].quantile(0.99)
+            parts.append(row | {"same_top_class": results["same_top"].mean()} | _distribution(results["computed"]))
+    return pd.DataFrame(parts)
 
 
-def _enclosed(problem: Problem, device: str) -> Enclosure:
-    try:
-        return enclose(problem.input.to(device), problem.target.to(device))
-    except (RuntimeError, TypeError):  # no double, or no memory, there
-        return enclose(problem.input, problem.target)
-
-
-def _limits(
-    enclosed: Enclosure, paths: Sequence[Path], dtype: str, asked: NDArray[np.int64], exact: Later[Limits]
-) -> Limits:
-    """The exact limits of the rows that were asked for, and what is proven to be no more of the others."""
-    found, scale = exact(), enclosed.scale
-    rest = np.full(len(scale), np.nan)
-    bounds = {p.promise: (least := least_bound(p.promise, enclosed, dtype), least.copy()) for p in paths}
-    if len(asked):
-        scale[asked], rest[asked] = found.scale, found.rest
-        for promise, both in bounds.items():
-            for all_rows, some in zip(both, found.bounds[promise], strict=True):
-                _hold(~(all_rows[asked] > some))
-                all_rows[asked] = some
-    return Limits(scale, rest, bounds)
-
-
-def _references(
-    enclosed: Enclosure, texts: Sequence[str], asked: NDArray[np.int64], exact: Later[References] | None
-) -> References:
-    rows, gold = [Certified(text, SCREENED) for text in texts], [False] * len(texts)
-    if exact is not None:
-        found = exact()
-        for place, row in enumerate(asked):
-            rows[row], gold[row] = found.rows[place], found.gold[place]
-            _hold(np.isnan(enclosed.kl[row]) or enclosed.holds(row, rows[row].value))
-    return References(rows, gold)
-
-
-def _hold(proven: NDArray[np.bool_] | bool) -> None:
-    """Whatever the engine is asked for is a check on the screen."""
-    if not np.all(proven):
-        raise UsageError(
-            "the screen and the exact engine differ: this device's exp, expm1 or log is worse than the 2 ulp that "
-            "docs/screening.md assumes; --device cpu judges the file without it"
-        )
+def _distribution(values: pd.Series) -> dict[str, object]:
+    """Of those that are finite."""
+    finite = values[np.isfinite(values)]
+    return {
+        "n": len(values),
+        "non_finite": len(values) - len(finite),
+        "mean": finite.mean(),
+        "standard_error": finite.sem(),
+        "minimum": finite.min(),
+        **{name: finite.quantile(percent / 100) for name, percent in PERCENTILES.items()},
+        "maximum": finite.max(),
+    }
