@@ -18,7 +18,7 @@ from typing import Annotated, Any
 import typer
 import typer.core
 
-from audit.base.kinds import TOKENS
+from audit.base.kinds import TOKENS, failing
 from audit.base.supervision import Ended, finished, supervise
 from audit.base.text import describe, plain
 from audit.base.usage import UsageError
@@ -192,7 +192,7 @@ def run(
         terminal.say(console, f"gold record {record} is damaged: computed instead; `references build` mends it")
     for name in audit.stale:
         terminal.say(console, f"acknowledgement [{name}]: no finding of its scope occurs any more")
-    failures = audit.failures(strict)
+    failures = failing(audit.tables["findings"], strict)
     if len(failures):
         from audit.judge.findings import stanzas
 
@@ -239,7 +239,7 @@ def regress(
     current = read_report(report)
     before = newest(current, baselines)
     if before is None:
-        new = int((current.findings["status"] == "new").sum())
+        new = len(failing(current.findings))
         typer.echo(
             f"no baseline for this machine and profile: the bounds alone judged, {new} new findings; "
             'make baseline REASON="…" records one'

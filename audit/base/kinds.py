@@ -1,4 +1,11 @@
-"""The kinds of paths: what they mean to compute, and which of them a bound judges."""
+"""The kinds of paths, and of findings: which of them a bound judges, and which fail a run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 KINDS = {
     "kl": "Means to compute KL, and is gated by its bound.",
@@ -9,3 +16,9 @@ KINDS = {
 GATED = ("kl", "identity")
 # What a file may hold besides distributions: log-probabilities of sampled tokens, each a row of one number.
 TOKENS = "token_log_probs"
+NEW, SHARED, LOSSY, ACKNOWLEDGED = "new", "shared", "lossy", "acknowledged"
+
+
+def failing(findings: pd.DataFrame, strict: bool = False) -> pd.DataFrame:
+    """The findings that fail a run: the new ones, and where it is `strict`, what is lossy."""
+    return findings[findings["status"].isin([NEW, LOSSY] if strict else [NEW])]

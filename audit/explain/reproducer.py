@@ -22,10 +22,10 @@ import torch
 from torch import Tensor
 
 from audit.base.formats import FORMATS
+from audit.base.kinds import LOSSY
 from audit.base.usage import UsageError
 from audit.judge.bounds import Exact, bound, keeps
 from audit.judge.errors import exact_error, result_class
-from audit.judge.findings import LOSSY
 from audit.judge.gradients import Gradient, Truth
 from audit.judge.references import reduced
 from audit.machine.devices import lost

@@ -13,11 +13,10 @@ import numpy as np
 import pandas as pd
 
 from audit.base.formats import FORMATS
-from audit.base.kinds import GATED
+from audit.base.kinds import ACKNOWLEDGED, GATED, LOSSY, NEW, SHARED
 from audit.base.text import plain
 from audit.base.usage import UsageError
 
-NEW, SHARED, LOSSY, ACKNOWLEDGED = "new", "shared", "lossy", "acknowledged"
 SCOPE = ("path", "case", "dtype", "device", "symptom", "cause")
 GROUP = ["path", "dtype", "device", "symptom", "shared", "acknowledged_by"]
 _KEY = ["path", "case", "dtype", "device"]

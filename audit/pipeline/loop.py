@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from audit.base.kinds import failing
 from audit.base.text import plain
 from audit.base.workers import Later, Workers
 from audit.explain.reproducer import with_examples
-from audit.judge.findings import COMMITTED, LOSSY, NEW, find, read_acknowledgements
+from audit.judge.findings import COMMITTED, find, read_acknowledgements
 from audit.judge.references import Engine
 from audit.looks import Run, attribution, elements, errors, gradients, growth, invariance, stream, thread
 from audit.machine.devices import REMARKS, found
@@ -58,12 +59,7 @@ class Audit:
 
     @property
     def new_findings(self) -> pd.DataFrame:
-        return self.failures()
-
-    def failures(self, strict: bool = False) -> pd.DataFrame:
-        """The findings that fail the run: the new ones, and where it is `strict`, what is lossy."""
-        findings = self.tables["findings"]
-        return findings[findings["status"].isin([NEW, *([LOSSY] * strict)])]
+        return failing(self.tables["findings"])
 
 
 def execute(

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from audit.base.kinds import failing
 from audit.base.usage import UsageError
 from audit.base.workers import Workers
 from audit.cases import registered as registered_cases
-from audit.judge.findings import LOSSY, NEW
 from audit.machine.plan import COMPARISON, REDUCED, plan
 from audit.paths import UNDECLARED, Path, own_path
 from audit.paths.rounding import Rounding
@@ -90,15 +90,13 @@ def check(
     torchs = COMPARISON if reduction == "none" else REDUCED
     mine = {name: table[table["path"].isin(names)] for name, table in tables.items() if "path" in table}
     findings = mine["findings"]
-    failing = findings["status"].isin([NEW, LOSSY] if strict else [NEW])
-    causes = findings.get("cause", pd.Series(dtype=str))
     return Verdict(
-        not (failing.any() or done.failed_devices),
+        failing(findings, strict).empty and not done.failed_devices,
         findings,
         mine["errors"],
         mine["gradients"],
         mine["invariance"],
-        sorted({str(cause) for cause in causes if cause}),
+        sorted({str(cause) for cause in findings["cause"] if cause}),
         "\n".join(
             [*done.failed_devices, *(verdict(tables, name, torchs, strict, done.paces.get(name)) for name in names)]
         ),

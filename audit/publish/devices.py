@@ -55,3 +55,24 @@ def agreement(errors: pd.DataFrame) -> pd.DataFrame:
     won = (table["device_nearer"] - table["cpu_nearer"]) * table["results"]
     chance = 3 * np.sqrt((table["device_nearer"] + table["cpu_nearer"]) * table["results"])
     return table.assign(nearer=np.select([won > chance, won < -chance], [table["device"], CPU], "neither"))
+
+
+def agree(errors: pd.DataFrame) -> str:
+    """`agreement` in words, a sentence or two an accelerator; "" where the CPU and one do not both have results."""
+    told = []
+    for device, ways in agreement(errors).groupby("device", sort=False):
+        wrong = ways[~ways["agree"]].sort_values("apart", ascending=False, na_position="first", kind="stable")
+        names = [f"{path} in {dtype}" for path, dtype in zip(wrong["path"], wrong["dtype"], strict=True)]
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        results, nearer = ways["results"].sum(), ways["nearer"].value_counts()
+        said = (
+            f"No: {device} and the CPU give what two sound results cannot both be by {', '.join(names[:3])}{more}."
+            if names
+            else f"Yes: {device} and the CPU are no further apart than rounding allows in {results:,} results."
+        )
+        same = (ways["same"] * ways["results"]).sum() / results
+        told.append(
+            f"{said} {same:.0%} are the same bit for bit; of {len(ways)} ways and dtypes {device} is nearer the exact "
+            f"value in {nearer.get(device, 0)}, the CPU in {nearer.get(CPU, 0)}."
+        )
+    return " ".join(told)

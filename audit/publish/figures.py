@@ -15,7 +15,8 @@ import pandas as pd
 from audit.base.formats import FORMATS
 from audit.base.workers import Later, Submit, later
 from audit.publish import bench
-from audit.publish.answer import PARTS, Tables, closeness
+from audit.publish.answer import PARTS, closeness
+from audit.publish.verdict import Tables
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping
 from html import escape
 from importlib.resources import files
 from typing import Any
@@ -12,19 +12,12 @@ from typing import Any
 import pandas as pd
 
 from audit.base.formats import FORMATS
-from audit.publish.answer import (
-    LIMITS,
-    MEDIANS,
-    Answer,
-    Tables,
-    cell,
-    counted,
-    example,
-    folded,
-    matrix,
-)
+from audit.base.kinds import ACKNOWLEDGED, LOSSY, failing
+from audit.publish.answer import LIMITS, answer
+from audit.publish.devices import agreement
 from audit.publish.figures import Plot
-from audit.publish.verdict import answered
+from audit.publish.matrix import MEDIANS, Cell, cell, folded
+from audit.publish.verdict import Tables, counted, example
 
 # Section -> its plots. The first plot stands beside the answer.
 _BESIDE = "closeness"
@@ -32,9 +25,7 @@ _SECTIONS = {
     "Error and the number of classes": ("growth",),
     "Which rounding makes the error": ("attribution",),
     "Accuracy and time": ("time",),
-    "The forum thread": ("thread", "training"),
 }
-_LAST = "The forum thread"
 _THREAD = ["subject", "quoted", "explanation", "implementation", "device", "median_magnitude", "percentile",
            "reproduced"]  # fmt: skip
 _SUMMARY = ["case", "path", "reduction", "dtype", "device", "kind", "n", "scaled_error_median", "scaled_error_max",
@@ -47,58 +38,51 @@ _FINDING = ["path", "dtype", "device", "symptom", "results", "cases", "worst_rat
 
 def page(tables: Tables, environment: Mapping[str, Any], plots: Mapping[str, Plot]) -> str:
     """The whole page: the answer beside a picture, findings, the matrix, plots, the summary, the environment."""
-    told = answered(tables, environment)
+    told = answer(tables, environment)
+    both = agreement(tables["errors"])
+    drawn = {name: _figure(name, plot) for name, plot in plots.items()}
     sections = {
         "Findings": _findings(tables["findings"]),
-        "Every way of computing": _matrix(tables["errors"], environment.get("paths")),
+        "CPU and GPU": _table(both, "The same rows of errors.csv on both") if len(both) else "",
+        "Every way of computing": _matrix(tables["errors"], environment.get("paths", {})),
     }
     for title, names in _SECTIONS.items():
-        sections[title] = "".join(_figure(name, plots[name]) for name in names if name in plots)
+        sections[title] = "".join(drawn.get(name, "") for name in names)
     if "thread" in tables:
         words = "".join(f"<p>{escape(said)}</p>" for said in told.thread)
-        sections[_LAST] = words + sections[_LAST] + _table(tables["thread"][_THREAD], "thread", "thread")
-    else:
-        del sections[_LAST]
+        words += drawn.get("thread", "") + drawn.get("training", "")
+        sections["The forum thread"] = words + _table(tables["thread"][_THREAD], "thread.csv", "thread")
     if "statistics" in tables:
-        sections["The two models"] = _table(tables["statistics"], "statistics", "statistics")
+        sections["The two models"] = _table(tables["statistics"], "statistics.csv", "statistics")
     sections["Summary"] = _summary(tables)
     command = escape(str(environment.get("command", "")))
     sections["Environment"] = f"<p>This report again: <code>{command}</code></p>{_list(environment)}"
-    shown = {title: body for title, body in sections.items() if body}
-    main = "".join(
-        f'<section><h2 id="{_anchor(title)}">{escape(title)}</h2>{body}</section>' for title, body in shown.items()
-    )
-    template = (files("audit.publish") / "page.html").read_text(encoding="utf-8")
-    head = _header(told, list(shown), _figure(_BESIDE, plots[_BESIDE]) if _BESIDE in plots else "")
-    return template.replace("{{title}}", escape(told.verdict)).replace("{{body}}", f"{head}<main>{main}</main>")
 
-
-def _header(told: Answer, sections: Sequence[str], picture: str) -> str:
-    links = "".join(f'<li><a href="#{_anchor(title)}">{escape(title)}</a></li>' for title in sections)
     questions = "".join(f"<dt>{escape(q)}</dt><dd>{escape(said)}</dd>" for q, said in told.questions)
     limits = "".join(f"<li><strong>{escape(name)}</strong>, {escape(reason)}</li>" for name, reason in told.limits)
     if limits:
         limits = f"<h2>Known limits of torch</h2><p>Explained in {LIMITS}.</p><ul class='limits'>{limits}</ul>"
     sign, word = ("good", "✓") if told.good else ("bad", "✗")
-    return (
+    links, bodies = "", ""
+    for title, body in sections.items():
+        if body:
+            anchor = "section-" + re.sub(r"\W", "-", title.lower())
+            links += f'<li><a href="#{anchor}">{escape(title)}</a></li>'
+            bodies += f'<section><h2 id="{anchor}">{escape(title)}</h2>{body}</section>'
+    content = (
         f'<header><h1 class="{sign}"><span aria-hidden="true">{word}</span> {escape(told.verdict)}</h1>'
         f'<p class="ran">kl-audit · {escape(told.ran)}</p>'
-        f'<div class="first"><dl class="questions">{questions}</dl>{picture}</div>{limits}'
-        f'<nav aria-label="Sections"><ul>{links}</ul></nav></header>'
+        f'<div class="first"><dl class="questions">{questions}</dl>{drawn.get(_BESIDE, "")}</div>{limits}'
+        f'<nav aria-label="Sections"><ul>{links}</ul></nav></header><main>{bodies}</main>'
     )
-
-
-def _anchor(title: str) -> str:
-    return "section-" + re.sub(r"\W", "-", title.lower())
-
-
-def _id(name: str) -> str:
-    return f' id="{name}"' if name else ""
+    template = (files("audit.publish") / "page.html").read_text(encoding="utf-8")
+    return template.replace("{{title}}", escape(told.verdict)).replace("{{body}}", content)
 
 
 def _region(label: str, content: str, name: str = "") -> str:
     """What is wider or longer than the screen scrolls in a box of its own, by keyboard too."""
-    return f'<div class="wide"{_id(name)} role="region" tabindex="0" aria-label="{escape(label)}">{content}</div>'
+    id = f' id="{name}"' if name else ""
+    return f'<div class="wide"{id} role="region" tabindex="0" aria-label="{escape(label)}">{content}</div>'
 
 
 def _figure(name: str, plot: Plot) -> str:
@@ -108,22 +92,21 @@ def _figure(name: str, plot: Plot) -> str:
     return f'<figure id="plot-{name}">{_region(plot.title, svg)}<figcaption>{text}</figcaption></figure>'
 
 
-def _matrix(errors: pd.DataFrame, summaries: Mapping[str, str] | None) -> str:
+def _matrix(errors: pd.DataFrame, summaries: Mapping[str, str]) -> str:
     """A row a way, the best first; on a narrow screen a block a way."""
-    rows = matrix(errors)
-    columns = list(dict.fromkeys(zip(rows["device"], rows["dtype"], strict=True)))
+    columns, ways = folded(errors)
     head = "".join(f'<th scope="col">{escape(dtype)}<br>{escape(device)}</th>' for device, dtype in columns)
-    body = []
-    for paths, cells in folded(rows):
-        said = [(summaries or {}).get(path, "") for path in paths]
-        names = "<br>".join(
-            f'<span title="{escape(text)}">{escape(path)}</span>' for path, text in zip(paths, said, strict=True)
-        )
-        row = "".join(_square(cells.get(column), f"{column[1]} {column[0]}") for column in columns)
-        body.append(f'<tr><th scope="row">{names}<br><small>{escape(said[0])}</small></th>{row}</tr>')
+    body = ""
+    for paths, cells in ways:
+        names = (f'<span title="{escape(summaries.get(path, ""))}">{escape(path)}</span>' for path in paths)
+        said = escape(summaries.get(paths[0], ""))
+        body += f'<tr><th scope="row">{"<br>".join(names)}<br><small>{said}</small></th>'
+        for found, (device, dtype) in zip(cells, columns, strict=True):
+            body += f'<td{_shade(found)} data-label="{escape(f"{dtype} {device}")}">{escape(cell(found))}</td>'
+        body += "</tr>"
     table = (
         f'<table class="matrix"><caption>{escape(MEDIANS)}</caption>'
-        f'<thead><tr><th scope="col">way</th>{head}</tr></thead><tbody>{"".join(body)}</tbody></table>'
+        f'<thead><tr><th scope="col">way</th>{head}</tr></thead><tbody>{body}</tbody></table>'
     )
     steps = [f"at most {limit:g}" for limit in _LOST] + [f"over {_LOST[-1]:g}"]
     scale = "".join(f'<span class="s{i}">{step}</span>' for i, step in enumerate(steps))
@@ -131,35 +114,33 @@ def _matrix(errors: pd.DataFrame, summaries: Mapping[str, str] | None) -> str:
     return key + _region("Correct bits by path, dtype and device", table)
 
 
-def _square(found: Mapping[Hashable, Any] | None, label: str) -> str:
-    shade = ""
-    if found is not None and found["correct_bits"] == found["correct_bits"]:  # what is 0 has no relative error
-        shade = f' class="s{bisect_left(_LOST, FORMATS[found["dtype"]].precision - found["correct_bits"])}"'
-    return f'<td{shade} data-label="{escape(label)}">{escape(cell(found))}</td>'
+def _shade(found: Cell | None) -> str:
+    if found is None or pd.isna(found["correct_bits"]):  # what is 0 has no relative error
+        return ""
+    return f' class="s{bisect_left(_LOST, FORMATS[found["dtype"]].precision - found["correct_bits"])}"'
 
 
 def _findings(findings: pd.DataFrame) -> str:
     """New findings one by one; what is lossy in one table; acknowledged ones by reason, each with one reproducer."""
     parts = []
-    for finding in findings[findings["status"] == "new"].to_dict("records"):
+    for finding in failing(findings).to_dict("records"):
         title = f"New: {finding['path']} {finding['dtype']} {finding['device']}: {finding['symptom']}"
         what = f"{counted(finding['results'], 'result')} of {finding['cases']}; {example(finding)}."
         parts.append(f"<h3>{escape(title)}</h3><p>{escape(what)}</p>{_script(finding['script'])}")
     if not parts:
         parts.append("<p>Nothing new.</p>")
-    lossy = findings[findings["status"] == "lossy"]
+    lossy = findings[findings["status"] == LOSSY]
     if len(lossy):
         worst = [example(finding) for finding in lossy.to_dict("records")]
         table = lossy[_FINDING].assign(worst=worst, case=lossy["case"])
-        parts.append(f"<h3>Lossy</h3>{_table(table, 'findings', label='Lossy findings')}")
-    for name, group in findings[findings["status"] == "acknowledged"].groupby("acknowledged_by", sort=False):
+        parts.append(f"<h3>Lossy</h3>{_table(table, 'findings.csv', label='Lossy findings')}")
+    for name, group in findings[findings["status"] == ACKNOWLEDGED].groupby("acknowledged_by", sort=False):
         scripts = group.loc[group["script"] != "", "script"]
         results = counted(int(group["results"].sum()), "result")
         parts.append(
             f"<details><summary>Acknowledged: {escape(str(name))}, {results}</summary>"
-            f"<p>{escape(group['reason'].iloc[0])}</p>{_table(group[_FINDING], 'findings', label=str(name))}"
-            + (_script(min(scripts, key=len)) if len(scripts) else "")
-            + "</details>"
+            f"<p>{escape(group['reason'].iloc[0])}</p>{_table(group[_FINDING], 'findings.csv', label=str(name))}"
+            f"{_script(min(scripts, key=len)) if len(scripts) else ''}</details>"
         )
     return "".join(parts)
 
@@ -179,24 +160,25 @@ def _summary(tables: Tables) -> str:
     form = f'<form class="filters" hidden>{selects}<button type="reset">Show all</button><output></output></form>'
     shown = tables["summary"][~tables["summary"]["reduction"].isin(_MULTIPLES)]
     text = f"<p>Everything is in {links}; sums and means, which are multiples of batchmean, only there.</p>"
-    return text + form + _table(shown[_SUMMARY], "summary", "summary")
+    return text + form + _table(shown[_SUMMARY], "summary.csv", "summary")
 
 
 def _table(frame: pd.DataFrame, source: str, name: str = "", label: str = "") -> str:
     """A cell's and a row's end tags may be left out in HTML; of 5,000 rows they would be half a megabyte."""
     head = "".join(f'<th scope="col">{escape(str(c))}</th>' for c in frame)
     rows = "".join(
-        f'<tr><th scope="row">{_cell(first)}' + "".join(f"<td>{_cell(v)}" for v in rest)
+        f'<tr><th scope="row">{_text(first)}' + "".join(f"<td>{_text(v)}" for v in rest)
         for first, *rest in frame.itertuples(index=False, name=None)
     )
+    id = f' id="{name}"' if name else ""
     table = (
-        f'<table class="sortable"{_id(name)}><caption>{source}.csv, {len(frame):,} rows</caption>'
+        f'<table class="sortable"{id}><caption>{source}, {len(frame):,} rows</caption>'
         f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
     )
-    return _region(label or f"{source}.csv", table, f"{name}-rows" if name else "")
+    return _region(label or source, table, f"{name}-rows" if name else "")
 
 
-def _cell(value: Any) -> str:
+def _text(value: Any) -> str:
     if pd.isna(value):
         return ""
     return f"{value:.3g}" if isinstance(value, float) else escape(str(value))

@@ -9,17 +9,19 @@ from contextlib import suppress
 
 import pandas as pd
 
+from audit.base.kinds import failing
 from audit.base.text import markdown as escape
 from audit.base.usage import UsageError
 from audit.base.workers import Later
-from audit.publish.answer import MEDIANS, Tables, counted, example, grid
+from audit.publish.answer import answer
 from audit.publish.bench import NAME, read_bench
 from audit.publish.figures import Plot, draw
 from audit.publish.folder import report_folder
 from audit.publish.history import add_run
+from audit.publish.matrix import MEDIANS, grid
 from audit.publish.page import page
 from audit.publish.tables import described, typed, write_csv
-from audit.publish.verdict import answered
+from audit.publish.verdict import Tables, counted, example
 
 
 def write_report(
@@ -58,17 +60,13 @@ def write_report(
 
 def markdown(tables: Tables, environment: Mapping[str, object]) -> str:
     """report.md: the answer for a pull request or an issue, a row a way, and what reproduces it."""
-    told = answered(tables, environment)
+    told = answer(tables, environment)
     lines = [f"# {escape(told.verdict)}", "", escape(told.ran), ""]
     for question, said in told.questions:
         lines.append(f"- **{escape(question)}** " + "\\\n  ".join(map(escape, said.split("\n"))))
-    findings = tables["findings"]
-    for f in findings[findings["status"] == "new"].to_dict("records"):
-        lines += [
-            "",
-            f"**New**: {escape(f['path'])} {f['dtype']} {f['device']}, {f['symptom']}, "
-            f"{counted(f['results'], 'result')}",
-        ]
+    for f in failing(tables["findings"]).to_dict("records"):
+        what = f"{escape(f['path'])} {f['dtype']} {f['device']}, {f['symptom']}, {counted(f['results'], 'result')}"
+        lines += ["", f"**New**: {what}"]
         lines += [f"of {escape(f['cases'])}; {escape(example(f))}. findings.csv has a script that shows it."]
     columns, rows = grid(tables["errors"])
     lines += ["", MEDIANS, "", "| way | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]

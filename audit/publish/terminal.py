@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -15,10 +16,11 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-from audit.base.kinds import GATED
+from audit.base.kinds import GATED, LOSSY, failing
 from audit.base.text import plain
-from audit.publish.answer import counted, example, grid
-from audit.publish.verdict import answered
+from audit.publish.answer import LIMITS, answer
+from audit.publish.matrix import grid
+from audit.publish.verdict import counted, example
 
 
 def console() -> Console:
@@ -42,30 +44,23 @@ def say(console: Console, text: str) -> None:
     console.print("\n".join(map(plain, text.split("\n"))), soft_wrap=True, markup=False, highlight=False)
 
 
+def tell(console: Console, text: str, indent: str = "") -> None:
+    """Prints sentences, folded between words; a line's own indent is kept."""
+    for line in text.split("\n"):
+        said = line.lstrip(" ")
+        lead = indent + " " * (len(line) - len(said))
+        fold = textwrap.TextWrapper(console.width, lead, lead, break_long_words=False, break_on_hyphens=False)
+        say(console, fold.fill(plain(said)))
+
+
 def show(
     tables: Mapping[str, pd.DataFrame], environment: Mapping[str, Any], folder: pathlib.Path, console: Console
 ) -> None:
     """The matrix, the findings, then the answer, which is what stays on the screen; last where the files are."""
-    errors, told = tables["errors"], answered(tables, environment)
+    errors, told = tables["errors"], answer(tables, environment)
     show_matrix(errors, console)
-    if not environment.get("kernels"):  # of those the verdict says it
-        show_findings(tables["findings"], console)
-    uncomputed = errors[(errors["result_class"] == "not_computed") & errors["kind"].isin(GATED)]
-    for note, count in uncomputed["note"].value_counts().items():
-        say(console, f"not computed: {counted(count, 'result')}: {note}")
-    for name, reason in told.limits:
-        say(console, f"known limit: {name}: {reason}")
-    for text in told.thread:
-        say(console, text)
-    say(console, f"\n{told.verdict}\n{told.ran}\n")
-    for question, said in told.questions:
-        say(console, f"{question}\n  {said}")
-    say(console, f"\nwritten: {folder}: {', '.join(sorted(file.name for file in folder.iterdir()))}")
-
-
-def show_findings(findings: pd.DataFrame, console: Console) -> None:
-    """Every new finding with its example."""
-    for finding in findings[findings["status"] == "new"].to_dict("records"):
+    new = failing(tables["findings"]).to_dict("records")
+    for finding in new if not environment.get("kernels") else ():  # of those the verdict says it
         row = "" if pd.isna(finding["row"]) else f" row {finding['row']}"
         say(
             console,
@@ -73,6 +68,23 @@ def show_findings(findings: pd.DataFrame, console: Console) -> None:
             f"{counted(finding['results'], 'result')}, as in {finding['case']}{row}: {example(finding)}; "
             "findings.csv has a script that reproduces it",
         )
+    uncomputed = errors[(errors["result_class"] == "not_computed") & errors["kind"].isin(GATED)]
+    for note, count in uncomputed["note"].value_counts().items():
+        say(console, f"not computed: {counted(count, 'result')}: {note}")
+    for text in told.thread:
+        tell(console, text)
+    say(console, f"\n{told.verdict}")
+    tell(console, told.ran)
+    for question, said in told.questions:
+        say(console, f"\n{question}")
+        tell(console, said, "  ")
+    known = dict(told.limits)
+    if lossy := known.pop(LOSSY, ""):
+        tell(console, f"\nlossy: {lossy}")
+    if known:
+        limits = counted(len(known), "known limit")
+        tell(console, f"\n{limits}, listed in {folder / 'report.md'}, explained in {LIMITS}")
+    say(console, f"\nwritten: {folder}: {', '.join(sorted(file.name for file in folder.iterdir()))}")
 
 
 def show_matrix(errors: pd.DataFrame, console: Console) -> None:
@@ -96,18 +108,13 @@ def show_thread(thread: pd.DataFrame, console: Console) -> None:
 
     Beside today's torch stand the kernels of the thread's time, emulated.
     """
-    for device, rows in thread.groupby("device", sort=False):
-        table = Table(
-            title=f"The thread's numbers on {device}: median |x| here, percentile p of the quote",
-            box=SIMPLE_HEAD,
-            pad_edge=False,
-        )
-        table.add_column("subject", no_wrap=True, min_width=25)
-        table.add_column("quoted", no_wrap=True, max_width=11)
-        table.add_column("today", no_wrap=True)
-        table.add_column("2017 kernels", no_wrap=True)
+    for device, rows in thread.assign(cell=thread.apply(_measured, axis=1)).groupby("device", sort=False):
+        title = f"The thread's numbers on {device}: median |x| here, percentile p of the quote"
+        table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False)
+        for name, width in (("subject", 25), ("quoted", 11), ("today", None), ("2017 kernels", None)):
+            table.add_column(name, no_wrap=True, max_width=width, min_width=width)
         for (subject, quoted), pair in rows.groupby(["subject", "quoted"], sort=False):
-            cells = {str(row["implementation"]): _measured(row) for _, row in pair.iterrows()}
+            cells = pair.set_index("implementation")["cell"]
             table.add_row(str(subject), str(quoted), cells.get("today", ""), cells.get("thread_era", ""))
         console.print(table)
 

@@ -1,18 +1,50 @@
-"""What is said of a kernel of the user's own: ten lines, for a terminal, a notebook and a failing test."""
+"""What is said of a finding, and of a kernel of the user's own in ten lines."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
-from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from audit.publish.answer import Answer, Tables, answer, counted, example
+from audit.base.kinds import LOSSY, SHARED, failing
 
+Tables = Mapping[str, pd.DataFrame]
 LINES = 10
 # torch.testing.assert_close's rtol and atol where none are given.
 CLOSE = {"float16": (1e-3, 1e-5), "bfloat16": (1.6e-2, 1e-5), "float32": (1.3e-6, 1e-5), "float64": (1e-7, 1e-7)}
+
+
+def counted(number: int, what: str) -> str:
+    """ "1 result", "2 results"."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def example(finding: Mapping[Hashable, Any]) -> str:
+    """The result that a finding shows, in the digits that tell it; its note where nothing was computed."""
+    if finding["symptom"] == LOSSY:
+        off, times = finding["scaled_error"], finding["worst_ratio"]
+        return f"sound, but {off:,.0f} roundoffs off where {off / times:,.0f} are attainable"
+    if note := str(finding["note"]):
+        return note
+    computed, exact, bound = (float(finding[name]) for name in ("computed", "reference", "bound"))
+    error = abs(computed - exact)
+    digits = 6
+    while digits < 17 and error > 0 and f"{computed:.{digits}g}" == f"{exact:.{digits}g}":
+        digits += 1
+    times = f", {error / bound:.3g} times the bound" if np.isfinite(error) and bound > 0 else f", bound {bound:.3g}"
+    off = f": off by {error:.2g}{times}" if np.isfinite(error) else times
+    digits = min(digits + 1, 17)
+    return f"computed {computed:.{digits}g}, exact {exact:.{digits}g}{off}"
+
+
+def side_by_side(errors: pd.DataFrame, column: str, *paths: str) -> pd.DataFrame:
+    """A column of errors.csv on the results where each of these paths has it: a column a path."""
+    key = ["case", "row", "reduction", "dtype", "device"]
+    rows = errors[errors["path"].isin(paths)]
+    table = rows.assign(row=rows["row"].fillna(-1)).pivot_table(index=key, columns="path", values=column, sort=False)
+    return table.reindex(columns=list(paths)).dropna()
 
 
 def verdict(tables: Tables, own: str, torchs: str, strict: bool = False, pace: float | None = None) -> str:
@@ -21,10 +53,9 @@ def verdict(tables: Tables, own: str, torchs: str, strict: bool = False, pace: f
     `pace`: how many times as fast as that it is.
     """
     errors, findings = (tables[name][tables[name]["path"] == own] for name in ("errors", "findings"))
-    failing = ["new", "lossy"] if strict else ["new"]
-    told = findings[findings["status"].isin(failing)]
+    failed = failing(findings, strict)
     theirs = tables["errors"][tables["errors"]["path"] == torchs]
-    groups = {str(symptom): group for symptom, group in told.groupby("symptom", sort=False)}
+    groups = {str(symptom): group for symptom, group in failed.groupby("symptom", sort=False)}
     # Where values are wrong, what follows from them need not be told.
     slopes = [symptom for symptom in groups if "gradient" in symptom]
     values = [symptom for symptom in groups if symptom not in (*slopes, "changes")]
@@ -32,54 +63,38 @@ def verdict(tables: Tables, own: str, torchs: str, strict: bool = False, pace: f
     if values and slopes:
         problems[0][0] += "; its gradients fail too"
     computed = errors[errors["result_class"] != "not_computed"]
-    dtypes = ", ".join(computed["dtype"].unique())
-    checked = f"{counted(len(computed), 'result')} in {dtypes or 'no dtype'} on {', '.join(errors['device'].unique())}"
-    known = [f"{len(findings[findings['status'] == s])} {s}" for s in ("shared", "lossy") if s not in failing]
-    known = [text for text in known if not text.startswith("0 ")]
-    head = f"{own} is {'not sound' if len(told) else 'sound'}: {checked}" + (f"; {', '.join(known)}" if known else "")
-    lines = [head, *(line for problem in problems[:3] for line in problem)]
+    dtypes = ", ".join(computed["dtype"].unique()) or "no dtype"
+    lines = [
+        f"{own} is {'not sound' if len(failed) else 'sound'}: {counted(len(computed), 'result')} in {dtypes} on "
+        f"{', '.join(errors['device'].unique())}"
+    ]
+    others = findings.drop(failed.index)["status"].value_counts()
+    if known := [f"{others[status]} {status}" for status in (SHARED, LOSSY) if status in others]:
+        lines[0] += f"; {', '.join(known)}"
+    lines += [line for problem in problems[:3] for line in problem]
     if len(problems) > 3:
         lines.append(f"and {counted(len(problems) - 3, 'more problem')}: .findings has them all")
-    beside = compared(tables["errors"], own, torchs, pace)
+    beside = _compared(tables["errors"], own, torchs, pace)
     tail = [line for line in (_untaken(errors), _gradients(tables, own), _repeated(tables, own), beside) if line]
     return "\n".join([*lines[: LINES - len(tail)], *tail])
-
-
-def answered(tables: Tables, environment: Mapping[str, Any]) -> Answer:
-    """The first screen of a run: of torch, or of the kernels of the user's own that environment.json names."""
-    told = answer(tables, environment)
-    own = environment.get("kernels") or {}
-    if not own:
-        return told
-    paces = environment.get("paces") or {}
-    texts = [verdict(tables, name, torchs, pace=paces.get(name)).partition("\n") for name, torchs in own.items()]
-    heads = [head.partition(":")[0] for head, _, _ in texts]
-    good = told.good and all(" not sound" not in head for head in heads)
-    questions = [(f"{name}?", f"{head}\n{rest}") for name, (head, _, rest) in zip(own, texts, strict=True)]
-    return replace(told, verdict="; ".join(heads), good=good, questions=questions, thread=[])
 
 
 def _problem(group: pd.DataFrame, torchs: pd.DataFrame) -> list[str]:
     """What is wrong and where, then the example that shows it with the smallest input."""
     first = group.sort_values("worst_ratio", ascending=False, kind="stable").to_dict("records")[0]
-    where = (
-        f"{first['symptom']} in {', '.join(group['dtype'].unique())}, {counted(int(group['results'].sum()), 'result')}"
-    )
-    fails, passes = (_union(group[name]) for name in ("fails_at", "passes_at"))
-    passes = [n for n in passes if n not in fails]
+    dtypes, results = ", ".join(group["dtype"].unique()), counted(int(group["results"].sum()), "result")
+    where = f"{first['symptom']} in {dtypes}, {results}"
+    fails, passes = (sorted({int(n) for n in " ".join(group[name]).split()}) for name in ("fails_at", "passes_at"))
     if fails:
-        where += f": fails at {_some(fails)} classes" + (f", passes at {_some(passes)}" if passes else "")
-    causes = [str(cause) for cause in group.get("cause", pd.Series(dtype=str)).unique() if cause]
-    where += f"; cause: {', '.join(causes)}" if causes else ""
-    return [where, f"  {first['case']} {first['dtype']}: {_example(first)}{_noticed(first, torchs)}"]
-
-
-def _example(finding: Mapping[Hashable, Any]) -> str:
+        where += f": fails at {_some(fails)} classes"
+    if fails and (passes := [n for n in passes if n not in fails]):
+        where += f", passes at {_some(passes)}"
+    if causes := [cause for cause in group["cause"].unique() if cause]:
+        where += f"; cause: {', '.join(causes)}"
     smallest = ""
-    if isinstance(finding["input"], str) and 0 < len(finding["input"]) <= 60:
-        sides = (f"[{_decimal(str(finding[side]))}]" for side in ("input", "target"))
-        smallest = "; smallest: " + " against ".join(sides)
-    return example(finding) + smallest
+    if isinstance(first["input"], str) and 0 < len(first["input"]) <= 60:
+        smallest = f"; smallest: [{_decimal(first['input'])}] against [{_decimal(str(first['target']))}]"
+    return [where, f"  {first['case']} {first['dtype']}: {example(first)}{smallest}{_noticed(first, torchs)}"]
 
 
 def _noticed(finding: Mapping[Hashable, Any], torchs: pd.DataFrame) -> str:
@@ -103,26 +118,22 @@ def _decimal(runs: str) -> str:
     return ", ".join(f"{float.fromhex(value) + 0.0:.6g}" + (f" x{times}" if times else "") for value, _, times in pairs)
 
 
-def _union(texts: pd.Series) -> list[int]:
-    return sorted({int(word) for text in texts for word in str(text).split()})
-
-
 def _some(numbers: list[int]) -> str:
     return ", ".join(f"{n:,}" for n in numbers[:8]) + (", ..." if len(numbers) > 8 else "")
 
 
 def _untaken(errors: pd.DataFrame) -> str:
     """The dtypes in which nothing was computed, and why."""
-    missing = errors["result_class"] == "not_computed"
-    every = missing.groupby(errors["dtype"], sort=False).all()
-    told = [f"{d} ({errors.loc[errors['dtype'] == d, 'note'].iloc[0]})" for d, none in every.items() if none]
+    groups = errors.groupby("dtype", sort=False)
+    told = [
+        f"{dtype} ({rows['note'].iloc[0]})" for dtype, rows in groups if rows["result_class"].eq("not_computed").all()
+    ]
     return f"not taken: {', '.join(told)}" if told else ""
 
 
 def _gradients(tables: Tables, own: str) -> str:
     """Said where there is none at all: no test has seen a gradient."""
-    gradients = tables.get("gradients")
-    return "it has no gradient" if gradients is not None and not (gradients["path"] == own).any() else ""
+    return "it has no gradient" if "gradients" in tables and own not in set(tables["gradients"]["path"]) else ""
 
 
 def _repeated(tables: Tables, own: str) -> str:
@@ -137,17 +148,13 @@ def _repeated(tables: Tables, own: str) -> str:
     return f"rows that go wrong now and then are seen with probability {', '.join(seen)} ({rows:,} repeated in a dtype)"
 
 
-def compared(errors: pd.DataFrame, own: str, torchs: str, pace: float | None = None) -> str:
-    """Median scaled errors of the rows both have, dtype by dtype, and the time."""
-    key = ["case", "row", "dtype", "device", "reduction"]
-    both = errors[errors["path"].isin([own, torchs])]
-    table = both.assign(row=both["row"].fillna(-1)).pivot_table(index=key, columns="path", values="scaled_error")
+def _compared(errors: pd.DataFrame, own: str, torchs: str, pace: float | None) -> str:
+    """Median scaled errors of the results both have, dtype by dtype, and the time."""
     parts: dict[str, list[str]] = {}
-    if {own, torchs} <= set(table):
-        for dtype, rows in table.dropna().groupby("dtype", sort=False):
-            mine, theirs = rows[own].median(), rows[torchs].median()
-            times = 1.0 if mine == theirs else theirs / mine if mine else float("inf")
-            parts.setdefault(_as(times, "accurate"), []).append(str(dtype))
+    for dtype, both in side_by_side(errors, "scaled_error", own, torchs).groupby("dtype", sort=False):
+        mine, theirs = both[own].median(), both[torchs].median()
+        times = 1.0 if mine == theirs else theirs / mine if mine else float("inf")
+        parts.setdefault(_as(times, "accurate"), []).append(str(dtype))
     told = [f"{how} in {', '.join(dtypes)}" for how, dtypes in parts.items()]
     told += [f"{_as(pace, 'fast')} (64 x 1,000 float32)"] if pace and pace == pace else []
     return f"beside {torchs}, in the median: {'; '.join(told)}" if told else ""

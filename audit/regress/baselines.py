@@ -5,6 +5,7 @@ from __future__ import annotations
 import pathlib
 import shutil
 
+from audit.base.kinds import failing
 from audit.base.usage import UsageError
 from audit.publish.bench import bench_file
 from audit.publish.folder import report_folder
@@ -23,7 +24,7 @@ def record(report: pathlib.Path, reason: str, folder: pathlib.Path = FOLDER) -> 
     if not reason.strip():
         raise UsageError('a baseline needs a reason: make baseline REASON="…"')
     current = read_report(report)
-    if new := int((current.findings["status"] == "new").sum()):
+    if new := len(failing(current.findings)):
         raise UsageError(f"{report} has {new} new findings: mend or acknowledge them first, then record the baseline")
     home = folder / machine_key(current.environment)
     place = home / f"{1 + max((int(p.name) for p in _recorded(home)), default=0):04d}"

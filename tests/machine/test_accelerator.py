@@ -135,6 +135,8 @@ def test_a_table_says_whether_the_devices_agree_and_which_is_nearer_the_truth(pl
     assert whole.loc[("autocast", "bfloat16"), "nearer"] == "toy"
     wrong = agreement(audit.read_errors(played[0] / "a wrong sum")).set_index(["path", "dtype"])
     assert not wrong.loc["log_softmax", "agree"].any() and (wrong.loc["log_softmax", "nearer"] == "cpu").all()
+    for name, said in (("sound", "Yes: toy and the CPU"), ("a wrong sum", "No: toy and the CPU")):
+        assert said in played[1][name]["out"] and said in (played[0] / name / "report.md").read_text()
 
 
 def test_a_comparison_tells_the_device_that_became_worse(played) -> None:

@@ -11,7 +11,7 @@ from rich.console import Console
 
 import audit
 from audit.publish import terminal
-from audit.publish.answer import grid
+from audit.publish.matrix import grid
 from audit.publish.tables import summarise, typed
 
 
@@ -53,6 +53,19 @@ def test_the_bits_of_four_dtypes_fits_80_columns_uncut(errors: pd.DataFrame) -> 
     terminal.show_matrix(errors.assign(negative=True), Console(file=out, width=80))
     assert out.getvalue().count("100%") >= 4 * len(grid(errors)[1]) / 2
     assert "…" not in out.getvalue() and max(map(len, out.getvalue().splitlines())) <= 80
+
+
+def test_answers_fold_between_words_and_known_limits_are_counted_in_a_line(
+    errors: pd.DataFrame, tmp_path: Path
+) -> None:
+    out, path = io.StringIO(), errors["path"].iloc[0]
+    known = {"status": "acknowledged", "path": path, "results": 3, "reason": "A limit. " * 40}
+    findings = typed(pd.DataFrame([known | {"acknowledged_by": name} for name in ("one", "other")]), "findings")
+    tables = {"errors": errors, "findings": findings, "summary": summarise(errors)}
+    terminal.show(tables, {}, tmp_path, Console(file=out, width=80))
+    *text, written = out.getvalue().splitlines()
+    assert max(map(len, text)) <= 80 and written.startswith("written: ")
+    assert "2 known limits, listed in" in out.getvalue() and "A limit" not in out.getvalue()
 
 
 @pytest.mark.parametrize(
