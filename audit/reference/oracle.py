@@ -55,9 +55,8 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from mpmath import MPContext
@@ -73,21 +72,17 @@ GUARD_DIGITS = 10
 LOCK = threading.RLock()
 
 
-class _Own(threading.local):
-    def __init__(self) -> None:
-        self.context = MPContext()
-
-
-_OWN = _Own()
+_OWN = threading.local()
 
 
 def context() -> Any:
     """One context a thread: making one is slow, and the global one belongs to the caller."""
+    if not hasattr(_OWN, "context"):
+        _OWN.context = MPContext()
     return _OWN.context
 
 
-@dataclass(frozen=True)
-class Ball:
+class Ball(NamedTuple):
     """An exact number lies within `radius` of `value`; radius 0 is a proof. Both are mpf of the local context."""
 
     value: Any
@@ -294,23 +289,26 @@ def kl_sum(
     nor zero.
     """
     ctx, kinds = context(), (input_kind, target_kind)
-    asked = digits + GUARD_DIGITS
+    row_digits = asked = digits + GUARD_DIGITS
     with LOCK:
         if is_infinite(input, target, *kinds):
             return Ball(ctx.inf, ctx.zero)
-        row_digits = asked
-        balls = [kl_row(x, y, *kinds, asked) for x, y in zip(input, target, strict=True)]
-        while not (total := sum_of_balls(balls, divisor, row_digits)).settles(asked):
-            # Rows cancel each other, or cannot be settled by themselves; those that can are asked for more.
-            open_rows = [ball.radius != 0 and ball.settles(row_digits) for ball in balls]
-            if not any(open_rows):
-                raise UsageError(_unsettled(total, digits, name))
+        while True:
+            balls = [kl_row(x, y, *kinds, row_digits) for x, y in zip(input, target, strict=True)]
+            total = sum_of_balls(balls, divisor, row_digits)
+            if total.settles(asked):
+                return total
+            # Rows cancel each other, or cannot be settled by themselves: is there one that can be asked for more?
+            if not any(ball.radius and ball.settles(row_digits) for ball in balls):
+                break
             row_digits *= 2
-            balls = [
-                kl_row(x, y, *kinds, row_digits) if is_open else ball
-                for x, y, ball, is_open in zip(input, target, balls, open_rows, strict=True)
-            ]
-        return total
+    value, radius = ctx.nstr(total.value, 6), ctx.nstr(total.radius, 3)
+    reached = f"{name}: {MAX_PRECISION} bits do not settle {digits} digits; they give {value} with radius {radius}"
+    if abs(total.value) <= total.radius:
+        reached += "; numbers that are not normalised can cancel to exactly 0, which cannot be told from that"
+    else:
+        reached += "; ask for fewer digits"
+    raise UsageError(reached)
 
 
 def sum_of_balls(balls: list[Ball], divisor: int, digits: int) -> Ball:
@@ -323,12 +321,3 @@ def sum_of_balls(balls: list[Ball], divisor: int, digits: int) -> Ball:
         value, size = (ctx.fsum((ball.value for ball in balls), absolute=a) / divisor for a in (False, True))
         radius = ctx.fsum(ball.radius for ball in balls) / divisor
         return Ball(value, radius + ctx.ldexp(size, 3 - precision) + ctx.ldexp(radius, 4 - precision))
-
-
-def _unsettled(ball: Ball, digits: int, name: str) -> str:
-    ctx = context()
-    value, radius = ctx.nstr(ball.value, 6), ctx.nstr(ball.radius, 3)
-    reached = f"{name}: {MAX_PRECISION} bits do not settle {digits} digits; they give {value} with radius {radius}"
-    if abs(ball.value) <= ball.radius:
-        return f"{reached}; numbers that are not normalised can cancel to exactly 0, which cannot be told from that"
-    return f"{reached}; ask for fewer digits"
