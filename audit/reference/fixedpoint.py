@@ -31,11 +31,10 @@ from audit.reference.limbs import (
     Product,
     add_products,
     aligned,
-    carry,
+    carries_of,
     divide,
     exact_terms,
     nonzero,
-    passes_of,
     plan,
     product,
     split,
@@ -108,7 +107,6 @@ def _exponentials(
     return limbs
 
 
-@lru_cache(maxsize=1024)
 def page_factor(page: int, width: int) -> Fraction:
     """e^(-16 page), rounded below unit(width + 2)."""
     ctx, bits = context(), BITS * (width + 3)
@@ -155,10 +153,8 @@ class Weights:
         limbs = np.zeros((len(self.limbs) + 1, len(counts)))
         for row, limb in zip(limbs[1:], self.limbs, strict=True):
             row[:] = np.bincount(group, limb, minlength=len(counts))
-        passes, bound = passes_of(most * max(self.bounds))
-        scratch = np.empty_like(limbs)
-        for _ in range(passes):
-            carry(limbs, scratch)
+        carries, bound = carries_of(most * max(self.bounds))
+        add_products(limbs, (), carries, limbs, np.empty_like(limbs))
         bounds = (most + 1, *(bound,) * len(self.bounds))
         return replace(self, limbs=[*limbs], first=self.first - 1, bounds=bounds, missing=most * self.missing)
 

@@ -86,26 +86,20 @@ class Carries(NamedTuple):
     passes: int
 
 
-def passes_of(bound: int, limit: int = LOOSE) -> tuple[int, int]:
-    """How many passes of `carry` bring limbs below the limit, and the bound they leave."""
+def carries_of(start: int, factors: Sequence[int] = (), limbs: int = 0, limit: int = LOOSE) -> tuple[Carries, int]:
+    """The carries after which limbs are below the limit, and the bound they leave.
+
+    Products of numbers within `factors` and of limbs within `limbs` are added to limbs within `start`.
+    """
+    room, every = EXACT // 2, len(factors)
+    bound = at_most(start, room) + sum(factors) * limbs
+    if bound > room:
+        each, left = max(factors) * limbs, room - max(start, carried(room))
+        every, bound = left // at_most(each, left), room
     passes, bound = 1, carried(bound)
     while bound > limit:
         passes, bound = passes + 1, carried(bound)
-    return passes, bound
-
-
-def bursts(start: int, factors: Sequence[int], bound: int) -> tuple[int, int]:
-    """(how many products may be added before a carry, the largest integer there is by then).
-
-    Products of numbers within `factors` and of limbs within `bound` are added to limbs within `start`.
-    """
-    limit = EXACT // 2
-    total = at_most(start, limit) + sum(factors) * bound
-    if total <= limit:
-        return len(factors), total
-    room, each = limit - max(start, carried(limit)), max(factors) * bound
-    at_most(each, room)
-    return room // each, limit
+    return Carries(every, passes), bound
 
 
 def exact_terms(bound: int) -> int:
@@ -234,10 +228,9 @@ def plan(width: int, tail_limbs: int) -> Plan:
             if weights[k] * loss <= budget * scale:
                 break
         error += weights[k] * loss / scale
-        every, largest = bursts(scale * HALF, factors, bound)
-        passes, bound = passes_of(largest)
+        carries, bound = carries_of(scale * HALF, factors, bound)
         bound = max(bound, top * (int(scale * SLACK * 2 ** (BITS - 2)) + 8))
-        steps.append(Step(scale, length, count, Carries(every, passes), divisor))
+        steps.append(Step(scale, length, count, carries, divisor))
         shortest = length
     return Plan(top, tuple(steps), scale, bound, error)
 
@@ -258,10 +251,9 @@ def product(width: int, scale: int, bound: int, weights: tuple[int, ...], first:
     """
     if not weights:
         return Product(Carries(0, 0), bound, Fraction(0))
-    every, largest = bursts(weights[0] * bound, weights[1:], bound)
-    passes, after = passes_of(largest, SUMMED)
+    carries, after = carries_of(weights[0] * bound, weights[1:], bound, SUMMED)
     below = sum(weights[max(0, 1 - first) :])
     # The topmost limb is bounded by the value.
     most = sum(Fraction(weight, 2 ** (BITS * m)) for m, weight in enumerate(weights, first))
     after = at_most(max(after, int(scale * SLACK * most / unit(0)) + 5), SUMMED)
-    return Product(Carries(every, passes), after, below * bound * unit(width + 2) * SLACK)
+    return Product(carries, after, below * bound * unit(width + 2) * SLACK)
