@@ -7,8 +7,7 @@ from functools import partial
 import numpy as np
 
 from audit.base.formats import FORMATS, Format
-from audit.cases import Case, Rows, register
-from audit.cases.streams import normal, normals, uniform
+from audit.cases import Case, Rows, normal, normals, register, uniform
 
 ROWS, CLASSES = 8, 32
 

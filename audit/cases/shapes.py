@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from audit.base.formats import FORMATS
-from audit.cases import Case, Rows, register
-from audit.cases.streams import normal, normals, uniform
+from audit.cases import Case, Rows, normal, normals, register, uniform
 
 
 def equal(seed: str, rows: int, classes: int) -> tuple[Rows, Rows]:

@@ -7,8 +7,7 @@ from functools import partial
 
 import numpy as np
 
-from audit.cases import Case, Rows, extreme, register, shapes
-from audit.cases.streams import logarithm, normal, normals, uniform
+from audit.cases import Case, Rows, extreme, logarithm, normal, normals, register, shapes, uniform
 
 SIZES = (10, 81, 1_000, 32_000, 50_257, 128_256, 151_936, 262_144)
 TOPS = (0.5, 0.9, 0.99, 0.999)

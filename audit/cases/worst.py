@@ -5,8 +5,8 @@ from __future__ import annotations
 import csv
 import pathlib
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,8 +17,7 @@ from audit.reference.gold import COMMITTED_GOLD
 TABLE = COMMITTED_GOLD / "worst.csv"
 
 
-@dataclass(frozen=True)
-class Record:
+class Record(NamedTuple):
     """A row of logits, hexadecimal, and how far off a path was there: `error` as scaled_error, `bound` likewise."""
 
     path: str
@@ -51,9 +50,7 @@ def write_worst(records: Iterable[Record], table: pathlib.Path = TABLE) -> None:
     all_ = list(records)
     kept = [r for i, r in enumerate(all_) if r.beats(all_[:i] + all_[i + 1 :])]
     with open(table, "w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, [f.name for f in fields(Record)], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(asdict(r) for r in sorted(kept, key=lambda r: (r.path, r.dtype, r.classes, r.error)))
+        csv.writer(file, lineterminator="\n").writerows([Record._fields, *sorted(kept)])
 
 
 def worst(classes: int, format: Format) -> tuple[Rows, Rows]:

@@ -13,8 +13,7 @@ import torch
 
 from audit.base.formats import FORMATS
 from audit.base.workers import Later, Submit, later
-from audit.cases import Rows
-from audit.cases.streams import logarithm, normal, uniform
+from audit.cases import Rows, logarithm, normal, uniform
 from audit.judge.bounds import Exact
 from audit.judge.errors import exact_error
 from audit.judge.limits import scale

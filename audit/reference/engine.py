@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from audit.reference.fixedpoint import LARGEST, MOST, Integers, Sum, Weights, exponential_sums
+from audit.reference.fixedpoint import LARGEST, MOST, Integers, Weights, exponential_sums
 from audit.reference.limbs import BITS, Floats, any_nonzero
 from audit.reference.oracle import LOCK, Ball, context
 
@@ -106,15 +106,15 @@ def _ball(x: Floats, y: Floats, differences: list[Floats], limbs: int) -> Ball:
     top_y, (sum_y, sum_d) = _sums(y, [weights], limbs)
     factor = Fraction(2) ** exponent
     return _divergence(
-        Sum(sum_d.value * factor, sum_d.radius * factor + lost_difference),
-        Sum(sum_y.value, sum_y.radius + lost),
-        Sum(sum_x.value, sum_x.radius + lost),
+        Ball(sum_d.value * factor, sum_d.radius * factor + lost_difference),
+        Ball(sum_y.value, sum_y.radius + lost),
+        Ball(sum_x.value, sum_x.radius + lost),
         top_x - top_y,
         bits + 64,
     )
 
 
-def _sums(values: Floats, weights: list[Weights], limbs: int) -> tuple[Fraction, list[Sum]]:
+def _sums(values: Floats, weights: list[Weights], limbs: int) -> tuple[Fraction, list[Ball]]:
     """`exponential_sums` of ones and the weights, over the distinct values where those are few."""
     group = _distinct(values)
     if group is None:
@@ -146,7 +146,7 @@ def _distinct(values: Floats) -> Integers | None:
     return magnitudes - span * (bits >> 63) if span <= 2**16 else None
 
 
-def _divergence(d: Sum, s_y: Sum, s_x: Sum, shift: Fraction, precision: int) -> Ball:
+def _divergence(d: Ball, s_y: Ball, s_x: Ball, shift: Fraction, precision: int) -> Ball:
     """d / s_y + log(s_x / s_y) + shift. Each mpmath operation errs by at most 4 units of 2^-precision, relative."""
     ctx = context()
 

@@ -40,7 +40,7 @@ from audit.reference.limbs import (
     split,
     unit,
 )
-from audit.reference.oracle import context
+from audit.reference.oracle import Ball, context
 
 Integers = NDArray[np.int64]
 
@@ -163,27 +163,20 @@ class Weights:
         return replace(self, limbs=[limb[members] for limb in self.limbs])
 
 
-class Sum(NamedTuple):
-    """An exact sum lies within `radius` of `value`."""
-
-    value: Fraction
-    radius: Fraction
-
-
-def exponential_sums(values: Floats, weights: list[Weights], width: int) -> tuple[Fraction, list[Sum]]:
+def exponential_sums(values: Floats, weights: list[Weights], width: int) -> tuple[Fraction, list[Ball]]:
     """(top, sums): the sum of w e^(values - top) for each of the weights, of which the first are the counts.
 
     At most MOST values, finite and at most LARGEST in magnitude; `width` is 3 or more.
     """
     top = float(np.rint(values.max() * 2.0**COARSE))
-    totals = [Sum(Fraction(0), Fraction(0)) for _ in weights]
+    totals = [Ball(Fraction(0), Fraction(0)) for _ in weights]
     for page, tail_limbs, members in _runs(values, top, width):
         start, those = top - float(page << PAGE_BITS), [w.of(members) for w in weights]
         sums = _run_sums(values[members], start, tail_limbs, those, width)
         factor = page_factor(page, width)
         # The factor errs by less than unit(width + 2), and what it multiplies is at most SLACK times the weight.
         totals = [
-            Sum(total.value + factor * s.value, total.radius + factor * s.radius + w.total * SLACK * unit(width + 2))
+            Ball(total.value + factor * s.value, total.radius + factor * s.radius + w.total * SLACK * unit(width + 2))
             for total, s, w in zip(totals, sums, weights, strict=True)
         ]
     return Fraction(int(top), 2**COARSE), totals
@@ -242,7 +235,7 @@ def _space(width: int) -> _Space:
     return _Space(aligned(BLOCK, narrow_limbs(width)), sums, results, aligned(width + 2, BLOCK))
 
 
-def _run_sums(values: Floats, top: float, tail_limbs: int, weights: list[Weights], width: int) -> list[Sum]:
+def _run_sums(values: Floats, top: float, tail_limbs: int, weights: list[Weights], width: int) -> list[Ball]:
     """The sums over classes of the page that `top` begins, whose tails have so many limbs at most."""
     table, chosen = tables(width), plan(width, tail_limbs)
     products = [product(width, chosen.scale, chosen.bound, w.bounds, w.first) for w in weights]
@@ -275,7 +268,7 @@ def _run_sums(values: Floats, top: float, tail_limbs: int, weights: list[Weights
     error = SLACK * Fraction(51, 100) * unit(width) + chosen.error
     mass = SLACK * (totals[0] + stored * weights[0].total)
     return [
-        Sum(value, mass * (w.ratio * error + needs.dropped / chosen.scale + SLACK * w.missing) + stored * w.total)
+        Ball(value, mass * (w.ratio * error + needs.dropped / chosen.scale + SLACK * w.missing) + stored * w.total)
         for value, needs, w in zip(totals, products, weights, strict=True)
     ]
 

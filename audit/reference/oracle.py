@@ -83,7 +83,7 @@ def context() -> Any:
 
 
 class Ball(NamedTuple):
-    """An exact number lies within `radius` of `value`; radius 0 is a proof. Both are mpf of the local context."""
+    """An exact number lies within `radius` of `value`; radius 0 is a proof. Both are mpf or fractions."""
 
     value: Any
     radius: Any

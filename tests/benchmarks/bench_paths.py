@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from audit.base.formats import FORMATS
-from audit.cases.streams import normal
+from audit.cases import normal
 from audit.judge.bounds import Exact
 from audit.judge.errors import error_columns
 from audit.judge.limits import scale

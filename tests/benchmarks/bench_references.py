@@ -17,7 +17,7 @@ import torch
 from mpmath import mp
 
 from audit.base.formats import FORMATS
-from audit.cases.streams import normal
+from audit.cases import normal
 from audit.reference import enclosure, engine
 from audit.reference.fixedpoint import tables
 

@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from audit.cases import PROFILES, Case, build, digest, registered
-from audit.cases.streams import normal, uniform
+from audit.cases import PROFILES, Case, build, digest, normal, registered, uniform
 
 
 def test_streams_stay_as_they_are() -> None:

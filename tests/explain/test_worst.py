@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -61,7 +60,7 @@ def test_the_bound_holds_where_each_exponential_is_lost_after_a_leading_one() ->
 
 def test_the_table_keeps_what_no_other_beats(tmp_path: Path) -> None:
     record = Record("a", "float32", 2, 3.0, 10.0, "torch", "2026-01-01", "0x0p+0 0x1p+0", "0x1p+0 0x0p+0")
-    lesser, nearer = replace(record, error=2.0), replace(record, error=2.5, bound=5.0)
+    lesser, nearer = record._replace(error=2.0), record._replace(error=2.5, bound=5.0)
     write_worst([lesser, record, nearer], tmp_path / "worst.csv")
     assert read_worst(tmp_path / "worst.csv") == [nearer, record]
     assert record.beats([lesser]) and nearer.beats([record]) and not lesser.beats([record])
