@@ -34,6 +34,11 @@ class Device:
     model: str = ""
     absent: str = ""
 
+    @property
+    def called(self) -> tuple[str, ...]:
+        """What it may be asked for as."""
+        return self.name, str(_indexed(self.name)), self.model
+
 
 def _cpu_model() -> str:
     try:
@@ -59,7 +64,7 @@ def found() -> list[Device]:
     return devices
 
 
-def select(names: list[str] | str | None) -> list[Device]:
+def select(names: Iterable[str] | str | None) -> list[Device]:
     """The devices to audit: those named ("cuda:1", or as their hardware calls itself), or one of each model.
 
     Raises UsageError for a name that is not there, for a device that torch cannot compute on, and where an NVIDIA
@@ -67,28 +72,24 @@ def select(names: list[str] | str | None) -> list[Device]:
     """
     devices = found()
     usable = [d for d in devices if not d.absent]
+    listed = ", ".join(d.name for d in usable)
+    cure = "install a torch built for it, or ask for the CPU alone with --device cpu"
     if names is None:
         if len(usable) == 1 and (evidence := visible_nvidia()):
             raise UsageError(
-                f"an NVIDIA device is visible ({evidence}) but torch {torch.__version__} cannot use it: install a "
-                "torch built for it, or ask for the CPU alone with --device cpu"
+                f"an NVIDIA device is visible ({evidence}) but torch {torch.__version__} cannot use it: {cure}"
             )
-        chosen = [d for i, d in enumerate(usable) if d.model not in {e.model for e in usable[:i]}]
+        chosen = list({d.model: d for d in reversed(usable)}.values())[::-1]
     else:
-        for device in devices:
-            if device.absent and device.name in ([names] if isinstance(names, str) else names):
-                raise UsageError(
-                    f"device {device.name!r} is absent: {device.absent}; there are {', '.join(d.name for d in usable)}"
-                )
-        called = {d: {d.name, str(_indexed(d.name)), d.model} for d in usable}
-        known = dict.fromkeys([*(d.name for d in usable), *(name for d in usable for name in called[d])])
-        wanted = set(choose(names, list(known), "device"))
-        chosen = [d for d in usable if called[d] & wanted]
+        names = [names] if isinstance(names, str) else list(names)
+        for device in (d for d in devices if d.absent and d.name in names):
+            raise UsageError(f"device {device.name!r} is absent: {device.absent}; there are {listed}")
+        wanted = set(choose(names, list(dict.fromkeys(name for d in usable for name in d.called)), "device"))
+        chosen = [d for d in usable if wanted.intersection(d.called)]
     for device in chosen:
         if device.name != "cpu" and (fault := _fault(device.name)):
             raise UsageError(
-                f"torch {torch.__version__} cannot compute on {device.name} ({device.model}): {fault}; install a torch "
-                "built for it, or ask for the CPU alone with --device cpu"
+                f"torch {torch.__version__} cannot compute on {device.name} ({device.model}): {fault}; {cure}"
             )
     return chosen
 

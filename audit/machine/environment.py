@@ -24,6 +24,7 @@ PACKAGES = ("torch", "mpmath", "pandas", "numpy", "matplotlib", "typer", "rich",
 
 def describe_environment(devices: Sequence[Device], found: Sequence[Device], **run: object) -> dict[str, object]:
     """The contents of environment.json; `run` holds what the run itself knows: its profile, filters and timings."""
+    cards = nvidia.cards()
     return {
         "audit": audit.__version__,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -31,8 +32,8 @@ def describe_environment(devices: Sequence[Device], found: Sequence[Device], **r
         "interpreter": sys.executable,
         "platform": platform.platform(),
         "cpu_count": os.cpu_count(),
-        "driver": nvidia.driver(),
-        "cards": nvidia.cards(),
+        "driver": nvidia.driver(cards),
+        "cards": cards,
         "packages": {name: _version(name) for name in PACKAGES},
         "torch": {
             "version": torch.__version__,

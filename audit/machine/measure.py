@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from statistics import median
 from time import perf_counter
 from types import FrameType
 
@@ -19,11 +20,13 @@ from torch import Tensor
 from audit.base.formats import FORMATS
 from audit.base.text import describe
 from audit.machine import devices
-from audit.machine.devices import REMARKS, examine, here, lost
+from audit.machine.devices import REMARKS, examine, here, lost, synchronize
 from audit.machine.guard import Misbehaved, TooSlow, guarded
 from audit.paths import Path
 
 TOO_SLOW = "too slow"
+# What a kernel's pace is told by: rows and classes, calls at most, and seconds.
+PACED, ROUNDS, PACE_SECONDS = (64, 1_000), 25, 0.5
 
 
 class Stopwatch:
@@ -151,3 +154,24 @@ def _objection(path: Path, output: object, input: Tensor) -> str:
     if output.device != input.device:
         return f"returned a tensor on {output.device}, expected {input.device}"
     return ""
+
+
+def pace(path: Path, other: Path, device: str) -> float:
+    """The other's seconds over the path's: a forward call on rows in float32, medians of calls in turn.
+
+    Both take logits. Not a number where either gives no number.
+    """
+    x, y = (t.to(device) for t in torch.randn(2, *PACED, generator=torch.Generator().manual_seed(0)))
+    if any(measure(each, x, y).note for each in (path, other)):
+        return float("nan")
+    taken: dict[Path, list[float]] = {path: [], other: []}
+    start = perf_counter()
+    with torch.no_grad():
+        while len(taken[other]) < ROUNDS and perf_counter() - start < PACE_SECONDS:
+            for each, seconds in taken.items():
+                synchronize(device)
+                begun = perf_counter()
+                each.function(x, y)
+                synchronize(device)
+                seconds.append(perf_counter() - begun)
+    return median(taken[other]) / median(taken[path])

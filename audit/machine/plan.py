@@ -14,8 +14,7 @@ from audit.base.usage import UsageError, choose
 from audit.cases import PROFILES, Case, Problem, build
 from audit.cases import registered as registered_cases
 from audit.cases.files import Pair
-from audit.machine import devices as devices_module
-from audit.machine.devices import Device
+from audit.machine.devices import Device, select
 from audit.paths import Path, own_path
 from audit.paths import registered as registered_paths
 
@@ -79,11 +78,7 @@ class Plan:
 
 
 def plan(
-    profile: str = "standard",
-    cases: Names = None,
-    paths: Chosen = None,
-    dtypes: Names = None,
-    devices: Names = None,
+    profile: str = "standard", cases: Names = None, paths: Chosen = None, dtypes: Names = None, devices: Names = None
 ) -> Plan:
     """Resolves names and globs. Raises UsageError, naming what there is, for one that matches nothing."""
     if profile not in PROFILES:
@@ -91,9 +86,9 @@ def plan(
     # A case that is asked for by name is run whatever its profile.
     known = registered_cases(profile if cases is None else "full")
     names = choose(cases, [c.name for c in known], "case")
-    kind = "whole" if cases is None and paths is None and dtypes is None else "part"
     chosen = _plan(profile, [c for c in known if c.name in names], paths, dtypes, devices)
-    return chosen if chosen.own else replace(chosen, kind=kind)
+    whole = cases is None and paths is None and dtypes is None
+    return replace(chosen, kind="whole") if whole else chosen
 
 
 def plan_file(
@@ -118,43 +113,35 @@ def plan_file(
 
 
 def _plan(
-    profile: str,
-    cases: list[Case],
-    paths: Chosen,
-    dtypes: Names,
-    devices: Names,
-    file: Pair | None = None,
+    profile: str, cases: list[Case], paths: Chosen, dtypes: Names, devices: Names, file: Pair | None = None
 ) -> Plan:
-    given = None if paths is None else [paths] if isinstance(paths, (str, Path)) or callable(paths) else list(paths)
+    given = [paths] if isinstance(paths, (str, Path)) or callable(paths) else list(paths or ())
+    wanted = None if paths is None else [p for p in given if isinstance(p, str)]
     known = registered_paths()
-    own = [p if isinstance(p, Path) else own_path(p) for p in given or () if not isinstance(p, str)]
+    own = [p if isinstance(p, Path) else own_path(p) for p in given if not isinstance(p, str)]
     if file is not None:
         own = [p if p in known else replace(p, input_kind=file.input_kind, target_kind=file.target_kind) for p in own]
-    wanted: list[str] | None = None if given is None else [p for p in given if isinstance(p, str)]
-    if own:
-        wanted = [*(wanted or []), COMPARISON if file is None or file.input_kind == "logits" else GIVEN]
+    if own and wanted is not None:
+        wanted.append(COMPARISON if file is None or file.input_kind == "logits" else GIVEN)
         # A reduced kernel is compared with what reduces likewise.
         wanted += [REDUCED] if any(p.reduction != "none" for p in own) else []
     standard = [p for p in known if not p.absent]
-    there = {p.name for p in standard}
-    for missing in (p for p in known if p.absent and p.name in (wanted or ()) and p.name not in there):
+    there = list(dict.fromkeys(p.name for p in standard))
+    for missing in (p for p in known if p.name in (wanted or ()) and p.name not in there):
         raise UsageError(f"path {missing.name!r} cannot run here: {missing.absent}")
-    names = choose(wanted, list(dict.fromkeys(p.name for p in standard)), "path")
+    names = choose(wanted, there, "path")
     formats = choose(dtypes, list(FORMATS), "dtype")
-    found = devices_module.select(None if devices is None else [devices] if isinstance(devices, str) else list(devices))
+    found = select(devices)
     asked = [*own, *(p for p in standard if p.name in names and p not in own)]
-    taking = [
-        p
-        for p in asked
-        if any(p.takes(case.name, dtype, *case.kinds) for case in cases for dtype in formats if dtype in case.dtypes)
-        and (file is None or p.reduction == "none")
-        and any(p.runs_on(device.name) for device in found)
-    ]
+    able = [p for p in asked if any(p.runs_on(d.name) for d in found) and (file is None or p.reduction == "none")]
+    kind = "file" if file is not None else "kernel" if own else "part"
+    plan = Plan(
+        profile, cases, able, formats, found, kind, frozenset(p.name for p in own), file, asked=dtypes is not None
+    )
+    taking = {path for _, _, paths in plan.problems() for path in paths}
     if not taking:
         what = "case" if file is None else f"{file.input_kind} against {file.target_kind}, a value a row,"
         raise UsageError(
             f"none of {', '.join(dict.fromkeys(p.name for p in asked))} takes any such {what} in {', '.join(formats)}"
         )
-    kind = "file" if file is not None else "kernel" if own else "part"
-    names_of_own = frozenset(p.name for p in own)
-    return Plan(profile, cases, taking, formats, found, kind, names_of_own, file, dtypes is not None)
+    return replace(plan, paths=[p for p in able if p in taking])

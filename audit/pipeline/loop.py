@@ -22,8 +22,7 @@ from audit.judge.references import Engine
 from audit.looks import Run, attribution, elements, errors, gradients, growth, invariance, stream, thread
 from audit.machine.devices import REMARKS, found
 from audit.machine.environment import describe_environment, source_digest
-from audit.machine.measure import COMPILING, TORCH
-from audit.machine.pace import pace
+from audit.machine.measure import COMPILING, TORCH, pace
 from audit.machine.plan import COMPARISON, REDUCED, Plan, plan
 from audit.publish.devices import failed_devices
 from audit.publish.figures import Plot, draw

@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 
 from audit.machine import nvidia
-from audit.machine.nvidia import driver, visible_nvidia
+from audit.machine.nvidia import STATE, cards, driver, visible_nvidia
 
 pytestmark = pytest.mark.skipif(
     any(Path("/dev").glob("nvidia[0-9]*")) or Path("/proc/driver/nvidia/gpus").exists(), reason="a device of its own"
 )
 FAILED = "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver."
+CARD = "580.95.05, " + ", ".join(STATE[1:])
 
 
 @pytest.fixture
@@ -40,10 +41,10 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     [
         (None, "", None),
         ("echo 'GPU 0: A'", "nvidia-smi lists GPU 0: A", None),
-        ("echo 580.95.05", "nvidia-smi lists 580.95.05", "580.95.05"),
+        (f"echo '{CARD}'", f"nvidia-smi lists {CARD}", "580.95.05"),
         ("true", "", None),
         (f'echo "{FAILED}"; exit 9', "", None),
-        (r"printf 'GPU \377\376\033[31m\n'", "nvidia-smi lists GPU \ufffd\ufffd\ufffd[31m", None),
+        (r"printf 'GPU \377\376\033[31m\n'", "nvidia-smi lists GPU \ufffd\ufffd\\x1b[31m", None),
         ("exit 1", "", None),
         ("kill -SEGV $$", "", None),
         (r"printf '\377\376'; exit 3", "", None),
@@ -52,13 +53,13 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 def test_nvidia_smi_is_evidence_only_where_it_lists_a_device(machine, script, seen, version) -> None:
     machine(script)
     assert visible_nvidia() == seen
-    assert driver() == version
+    assert driver(cards()) == version
 
 
 def test_nvidia_smi_that_is_no_program_is_no_evidence(machine, tmp_path: Path) -> None:
     machine("")
     (tmp_path / "nvidia-smi").write_bytes(b"\x7fELF")
-    assert (visible_nvidia(), driver()) == ("", None)
+    assert (visible_nvidia(), driver(cards())) == ("", None)
 
 
 def test_nvidia_smi_that_hangs_tells_of_a_device_and_is_ended(machine, tmp_path: Path, monkeypatch) -> None:
@@ -66,7 +67,7 @@ def test_nvidia_smi_that_hangs_tells_of_a_device_and_is_ended(machine, tmp_path:
     monkeypatch.setattr(nvidia, "SECONDS", 0.5)
     start = time.monotonic()
     assert "does not answer" in visible_nvidia()
-    assert driver() is None
+    assert driver(cards()) is None
     assert time.monotonic() - start < 5
     child = Path("/proc") / (tmp_path / "child").read_text().strip()
     while child.exists() and "Z" not in (child / "stat").read_text().split()[2]:
@@ -93,7 +94,7 @@ def test_a_card_whose_driver_is_not_there_is_a_device(machine, card: tuple[str, 
 def test_the_driver_is_asked_of_the_kernel_first(machine, tmp_path: Path) -> None:
     machine("echo 1.0")
     (tmp_path / "version").write_text("570.1\n")
-    assert driver() == "570.1"
+    assert driver(cards()) == "570.1"
 
 
 @pytest.mark.parametrize("hidden", ["", "-1"])
