@@ -28,19 +28,16 @@ SEEN = 64, 2**20  # rows, and numbers, that are looked at for what they seem to 
 
 
 @dataclass(frozen=True)
-class Shards:
-    """One tensor in one file or many, row after row, cut to the first `classes` of its last dimension."""
+class Side:
+    """Input or target of a kind: one tensor in files, row after row, cut to its first `classes`."""
 
     sources: list[Source]
     classes: int
+    kind: str
 
     @cached_property
     def starts(self) -> list[int]:
         return list(accumulate((source.count for source in self.sources), initial=0))
-
-    @property
-    def count(self) -> int:
-        return self.starts[-1]
 
     @property
     def dtype(self) -> str:
@@ -62,18 +59,15 @@ class Shards:
 
 @dataclass(frozen=True)
 class Pair:
-    """Input and target of one shape (rows, classes), the kind of each, which rows the mask keeps, and the wider dtype.
+    """Input and target of one shape (rows, classes), and which rows the mask keeps.
 
     `notes` say what a person should know before anything is judged.
     """
 
     name: str
-    input: Shards
-    target: Shards
+    input: Side
+    target: Side
     mask: NDArray[np.bool_]
-    dtype: str
-    input_kind: str = "logits"
-    target_kind: str = "logits"
     notes: list[str] = field(default_factory=list)
 
     @classmethod
@@ -94,46 +88,43 @@ class Pair:
         dtypes and kinds that do not fit, saying what was found and the option that would read it.
         """
         known = *TENSOR_KINDS, TOKENS
-        for side, kind in zip(names, (input_kind, target_kind), strict=False):
+        for name, kind in zip(names, (input_kind, target_kind), strict=False):
             if kind not in known:
-                raise UsageError(f"{side} kind {kind!r} is not one of {', '.join(known)}")
+                raise UsageError(f"{name} kind {kind!r} is not one of {', '.join(known)}")
         if (input_kind == TOKENS) != (target_kind == TOKENS):
             raise UsageError(f"{TOKENS} is a kind of both sides: give --input-kind and --target-kind {TOKENS}")
         held = [open_tensors(file, limit) for file in _files(logits)]
         apart = held if target is None else [open_tensors(file, limit) for file in _files(target)]
-        inputs, targets = (
-            [_chosen(tensors, names, side, target is not None) for tensors in part]
-            for side, part in enumerate((held, apart))
-        )
+        inputs = [_chosen(tensors, names, 0, target is not None) for tensors in held]
+        targets = [_chosen(tensors, names, 1, target is not None) for tensors in apart]
         if input_kind == TOKENS:  # every number is a row of one class
             inputs, targets = ([replace(s, shape=(*s.shape, 1)) for s in side] for side in (inputs, targets))
         masks = [tensors[names[2]] for tensors in held if names[2] in tensors]
         if len(masks) not in (0, len(held)) or (not masks and names[2] != NAMES[2]):
             raise UsageError(f"{logits}: {len(masks)} of {len(held)} files hold a mask named {names[2]}")
-        width = _classes(inputs, targets, classes)
-        pair = cls(
-            _case_name(logits),
-            Shards(inputs, width),
-            Shards(targets, width),
-            _mask(inputs, masks),
-            str(torch.promote_types(*(getattr(torch, s[0].dtype) for s in (inputs, targets)))).removeprefix("torch."),
-            input_kind,
-            target_kind,
-        )
-        if pair.input.count != pair.target.count:
-            counts = f"{pair.input.count:,} rows of {names[0]} and {pair.target.count:,} of {names[1]}"
-            raise UsageError(f"{logits}: expected as many, got {counts}")
-        if not pair.mask.any():
-            raise UsageError(f"{logits}: no row is left to judge of {pair.input.count:,}")
+        width, counts = _classes(inputs, targets, classes), [sum(s.count for s in side) for side in (inputs, targets)]
+        if counts[0] != counts[1]:
+            given = f"{counts[0]:,} rows of {names[0]} and {counts[1]:,} of {names[1]}"
+            raise UsageError(f"{logits}: expected as many, got {given}")
+        mask = _mask(inputs, masks)
+        if not mask.any():
+            raise UsageError(f"{logits}: no row is left to judge of {len(mask):,}")
+        pair = cls(_case_name(logits), Side(inputs, width, input_kind), Side(targets, width, target_kind), mask)
         pair.notes.extend(_notes(pair))
         return pair
+
+    @property
+    def dtype(self) -> str:
+        """The wider of the two."""
+        both = (getattr(torch, side.dtype) for side in (self.input, self.target))
+        return str(torch.promote_types(*both)).removeprefix("torch.")
 
     @property
     def identity(self) -> str:
         """What tells it from another pair, and from itself before a file was changed."""
         sources = [(s.file, s.name, s.shape, s.file.stat()) for side in (self.input, self.target) for s in side.sources]
         files = [(str(f.resolve()), name, shape, st.st_size, st.st_mtime_ns) for f, name, shape, st in sources]
-        return repr((files, self.input.classes, self.mask.tobytes(), self.input_kind, self.target_kind))
+        return repr((files, self.input.classes, self.mask.tobytes(), self.input.kind, self.target.kind))
 
     def kept(self, start: int, stop: int) -> NDArray[np.int64]:
         """Of these rows those the mask keeps, as numbers of rows of the file."""
@@ -141,10 +132,8 @@ class Pair:
 
     def tensors(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
         """What the mask keeps of these rows, input and target, both in the wider dtype."""
-        dtype = getattr(torch, self.dtype)
-        mask = torch.from_numpy(self.mask[start:stop])
-        input, target = (side.rows(start, stop)[mask].to(dtype) for side in (self.input, self.target))
-        return input, target
+        dtype, mask = getattr(torch, self.dtype), torch.from_numpy(self.mask[start:stop])
+        return self.input.rows(start, stop)[mask].to(dtype), self.target.rows(start, stop)[mask].to(dtype)
 
     def case(self, rows: slice) -> Case:
         """Some of its rows as a case. What was rounded to make the file is not known: it is native.
@@ -152,18 +141,17 @@ class Pair:
         Making it raises UsageError for rows that cannot be read, or hold what no probability is. A row of logits with
         a NaN is a row whose exact value is NaN.
         """
-        start, stop, _ = rows.indices(self.input.count)
+        start, stop, _ = rows.indices(len(self.mask))
 
         def make(_: Format) -> tuple[Rows, Rows]:
             input, target = (tensor.double().numpy() for tensor in self.tensors(start, stop))
-            of_input, of_target = (input, self.input, self.input_kind), (target, self.target, self.target_kind)
-            for numbers, side, kind in (of_input, of_target):
-                if kind == "probs" and (numbers < 0).any():
+            for numbers, side in ((input, self.input), (target, self.target)):
+                if side.kind == "probs" and (numbers < 0).any():
                     row = int((numbers < 0).any(axis=1).argmax())
-                    check_kind(numbers[[row]], kind, *side.place(int(self.kept(start, stop)[row])))
+                    check_kind(numbers[[row]], side.kind, *side.place(int(self.kept(start, stop)[row])))
             return input, target
 
-        kinds = self.target_kind, self.input_kind
+        kinds = self.target.kind, self.input.kind
         return Case(self.name, "given by the user", make, target_kind=kinds[0], native=True, input_kind=kinds[1])
 
 
@@ -260,10 +248,10 @@ def _notes(pair: Pair) -> list[str]:
     if not pair.mask.all():
         notes.append(f"the mask keeps {pair.mask.sum():,} of {len(pair.mask):,} rows")
     first = int(pair.mask.argmax())
-    last = first + max(1, min(SEEN[0], SEEN[1] // pair.input.classes))
-    for name, side, kind in (("input", pair.input, pair.input_kind), ("target", pair.target, pair.target_kind)):
-        seen = side.rows(first, min(last, side.count))[pair.mask[first:last]].double().numpy()
-        if kind == "logits" and (other := _seems(seen, FORMATS[side.dtype])):
+    last = min(first + max(1, min(SEEN[0], SEEN[1] // pair.input.classes)), len(pair.mask))
+    for name, side in (("input", pair.input), ("target", pair.target)):
+        seen = side.rows(first, last)[pair.mask[first:last]].double().numpy()
+        if side.kind == "logits" and (other := _seems(seen, FORMATS[side.dtype])):
             sums = "sum to 1" if other == "probs" else "are logarithms of numbers that sum to 1"
             notes.append(
                 f"the {name}'s rows {sums}, and are taken as logits: if they are {other}, give --{name}-kind {other}"

@@ -52,7 +52,7 @@ def begin(run: Run) -> Later[pd.DataFrame]:
             if len(part):
                 run.spool.put(part, reached)
         run.tables["summary"] = summarise(together(run.spool.parts(SUMMARISED)))
-        if run.plan.given.input_kind != TOKENS:  # of which one a row there is no divergence
+        if run.plan.given.input.kind != TOKENS:  # of which one a row there is no divergence
             run.tables["statistics"] = typed(statistics(together(run.spool.parts(COLUMNS))), "statistics")
         return _shown(run.spool, int(run.tables["summary"]["n"].sum()))
 

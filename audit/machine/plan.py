@@ -120,9 +120,9 @@ def _plan(
     known = registered_paths()
     own = [p if isinstance(p, Path) else own_path(p) for p in given if not isinstance(p, str)]
     if file is not None:
-        own = [p if p in known else replace(p, input_kind=file.input_kind, target_kind=file.target_kind) for p in own]
+        own = [p if p in known else replace(p, input_kind=file.input.kind, target_kind=file.target.kind) for p in own]
     if own and wanted is not None:
-        wanted.append(COMPARISON if file is None or file.input_kind == "logits" else GIVEN)
+        wanted.append(COMPARISON if file is None or file.input.kind == "logits" else GIVEN)
         # A reduced kernel is compared with what reduces likewise.
         wanted += [REDUCED] if any(p.reduction != "none" for p in own) else []
     standard = [p for p in known if not p.absent]
@@ -140,7 +140,7 @@ def _plan(
     )
     taking = {path for _, _, paths in plan.problems() for path in paths}
     if not taking:
-        what = "case" if file is None else f"{file.input_kind} against {file.target_kind}, a value a row,"
+        what = "case" if file is None else f"{file.input.kind} against {file.target.kind}, a value a row,"
         raise UsageError(
             f"none of {', '.join(dict.fromkeys(p.name for p in asked))} takes any such {what} in {', '.join(formats)}"
         )
