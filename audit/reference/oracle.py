@@ -24,30 +24,9 @@ exp a_i or p_i, and W = 1 where the target is no logits,
 where 1 + E is the sum of exp b_i for an input, or of w_i in the denominator for a target, of logits. These are not
 normalised, and may cancel.
 
-The radius. At a precision of at most MAX_PRECISION bits, and 90 more, every operation used (+, -, *, /, exp, log,
-log1p, fsum) returns its exact result times 1 + d, |d| <= e = 2^(12 - precision):
-
-- Arithmetic is correctly rounded. `fsum` adds exactly and rounds once, save for terms below 2^(-2 precision) of the
-  partial sum; with sum |t_i| in place of its result it keeps the same bound.
-- `exp` has 14 guard bits. Its Taylor sums, of K <= 100 truncated steps, lose at most a factor of 2K up to 600 bits.
-  Above, `exponential_series` takes the root of cosh^2 - 1 of an argument in (2^(m-1), 2^m] halved r times,
-  r = max(0, m + R), R = sqrt(precision)/2, and squares r times: it loses 2r - m bits and carries
-  10 + 2 max(r, -m) for them, short of them by at most R/2 - 10 = 15, at m = -R/2. Together 2K 2^(15 - 14) < 2^9.
-  (It happens: 32 units at 10,000 bits near |x| = 2^-26.) Integers go through powers of e with enough guard bits, or
-  lose their multiple of log 2 first, with 20 bits more than they have.
-- `log` and `log1p` have 20 guard bits, besides those that cancel near 1, for Taylor sums with K <= 400, or for the AGM
-  with one extra bit in 20. (mpmath's log is wrong just above 1/4 for arguments of more than precision + 20 bits; here
-  they are binary64 numbers, or 1 + E, of at most precision + 1 bits in that range.)
-
-Of logits: a term of s errs by at most e (w_i exp d_i + w_i + w_i |d_i|) <= 6.7e of itself where |d_i| >= 1 and by 1.1e
-elsewhere, s by 7.7e, r by 2e D, log1p z by e, and z - log1p z < z^2 / (1 + z) by less than that. The value then errs
-by at most 8e (s + |z / (1 + z)| (s + D)), or 8e (s / (1 + z) + D + log1p z) by the first form, which is taken where
-z > 1/2. 16e covers the second order.
-
-Of other kinds: a term errs by at most 4e w_i (|a_i| + |b_i|) (with |d_i| instead where it is exact), their sum by 9e of
-its magnitudes, E by 6e of G = sum (exp b_i + w_i) / W, log1p E by that over 1 + E >= 1/n and e |log1p E|, its product
-with sum w_i by 3e more, and the value by 11e times `size`, the sum of all magnitudes, to first order; 16e covers the
-second order and the rounding of `size` itself.
+The radius is proven in docs/reference-engine.md: at a precision of at most MAX_PRECISION bits, and 90 more, every
+operation used returns its exact result times 1 + d, |d| <= e = 2^(12 - precision), and the value errs by at most 16e
+times the sum of all magnitudes.
 """
 
 from __future__ import annotations
