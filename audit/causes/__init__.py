@@ -23,7 +23,7 @@ Terms = Tensor | tuple[Tensor, ...]
 class Rows:
     """Input and target, rows x classes in their dtype, the roundings of the path that was given them, and in binary64
     their logits x and y (the logarithms of what was given as probabilities), log q, log p, q, p and the divergence's
-    terms. `kinds`: what input and target are. `values` keeps what was computed of them.
+    terms. `kinds`: what input and target are.
     """
 
     def __init__(
@@ -36,7 +36,6 @@ class Rows:
         self.log_q, self.log_p = (t.log_softmax(-1) if kind == "logits" else t for t, kind in logs)
         self.q, self.p = self.log_q.exp(), self.log_p.exp()
         self.terms = kl_terms(self.log_p, self.log_q)
-        self.values: dict[Any, Any] = {}
 
     def stored(self, t: Tensor) -> Tensor:
         """In the format that the path's tensors have."""

@@ -18,25 +18,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from audit.base.formats import FORMATS
 from audit.causes import Cause, Rows, Terms
 from audit.causes.defects import CAUSES
+from audit.paths.rounding import Rounding
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 CHANCE = 1e-6
 STAKE = 0.999  # of each row's evidence, on a match
 SHARE = 0.5  # of the results that a cause should explain, what it must
-SAMPLE = 2**16  # numbers of a problem on which causes are tried that are not shown yet
+SAMPLE = 2**14  # numbers of a problem on which causes are tried that are not shown yet
+FEWEST, MOST = 8, 2**18  # problems, and numbers of all together
 
 
 class Hypothesis(NamedTuple):
@@ -50,55 +53,83 @@ HYPOTHESES = [Hypothesis(cause, variant) for cause in CAUSES for variant in caus
 
 
 @dataclass(frozen=True, eq=False)
+class Given:
+    """What a path was given, rows x classes, and its roundings. `predicted` keeps what causes gave for it."""
+
+    input: Tensor
+    target: Tensor
+    kinds: tuple[str, str]
+    rounding: Rounding
+    predicted: dict[tuple[Hypothesis, str], Floats] = field(default_factory=dict)
+
+    def some(self, rows: NDArray[np.int64]) -> Given:
+        return Given(self.input[rows], self.target[rows], self.kinds, self.rounding)
+
+    @cached_property
+    def size(self) -> Floats:
+        """What roundings are proportional to, a row."""
+        rows = _rows(self)
+        logs = torch.where(rows.log_p.isfinite() & rows.log_q.isfinite(), rows.log_p.abs() + rows.log_q.abs(), 0.0)
+        return np.asarray(1 + ((rows.p + rows.q) * logs).sum(-1).numpy())
+
+    @cached_property
+    def units(self) -> tuple[float, float]:
+        """The unit roundoff of the format that tensors are stored in, and of that computed in."""
+        rows = _rows(self)
+        stored, computed = (torch.finfo(t.dtype).eps / 2 for t in (rows.stored(self.input), rows.shifted(self.input)))
+        return stored, computed
+
+
+@lru_cache(maxsize=2)
+def _rows(given: Given) -> Rows:
+    """Of the last ones alone: those of all wide problems are gigabytes."""
+    return Rows(given.input, given.target, given.kinds, given.rounding)
+
+
+@dataclass(frozen=True, eq=False)
 class Results:
     """What a path gave for some rows, or for all in one, beside the exact values; `failing`: which are to be named.
 
-    `dtype` is the results' own, `made` gives the rows they are of.
+    `dtype` is the results' own.
     """
 
     path: str
     device: str
     reduction: str
-    made: Callable[[], Rows]
+    given: Given
     computed: Floats
     exact: Floats
     failing: Bools
     dtype: str
 
-    @cached_property
-    def rows(self) -> Rows:
-        return self.made()
-
     def sample(self) -> Results:
         """So few rows that many causes can be tried, those first that are to be named; a reduced result as it is."""
-        most = max(1, SAMPLE // self.rows.input.shape[-1])
+        most = max(1, SAMPLE // self.given.input.shape[-1])
         if self.reduction != "none" or len(self.computed) <= most:
             return self
         some = np.argsort(~self.failing, kind="stable")[:most]
-        whole = self.rows
-        made = partial(Rows, whole.input[some], whole.target[some], whole.kinds, whole.rounding)
+        few = self.given.some(some)
         return replace(
-            self, made=made, computed=self.computed[some], exact=self.exact[some], failing=self.failing[some]
+            self, given=few, computed=self.computed[some], exact=self.exact[some], failing=self.failing[some]
         )
 
     @cached_property
     def rounding(self) -> tuple[Floats, Floats]:
         """What sums made in pairs may do in the format computed in, and what tensors stored in theirs may do."""
-        rows = self.rows
-        logs = torch.where(rows.log_p.isfinite() & rows.log_q.isfinite(), rows.log_p.abs() + rows.log_q.abs(), 0.0)
-        size = 1 + ((rows.p + rows.q) * logs).sum(-1).numpy()
+        classes, size = self.given.input.shape[-1], self.given.size
         if self.reduction != "none":
             size = np.array([size.mean() if self.reduction == "batchmean" else size.sum()])
-            size /= rows.x.numel() if self.reduction == "mean" else 1
-        stored, computed = (torch.finfo(t.dtype).eps / 2 for t in (rows.stored(rows.input), rows.shifted(rows.input)))
-        return (math.log2(rows.x.shape[-1]) + 10) * computed * size, 3 * stored * size
+            size /= self.given.input.numel() if self.reduction == "mean" else 1
+        stored, computed = self.given.units
+        return (math.log2(classes) + 10) * computed * size, 3 * stored * size
 
     def matches(self, hypotheses: Sequence[Hypothesis]) -> tuple[Floats, Bools, Bools, Floats]:
         """What each predicts, hypotheses x results; which of it is off, which of that matches, and by what chance."""
+        known = self.given.predicted
         for h in hypotheses:
-            if (h, self.reduction) not in self.rows.values:
-                self.rows.values[h, self.reduction] = _total(h.terms(self.rows), self.reduction)
-        values = np.stack([self.rows.values[h, self.reduction] for h in hypotheses])
+            if (h, self.reduction) not in known:
+                known[h, self.reduction] = _total(h.terms(_rows(self.given)), self.reduction)
+        values = np.stack([known[h, self.reduction] for h in hypotheses])
         format = FORMATS[self.dtype]
         sums, stored = self.rounding
         emulation = np.zeros_like(sums) if (stored > sums).all() else sums
@@ -134,20 +165,27 @@ def _total(terms: Terms, reduction: str) -> Floats:
 def name_causes(results: Sequence[Results]) -> list[list[str]]:
     """The cause of each result of each, "" where none is shown and where none need be named."""
     names = [np.full(len(r.computed), "", dtype=object) for r in results]
-    for path, device in dict.fromkeys((r.path, r.device) for r in results if r.failing.any()):
+    for r, named in zip(results, names, strict=True):
+        _name(r, named, [h for h in HYPOTHESES if r.path in h.cause.paths], (True, False))
+    unnamed = [i for i, r in enumerate(results) if (names[i] == "")[r.failing].any()]
+    for path, device in dict.fromkeys((results[i].path, results[i].device) for i in unnamed):
         own = [i for i, r in enumerate(results) if (r.path, r.device) == (path, device)]
         wrong = [i for i in own if results[i].failing.any()]
-        for i in wrong:
-            _name(results[i], names[i], [h for h in HYPOTHESES if path in h.cause.paths], (True, False))
-        if all((names[i] != "")[results[i].failing].all() for i in wrong):
-            continue
-        likely = _shown([results[i].sample() for i in wrong], HYPOTHESES)
+        likely = _shown(_sampled([results[i] for i in wrong]), HYPOTHESES)
         tried = list(dict.fromkeys(hypothesis for hypothesis, _ in likely))
         # What is shown where results are wrong must also be borne out where they are right.
-        for hypothesis, finite in _shown([results[i].sample() for i in own], tried) if tried else ():
+        for hypothesis, finite in _shown(_sampled([results[i] for i in own]), tried) if tried else ():
             for i in wrong:
                 _name(results[i], names[i], [hypothesis], (finite,))
     return [list(n) for n in names]
+
+
+def _sampled(results: Sequence[Results]) -> list[Results]:
+    """Samples of the narrowest, as many as numbers may be tried; those first of which some are to be named."""
+    samples = [r.sample() for r in results]
+    samples.sort(key=lambda r: (not r.failing.any(), r.given.input.numel()))
+    numbers = np.cumsum([r.given.input.numel() for r in samples])
+    return samples[: max(FEWEST, int(np.searchsorted(numbers, MOST)))]
 
 
 def _name(

@@ -11,13 +11,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from audit import causes
 from audit.base.formats import FORMATS
 from audit.base.supervision import on_case
 from audit.base.text import describe
-from audit.base.workers import Later, later
+from audit.base.workers import Later
 from audit.cases import Rows
-from audit.causes.matching import Results, name_causes
+from audit.causes.matching import Given, Results, name_causes
 from audit.judge.bounds import keeps
 from audit.judge.errors import error_columns
 from audit.judge.findings import symptoms
@@ -121,7 +120,7 @@ def _causes(table: pd.DataFrame, results: Sequence[Measured]) -> NDArray[np.obje
     wrong = (symptoms(table) != "").to_numpy(bool) & (table["kind"] == "kl").to_numpy(bool)
     exact = table["reference"].map(float).to_numpy(np.float64)
     names = np.full(len(table), "", dtype=object)
-    made: dict[tuple[int, Rounding], Later[causes.Rows]] = {}
+    given: dict[tuple[int, Rounding], Given] = {}
     judged: list[tuple[NDArray[np.int64], Results]] = []
     start = 0
     for measured in results:
@@ -130,10 +129,10 @@ def _causes(table: pd.DataFrame, results: Sequence[Measured]) -> NDArray[np.obje
         if path.kind == "kl" and not result.note:
             kept, problem = measured.trial.numbers or (slice(None), measured.trial.problem)
             places, computed = everywhere[kept], result.computed[kept]
-            rows = later(causes.Rows, problem.input, problem.target, problem.case.kinds[::-1], path.rounding)
-            rows = made.setdefault((id(problem), path.rounding), rows)
+            fresh = Given(problem.input, problem.target, problem.case.kinds[::-1], path.rounding)
+            same = given.setdefault((id(problem), path.rounding), fresh)
             where = path.name, measured.device, path.reduction
-            judged.append((places, Results(*where, rows, computed, exact[places], wrong[places], result.dtype)))
+            judged.append((places, Results(*where, same, computed, exact[places], wrong[places], result.dtype)))
     for (places, _), found in zip(judged, name_causes([r for _, r in judged]), strict=True):
         names[places] = found
     return names

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from audit.causes import Rows
 from audit.causes.defects import CAUSES
-from audit.causes.matching import Results, name_causes
+from audit.causes.matching import Given, Results, name_causes
 from audit.machine.plan import plan, plan_file
 from audit.pipeline.loop import execute
 from tests.battery import defects, sound
@@ -93,9 +93,8 @@ def test_what_is_sound_has_no_name(errors: pd.DataFrame) -> None:
 
 def judged(computed: Tensor, rows: Rows) -> Results:
     exact, name = rows.terms.sum(-1).numpy(), str(rows.input.dtype).removeprefix("torch.")
-    return Results(
-        "mine", "cpu", "none", lambda: rows, computed.double().numpy(), exact, np.full(len(exact), True), name
-    )
+    given = Given(rows.input, rows.target, rows.kinds, rows.rounding)
+    return Results("mine", "cpu", "none", given, computed.double().numpy(), exact, np.full(len(exact), True), name)
 
 
 def problems(seed: int, dtype: torch.dtype, count: int = 4) -> list[Rows]:
@@ -129,7 +128,7 @@ def test_few_results_of_few_digits_are_not_enough_but_many_are() -> None:
         return sound.plain(rows.target, rows.input)
 
     few = [judged(swapped(rows), rows) for rows in problems(1, torch.float16, 1)]
-    two = Rows(few[0].rows.input[:2], few[0].rows.target[:2])
+    two = Rows(few[0].given.input[:2], few[0].given.target[:2])
     assert {n for names in name_causes([judged(swapped(two), two)]) for n in names} == {""}
     many = [judged(swapped(rows), rows) for seed in range(3) for rows in problems(seed, torch.float16)]
     assert {n for names in name_causes(many) for n in names} >= {"swapped_sides"}
