@@ -10,7 +10,7 @@ import numpy as np
 from audit.cases import Case, Rows, extreme, logarithm, normal, normals, register, shapes, uniform
 
 SIZES = (10, 81, 1_000, 32_000, 50_257, 128_256, 151_936, 262_144)
-TOPS = (0.5, 0.9, 0.99, 0.999)
+TOPS = {"gaussian": (0.5, 0.99), "zipf": (0.9, 0.999)}  # a tail's leaders, at the first and at a random class
 Make = Callable[[], tuple[Rows, Rows]]
 
 
@@ -58,16 +58,15 @@ def placed(name: str, make: Make) -> tuple[Rows, Rows]:
 
 
 def confident(tail: str, classes: int) -> tuple[Rows, Rows]:
-    """One class has each of TOPS: the first, one at a third, a random one, the last. The input is 0.05 noise away."""
-    name = f"confident {tail} {classes}"
-    target = 1.5 * normal(f"{name} target", len(TOPS), classes)
+    """The first class, and in the second row a random one, has a probability of TOPS. The input is 0.05 noise away."""
+    name, tops = f"confident {tail} {classes}", TOPS[tail]
+    target = 1.5 * normal(f"{name} target", len(tops), classes)
     if tail == "zipf":
         target = target / 3 - logarithm(np.arange(1.0, classes + 1, dtype=np.float64))
-    random = int(uniform(f"{name} place", 1)[0] * classes)
-    for row, (top, place) in enumerate(zip(TOPS, (0, classes // 3, random, classes - 1), strict=True)):
+    for row, place in enumerate((0, int(uniform(f"{name} place", 1)[0] * classes))):
         others = np.exp(np.delete(target[row], place)).sum(keepdims=True)
-        target[row, place] = logarithm(others * top / (1 - top))[0]
-    return target + 0.05 * normal(f"{name} noise", len(TOPS), classes), target
+        target[row, place] = logarithm(others * tops[row] / (1 - tops[row]))[0]
+    return target + 0.05 * normal(f"{name} noise", len(tops), classes), target
 
 
 for _name, _make, _text, _sizes in (
@@ -96,7 +95,8 @@ for _name, _row in _LED.items():
     _text = f"as {_name}, led by the first, a random and the last class"
     _kind = "probs" if _name.startswith("one_hot") else "logits"
     register(Case(f"{_name}_placed", _text, partial(placed, _name, _row), target_kind=_kind))
-for _tail in ("gaussian", "zipf"):
+for _tail, _tops in TOPS.items():
     for _n in (32_000, 128_256, 151_936):
-        _text = f"as a language model's: top probability 0.5 to 0.999 over a {_tail} tail, {_n:,} classes"
-        register(Case(f"confident_{_tail}_n{_n}", _text, partial(confident, _tail, _n)))
+        _text = f"as a language model's: top probability {_tops[0]} and {_tops[1]} over a {_tail} tail, {_n:,} classes"
+        _make = partial(confident, _tail, _n)
+        register(Case(f"confident_{_tail}_n{_n}", _text, _make, dtypes=("float16", "bfloat16", "float32")))
