@@ -37,9 +37,9 @@ def log_softmax(logits: Tensor) -> Tensor:
 def kl_div(input: Tensor, target: Tensor) -> Tensor:
     p = softmax(target).double()
     terms = torch.where(p > 0, p * (torch.log(p) - log_softmax(input).double()), 0.0)
-    if len(terms) < terms.shape[1]:
+    if terms.is_cpu and len(terms) < terms.shape[1]:
         # Python's numbers are twenty times as fast as tensors of one.
-        return torch.tensor([_rounded_sum(row) for row in terms.tolist()], device=terms.device)
+        return torch.tensor([_rounded_sum(row) for row in terms.tolist()])
     total = torch.zeros(len(terms), dtype=torch.float32, device=terms.device)
     for column in terms.unbind(1):
         total = (total.double() + column).float()
