@@ -31,6 +31,11 @@ COMPARISON, GIVEN, REDUCED = "log_softmax", "kl_div", "kl_div_loss"
 MAIN = ("softmax_log", "log_softmax", "log_target", "kl_div_from_logits")
 
 
+def beside(reduction: str) -> str:
+    """Torch's path that a kernel of the user's own is compared with, which reduces likewise."""
+    return COMPARISON if reduction == "none" else REDUCED
+
+
 @dataclass(frozen=True)
 class Plan:
     """What one run covers: all of a profile or a part of it, a kernel or a file of the user's own (`kind`, of RUNS).

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import datetime
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from audit.base.usage import UsageError
-from audit.base.workers import Workers
+from audit.base.workers import Workers, later
 from audit.cases import Problem
 from audit.cases import build as build_problem
 from audit.judge.references import Engine, reference_keys, sealed, undefined_rows
@@ -37,13 +37,22 @@ def build(folder: pathlib.Path, workers: int) -> int:
     records: dict[tuple[str, str], Record] = {}
     with Workers(workers) as processes:
         engine = Engine(processes.submit)
-        pending = [(p, q, engine.request(p, q)) for p, q in _wanted()]
-        for problem, quantity, wait in pending:
-            for key, row in zip(reference_keys(problem, quantity), wait().rows, strict=True):
+        pending = [(reference_keys(p, q), q, engine.request(p, q)) for p, q in _wanted()]
+        for keys, quantity, wait in pending:
+            for key, row in zip(keys, wait().rows, strict=True):
                 if quantity != "kl" or row.value != "nan":  # of no distribution, which no table need tell
                     records.setdefault(key, sealed(key, row))
     write_records(folder, records.values())
     return len(records)
+
+
+def _second_way(problem: Problem, quantity: str) -> Callable[[int, str], bool]:
+    """Whether a row's value is right."""
+    input, target = problem.numbers
+    if quantity == "kl":
+        return lambda row, value: agrees(input[row], target[row], problem.case.target_kind, value, DIGITS)
+    again = later(evaluate, quantity, input, target, CHECKING_BITS)
+    return lambda row, value: value == as_text(quantity, again()[row], DIGITS)
 
 
 def verify(folder: pathlib.Path, everything: bool, cases: str | None = None) -> tuple[list[str], int]:
@@ -55,46 +64,28 @@ def verify(folder: pathlib.Path, everything: bool, cases: str | None = None) -> 
     """
     if not (folder / NAME).is_file():
         raise UsageError(f"{folder} has no {NAME}: `references build` computes one, --folder names another")
-    records = {r.key: r for r in read_records(folder)}
-    gold = read_gold(folder)
-    damaged = set(gold.damaged)
+    records, gold = {r.key: r for r in read_records(folder) if r.intact}, read_gold(folder)
+    today = datetime.date.today().toordinal()
     problems: list[str] = []
-    day = datetime.date.today().toordinal()
-    checked: set[tuple[str, str]] = set()
     wanted: set[tuple[str, str]] = set()
+    checked = 0
     for problem, quantity in _wanted(cases):
-        input, target = problem.numbers
-        again: list[str] = []
-        undefined = undefined_rows(problem)
+        undefined, is_right = undefined_rows(problem), _second_way(problem, quantity)
         for row, key in enumerate(reference_keys(problem, quantity)):
             if key in wanted or undefined[row]:
                 continue
             wanted.add(key)
             where = f"{problem.case.name} row {row} {problem.dtype} {quantity}"
             if key not in gold.values:
-                name = record_name(*key)
-                problems.append(f"{'damaged' if name in damaged else 'missing'}: {where}")
-                damaged.discard(name)
-                continue
-            if not everything and input.shape[1] > CHECKED_ALWAYS and (int(key[0][:8], 16) + day) % ROTATION:
-                continue
-            checked.add(key)
-            value = gold.values[key]
-            if quantity == "kl":
-                right = agrees(input[row], target[row], problem.case.target_kind, value, DIGITS)
-            else:
-                again = again or [
-                    as_text(quantity, v, DIGITS) for v in evaluate(quantity, input, target, CHECKING_BITS)
-                ]
-                right = value == again[row]
-            if not right:
-                problems.append(f"wrong: {where}: {value}")
-            elif (records[key].digits, records[key].radius) != (str(DIGITS), radius_of(value, DIGITS)):
-                problems.append(f"wrong: {where}: {records[key].digits} digits, radius {records[key].radius}")
-    if cases is not None:
-        return problems, len(checked)
-    problems += [f"damaged: record {name}, of no standard row" for name in sorted(damaged)]
-    problems += [
-        f"stale: record {record_name(*key)}, of no standard row" for key in sorted(gold.values.keys() - wanted)
-    ]
-    return problems, len(checked)
+                problems.append(f"{'damaged' if record_name(*key) in gold.damaged else 'missing'}: {where}")
+            elif everything or problem.input.shape[1] <= CHECKED_ALWAYS or not (int(key[0][:8], 16) + today) % ROTATION:
+                checked += 1
+                value, digits, radius = records[key].value, records[key].digits, records[key].radius
+                if not is_right(row, value) or (digits, radius) != (str(DIGITS), radius_of(value, DIGITS)):
+                    problems.append(f"wrong: {where}: {value}, {digits} digits, radius {radius}")
+    if cases is None:
+        lost = set(gold.damaged) - {record_name(*key) for key in wanted}
+        problems += [f"damaged: record {name}, of no standard row" for name in sorted(lost)]
+        stale = sorted(gold.values.keys() - wanted)
+        problems += [f"stale: record {record_name(*key)}, of no standard row" for key in stale]
+    return problems, checked

@@ -23,7 +23,7 @@ from audit.looks import Run, attribution, elements, errors, gradients, growth, i
 from audit.machine.devices import REMARKS, found
 from audit.machine.environment import describe_environment, source_digest
 from audit.machine.measure import COMPILING, TORCH, pace
-from audit.machine.plan import COMPARISON, REDUCED, Plan, plan
+from audit.machine.plan import Plan, beside, plan
 from audit.publish.devices import failed_devices
 from audit.publish.figures import Plot, draw
 from audit.publish.folder import Spool, check_replaceable
@@ -77,7 +77,8 @@ def execute(
     given. Raises UsageError for acknowledgements that cannot be read.
     """
     acknowledged = read_acknowledgements(COMMITTED, *acknowledgements)
-    start, spent = perf_counter(), (TORCH.seconds, COMPILING.seconds)
+    start = perf_counter()
+    TORCH.seconds = COMPILING.seconds = 0.0
     REMARKS.clear()
     gold, workers = read_gold(references), workers or Workers(1)
     engine = Engine(workers.submit, gold.values, Cache(default_file()) if plan.file is not None else None)
@@ -90,15 +91,13 @@ def execute(
 
     plots = draw(run.tables, workers.submit)
     advance("findings")
-    invariance = run.tables.get("invariance")
-    gradients = run.tables.get("gradients")
+    gradients, invariance = run.tables.get("gradients"), run.tables.get("invariance")
     findings, stale = find(run.tables["errors"], acknowledged, gradients, plan.own, invariance, plan.asked)
     run.tables["findings"] = typed(with_examples(findings, plan), "findings")
     if "summary" not in run.tables:  # as it is of a file, of whose rows not all may be in errors.csv
         run.tables["summary"] = summarise(run.tables["errors"])
-    seconds = {"torch": TORCH.seconds - spent[0], "compiling": COMPILING.seconds - spent[1]}
-    seconds["total"] = perf_counter() - start
-    paces, failed = _paces(plan), failed_devices(run.tables["errors"])
+    seconds = {"torch": TORCH.seconds, "compiling": COMPILING.seconds, "total": perf_counter() - start}
+    paces, own = _paces(plan), [p for p in plan.paths if p.name in plan.own]
     environment = describe_environment(
         plan.devices,
         found(),
@@ -107,8 +106,8 @@ def execute(
         cases=len(plan.cases),
         paths={p.name: p.summary for p in plan.paths},
         dtypes=plan.dtypes,
-        kernels={p.name: COMPARISON if p.reduction == "none" else REDUCED for p in plan.paths if p.name in plan.own},
-        sources={p.name: source_digest(p.function) for p in plan.paths if p.name in plan.own},
+        kernels={p.name: beside(p.reduction) for p in own},
+        sources={p.name: source_digest(p.function) for p in own},
         paces=paces,
         workers=workers.count,
         seconds={name: round(value, 3) for name, value in seconds.items()},
@@ -116,19 +115,16 @@ def execute(
     )
     # A file's numbers are none of those the acknowledgements are about.
     stale = stale if plan.file is None else []
+    failed = failed_devices(run.tables["errors"])
     return Audit(run.tables, plots, environment, seconds, stale, gold.damaged, failed, paces)
 
 
 def _paces(plan: Plan) -> dict[str, float]:
     """How many times as fast as torch's the kernels of the user's own are that take logits."""
     logits = [p for p in plan.paths if p.input_kind == p.target_kind == "logits" and plan.kind == "kernel"]
-    torchs = {p.reduction: p for p in logits if p.name in (COMPARISON, REDUCED)}
-    device = plan.devices[-1].name
-    return {
-        p.name: round(pace(p, torchs[p.reduction], device), 3)
-        for p in logits
-        if p.name in plan.own and p.reduction in torchs and p.runs_on(device)
-    }
+    known, device = {p.name: p for p in logits}, plan.devices[-1].name
+    pairs = {p.name: (p, known.get(beside(p.reduction))) for p in logits if p.name in plan.own and p.runs_on(device)}
+    return {name: round(pace(own, torchs, device), 3) for name, (own, torchs) in pairs.items() if torchs is not None}
 
 
 def run(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -13,15 +13,13 @@ from audit.base.kinds import failing
 from audit.base.usage import UsageError
 from audit.base.workers import Workers
 from audit.cases import registered as registered_cases
-from audit.machine.plan import COMPARISON, REDUCED, plan
-from audit.paths import UNDECLARED, Path, own_path
+from audit.machine.plan import beside, plan
+from audit.paths import Path, own_path
 from audit.paths.rounding import Rounding
 from audit.pipeline.loop import execute
 from audit.publish.verdict import verdict
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from audit.machine.plan import Names, Own
 
 # Cases whose logits times a temperature leave the format.
@@ -81,25 +79,18 @@ def check(
     if temperature <= 0 or math.frexp(temperature)[0] != 0.5:
         raise UsageError(f"temperature {temperature}: expected a power of two, by which logits are divided exactly")
     kernels = [kernel] if callable(kernel) else list(kernel)
-    paths = [_declared(fn, rounding or UNDECLARED, reduction, temperature) for fn in kernels]
+    paths = [_declared(fn, rounding, reduction, temperature) for fn in kernels]
     cases = None if temperature == 1 else [c.name for c in registered_cases(profile) if c.name not in AT_THE_LIMIT]
     with Workers(workers or 1) as processes:
         done = execute(plan(profile, cases, paths, dtypes, devices), processes)
-    tables = done.tables
     names = [path.name for path in paths]
-    torchs = COMPARISON if reduction == "none" else REDUCED
-    mine = {name: table[table["path"].isin(names)] for name, table in tables.items() if "path" in table}
-    findings = mine["findings"]
+    mine = {name: table[table["path"].isin(names)] for name, table in done.tables.items() if "path" in table}
+    texts = [verdict(done.tables, p.name, beside(p.reduction), strict, done.paces.get(p.name)) for p in paths]
     return Verdict(
-        failing(findings, strict).empty and not done.failed_devices,
-        findings,
-        mine["errors"],
-        mine["gradients"],
-        mine["invariance"],
-        sorted({str(cause) for cause in findings["cause"] if cause}),
-        "\n".join(
-            [*done.failed_devices, *(verdict(tables, name, torchs, strict, done.paces.get(name)) for name in names)]
-        ),
+        sound=failing(mine["findings"], strict).empty and not done.failed_devices,
+        **{name: mine[name] for name in ("findings", "errors", "gradients", "invariance")},
+        causes=sorted(set(mine["findings"]["cause"]) - {""}),
+        text="\n".join([*done.failed_devices, *texts]),
     )
 
 
@@ -111,20 +102,19 @@ def assert_sound(kernel: Own | Iterable[Own], **options: object) -> None:
         raise AssertionError(str(found)) from None
 
 
-def _declared(kernel: Own, rounding: Rounding, reduction: str, temperature: float) -> Path:
-    """The kernel as a path, with what is declared of it; at a temperature as one of the logits it is of.
-
-    f(T x, T y) at temperature T is the divergence of x and y: times T^2 and division by it are exact.
-    """
+def _declared(kernel: Own, rounding: Rounding | None, reduction: str, temperature: float) -> Path:
+    """The kernel as a path, with what is declared of it; at a temperature as one of the logits it is of."""
     path = own_path(kernel)
-    if rounding is not UNDECLARED:
-        path = replace(path, rounding=rounding)
-    if reduction != "none":
-        path = replace(path, reduction=reduction)
-    return path if temperature == 1 else replace(path, function=_at(kernel, temperature))
+    return replace(
+        path,
+        function=kernel if temperature == 1 else _at(kernel, temperature),
+        rounding=rounding or path.rounding,
+        reduction=path.reduction if reduction == "none" else reduction,
+    )
 
 
-def _at(kernel: Callable[[Tensor, Tensor], Tensor], temperature: float) -> Callable[[Tensor, Tensor], Tensor]:
+def _at(kernel: Own, temperature: float) -> Own:
+    """f(T x, T y) at temperature T is the divergence of x and y: times T^2 and division by it are exact."""
     import torch
 
     x, y = torch.tensor([[0.0, 1.0, 3.0]]), torch.tensor([[2.0, 0.0, 1.0]])
@@ -132,8 +122,4 @@ def _at(kernel: Callable[[Tensor, Tensor], Tensor], temperature: float) -> Calla
     with torch.no_grad():
         found = float(kernel(temperature * x, temperature * y))
     degree = min((1.0, temperature**2), key=lambda factor: abs(found / factor - exact))
-
-    def tempered(input: Tensor, target: Tensor) -> Tensor:
-        return kernel(temperature * input, temperature * target) / degree
-
-    return tempered
+    return lambda input, target: kernel(temperature * input, temperature * target) / degree
