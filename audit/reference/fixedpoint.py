@@ -24,20 +24,17 @@ from audit.reference.limbs import (
     BITS,
     HALF,
     NARROW,
-    RADIX,
     SLACK,
     Floats,
-    Plan,
-    Product,
     add_products,
     aligned,
     carries_of,
-    divide,
     exact_terms,
-    nonzero,
+    horner,
     plan,
     product,
     split,
+    times,
     unit,
 )
 from audit.reference.oracle import Ball, context
@@ -252,11 +249,11 @@ def _run_sums(values: Floats, top: float, tail_limbs: int, weights: list[Weights
         fine += SPAN
         limbs[1:-1] = np.take(table.fine, fine.astype(np.int64), axis=0, mode="clip").T
         if tail_limbs:
-            _horner(limbs[chosen.top :], tails * 2.0**-FINE, tail_limbs, chosen, space)
+            horner(limbs[chosen.top :], tails * 2.0**-FINE, tail_limbs, chosen, space.results, space.scratch)
         # The first weights last: their product takes the place of what all are products with.
         for out, needs, w in reversed([*zip(space.sums, products, weights, strict=False)]):
             if w.limbs:
-                _times(limbs, chosen.top, [limb[block] for limb in w.limbs], w.first, needs, out, space.scratch)
+                times(limbs, chosen.top, [limb[block] for limb in w.limbs], w.first, needs, out, space.scratch)
         rows = space.sums.reshape(-1, size)[: len(weights) * (width + 2)]
         parts += [rows[:, i : i + piece] @ space.left[i : i + piece] for i in range(0, size, piece)]
     narrow = narrow_limbs(width)
@@ -273,49 +270,7 @@ def _run_sums(values: Floats, top: float, tail_limbs: int, weights: list[Weights
     ]
 
 
-def _horner(right: Floats, t: Floats, tail_limbs: int, chosen: Plan, space: _Space) -> None:
-    """T2, in `right`, becomes scale e^t T2."""
-    last = len(chosen.steps) - 1
-    tail = split([t], tail_limbs, RADIX**2)
-    higher = t * t * (1 / (last + 2)) * (1 + t * (1 / (last + 3)))
-    # Its first digit is 0.
-    digits = split([higher], chosen.steps[0].factors - 1, RADIX**3)
-    for both, limb in zip(digits, tail[1:], strict=False):
-        both += limb
-    factors, tail_factors = nonzero([tail[0], *digits], 2), nonzero(tail, 2)
-    result = right
-    for turn, step in enumerate(chosen.steps):
-        if step.divisor > 1:
-            divide(result, step.divisor)
-        # After the last step T2 is not needed, but for the only step, which multiplies T2 itself.
-        summed = (right if turn == last and turn else space.results[turn % 2])[: step.length]
-        np.multiply(right[: step.length], float(step.scale), out=summed)
-        add_products(result, factors, step.carries, summed, space.scratch)
-        result, factors = summed, tail_factors
-    if last == 0:
-        right[: len(result)] = result
-    right[len(result) :] = 0
-
-
-def _times(
-    limbs: Floats, top: int, weights: Sequence[Floats], first: int, needs: Product, out: Floats, scratch: Floats
-) -> None:
-    """The limbs, of which those above `top` are 0, times the weights, which stand at `first`, on as many limbs.
-
-    `out` may be where the limbs are, for one row of weights at 0.
-    """
-    start = top + first
-    np.multiply(limbs[top : len(out) - first], weights[0], out=out[start:])
-    out[:start] = 0
-    add_products(limbs[top:], nonzero(weights[1:], start + 1), needs.carries, out, scratch)
-
-
 def _fold(total: Integers) -> int:
     """The number in units of its last entry, entry (i, j) weighing 2^-(BITS i + NARROW j)."""
-    result = 0
-    for row in total.tolist():
-        value = 0
-        for entry in row:
-            value = (value << NARROW) + entry
-        result = (result << BITS) + value
-    return result
+    rows = [sum(entry << NARROW * j for j, entry in enumerate(row[::-1])) for row in total.tolist()]
+    return sum(row << BITS * i for i, row in enumerate(rows[::-1]))

@@ -235,6 +235,30 @@ def plan(width: int, tail_limbs: int) -> Plan:
     return Plan(top, tuple(steps), scale, bound, error)
 
 
+def horner(right: Floats, t: Floats, tail_limbs: int, chosen: Plan, results: Floats, scratch: Floats) -> None:
+    """T2, in `right`, becomes scale e^t T2; `results` are two of as many limbs."""
+    last = len(chosen.steps) - 1
+    tail = split([t], tail_limbs, RADIX**2)
+    higher = t * t * (1 / (last + 2)) * (1 + t * (1 / (last + 3)))
+    # Its first digit is 0.
+    digits = split([higher], chosen.steps[0].factors - 1, RADIX**3)
+    for both, limb in zip(digits, tail[1:], strict=False):
+        both += limb
+    factors, tail_factors = nonzero([tail[0], *digits], 2), nonzero(tail, 2)
+    result = right
+    for turn, step in enumerate(chosen.steps):
+        if step.divisor > 1:
+            divide(result, step.divisor)
+        # After the last step T2 is not needed, but for the only step, which multiplies T2 itself.
+        summed = (right if turn == last and turn else results[turn % 2])[: step.length]
+        np.multiply(right[: step.length], float(step.scale), out=summed)
+        add_products(result, factors, step.carries, summed, scratch)
+        result, factors = summed, tail_factors
+    if last == 0:
+        right[: len(result)] = result
+    right[len(result) :] = 0
+
+
 class Product(NamedTuple):
     """Limbs times weights: no limb exceeds `bound` after the carries; `dropped` is what of the product is."""
 
@@ -257,3 +281,16 @@ def product(width: int, scale: int, bound: int, weights: tuple[int, ...], first:
     most = sum(Fraction(weight, 2 ** (BITS * m)) for m, weight in enumerate(weights, first))
     after = at_most(max(after, int(scale * SLACK * most / unit(0)) + 5), SUMMED)
     return Product(carries, after, below * bound * unit(width + 2) * SLACK)
+
+
+def times(
+    limbs: Floats, top: int, weights: Sequence[Floats], first: int, needs: Product, out: Floats, scratch: Floats
+) -> None:
+    """The limbs, of which those above `top` are 0, times the weights, which stand at `first`, on as many limbs.
+
+    `out` may be where the limbs are, for one row of weights at 0.
+    """
+    start = top + first
+    np.multiply(limbs[top : len(out) - first], weights[0], out=out[start:])
+    out[:start] = 0
+    add_products(limbs[top:], nonzero(weights[1:], start + 1), needs.carries, out, scratch)
