@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from audit.reference.oracle import context, kl_sum
+from audit.reference.oracle import context, kl_row
 from audit.reference.values import Rows
 
 _WIDE = Context(prec=120, Emin=MIN_EMIN, Emax=MAX_EMAX, traps=[])
@@ -25,7 +25,7 @@ def agrees(input: Rows, target: Rows, target_kind: str, value: str, digits: int)
         # KL is 0 for distributions that are equal, which logits are that differ by one constant.
         return len({Fraction(y) - Fraction(x) for x, y in zip(input[finite], target[finite], strict=True)}) == 1
     if not Decimal(value).is_finite() or not HAS_ARB:
-        ball = kl_sum(input[None], target[None], "logits", target_kind, digits + 20)
+        ball = kl_row(input, target, "logits", target_kind, digits + 20)
         again = Decimal(str(context().nstr(ball.value, digits + 20)).replace("+", ""))
         return is_rounded(Decimal(value), again, digits)
     for precision in (400, 1_200, 3_600, 10_800, 32_400):

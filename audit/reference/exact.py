@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import mpmath
 
 from audit.base.usage import UsageError
-from audit.reference import engine
-from audit.reference.oracle import GUARD_DIGITS, Ball, kl_sum, sum_of_balls
+from audit.reference import engine, oracle
+from audit.reference.oracle import GUARD_DIGITS, LOCK, MAX_PRECISION, Ball, bits_of, context
 from audit.reference.values import REDUCTIONS, Rows, as_rows, check_kind
 
 MOST_DIGITS = 100_000  # far more than 10,000 bits settle
@@ -54,17 +54,62 @@ def exact_kl(
         raise UsageError(f"input has shape {shape} and target {target_shape}; they must agree")
     check_kind(x, input_kind, "input")
     check_kind(y, target_kind, "target")
-    each = reduction == "none" and len(shape) > 1
+    kinds = input_kind, target_kind
+    if reduction == "none" and len(shape) > 1:
+        return [_public(ball) for ball, _ in _row_balls(x, y, *kinds, digits)]
     divisor = {"none": 1, "sum": 1, "mean": x.size, "batchmean": shape[0]}[reduction]
-    if not each and not _fast(x, input_kind, target_kind):
-        return _public(kl_sum(x, y, input_kind, target_kind, digits, divisor=divisor))
-    balls = [ball for ball, _ in _row_balls(x, y, input_kind, target_kind, digits)]
-    return [_public(ball) for ball in balls] if each else _public(sum_of_balls(balls, divisor, digits + GUARD_DIGITS))
+    return _public(kl_sum(x, y, *kinds, digits, divisor)[0])
 
 
-def _fast(input: Rows, input_kind: str, target_kind: str) -> bool:
-    """Whether the rows are long ones of logits, which the fast engine takes."""
-    return input_kind == target_kind == "logits" and input.shape[1] >= engine.SMALLEST
+def kl_sum(
+    input: Rows, target: Rows, input_kind: str, target_kind: str, digits: int, divisor: int = 1, name: str = "KL"
+) -> tuple[Ball, str]:
+    """The sum over rows (each array rows x classes) of KL(target || input), over `divisor`, and the last row's engine.
+
+    The radius is at most 10^-(digits + GUARD_DIGITS) of the value; it is 0 where the sum is exactly 0 or infinite.
+
+    Raises UsageError, of `name` and with the radius reached, where MAX_PRECISION bits settle neither the digits
+    nor zero.
+    """
+    ctx, row_digits = context(), digits + GUARD_DIGITS
+    with LOCK:
+        while True:
+            rows = [_row_ball(x, y, input_kind, target_kind, row_digits) for x, y in zip(input, target, strict=True)]
+            balls, precision = [ball for ball, _ in rows], bits_of(row_digits)
+            with ctx.workprec(precision):
+                value, size = (ctx.fsum((ball.value for ball in balls), absolute=a) / divisor for a in (False, True))
+                radius = ctx.fsum(ball.radius for ball in balls) / divisor
+                # The sum's own roundings, of what rows that cancel are too.
+                total = Ball(value, radius + ctx.ldexp(size, 3 - precision) + ctx.ldexp(radius, 4 - precision))
+            if value == ctx.inf:
+                return Ball(value, ctx.zero), rows[-1][1]
+            if total.settles(digits + GUARD_DIGITS):
+                return total, rows[-1][1]
+            # Rows cancel each other, or cannot be settled by themselves: is there one that can be asked for more?
+            if not any(ball.radius and ball.settles(row_digits) for ball in balls):
+                break
+            row_digits *= 2
+    reached = f"they give {ctx.nstr(value, 6)} with radius {ctx.nstr(total.radius, 3)}"
+    advice = "ask for fewer digits"
+    if abs(value) <= total.radius:
+        advice = "numbers that are not normalised can cancel to exactly 0, which cannot be told from that"
+    raise UsageError(f"{name}: {MAX_PRECISION} bits do not settle {digits} digits; {reached}; {advice}")
+
+
+def _row_ball(input: Rows, target: Rows, input_kind: str, target_kind: str, digits: int) -> tuple[Ball, str]:
+    """A row's ball and its engine: the fast one for long rows of logits that it does not decline, else the oracle."""
+    if input_kind == target_kind == "logits" and len(input) >= engine.SMALLEST:
+        ball = engine.kl_row(input, target, digits)
+        if ball is not None:
+            return ball, "limbs"
+    return oracle.kl_row(input, target, input_kind, target_kind, digits), "oracle"
+
+
+def _row_balls(input: Rows, target: Rows, input_kind: str, target_kind: str, digits: int) -> Iterator[tuple[Ball, str]]:
+    """`kl_sum` of each row by itself."""
+    for row in range(len(input)):
+        name = f"row {row}: KL" if len(input) > 1 else "KL"
+        yield kl_sum(input[[row]], target[[row]], input_kind, target_kind, digits, name=name)
 
 
 class Certified(NamedTuple):
@@ -102,19 +147,6 @@ def certified_rows(
             raise UsageError(f"row {row}: KL is {text[:12]}... with an exponent beyond +-10^18; scale it") from None
         rows.append(Certified(text, name))
     return rows
-
-
-def _row_balls(input: Rows, target: Rows, input_kind: str, target_kind: str, digits: int) -> Iterator[tuple[Ball, str]]:
-    """A ball and its engine for each row. Long rows of logits go to the fast one; what it declines, and all else, to
-    the oracle."""
-    fast = _fast(input, input_kind, target_kind)
-    for row in range(len(input)):
-        ball = engine.kl_row(input[row], target[row], digits + GUARD_DIGITS) if fast else None
-        if ball is not None:
-            yield ball, "limbs"
-        else:
-            name = f"row {row}: KL" if len(input) > 1 else "KL"
-            yield kl_sum(input[[row]], target[[row]], input_kind, target_kind, digits, name=name), "oracle"
 
 
 def _text(ball: Ball, digits: int) -> str:

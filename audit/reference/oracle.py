@@ -41,7 +41,6 @@ import numpy as np
 from mpmath import MPContext
 from numpy.typing import NDArray
 
-from audit.base.usage import UsageError
 from audit.reference.values import Rows
 
 MAX_PRECISION = 10_000
@@ -85,11 +84,6 @@ def _rational(row: Rows, kind: str) -> list[Fraction] | None:
     if kind == "logits" and (finite == finite[0]).all():
         return [Fraction(int(has_mass), finite.size) for has_mass in support]
     return None
-
-
-def is_infinite(input: Rows, target: Rows, input_kind: str, target_kind: str) -> bool:
-    """Whether the target has mass where the input has none."""
-    return bool((_support(target, target_kind) & ~_support(input, input_kind)).any())
 
 
 def is_zero(input: Rows, target: Rows, input_kind: str, target_kind: str) -> bool:
@@ -140,7 +134,7 @@ def _exp(x: Any) -> Any:
 def row_ball(input: Rows, target: Rows, input_kind: str, target_kind: str, precision: int) -> Ball:
     """KL of one row at `precision` bits, 64 to MAX_PRECISION, with its radius; the formulas are the module's.
 
-    For rows that are neither `is_zero` nor `is_infinite`.
+    For rows whose KL is neither infinite nor `is_zero`.
     """
     with context().workprec(precision):
         if input_kind == target_kind == "logits":
@@ -232,13 +226,15 @@ def _of_masses(input: Rows, target: Rows, input_kind: str, target_kind: str, pre
 
 
 def kl_row(input: Rows, target: Rows, input_kind: str, target_kind: str, digits: int) -> Ball:
-    """KL of one row that is not `is_infinite`, its radius at most 10^-digits of the value unless MAX_PRECISION bits do
-    not reach that, and 0 where KL is exactly 0.
+    """KL of one row, its radius at most 10^-digits of the value unless MAX_PRECISION bits do not reach that, and 0
+    where KL is exactly 0 or infinite.
     """
     ctx, kinds = context(), (input_kind, target_kind)
+    if (_support(target, target_kind) & ~_support(input, input_kind)).any():
+        return Ball(ctx.inf, ctx.zero)
     if is_zero(input, target, *kinds):
         return Ball(ctx.zero, ctx.zero)
-    precision = _bits(digits)
+    precision = bits_of(digits)
     while True:
         ball = row_ball(input, target, *kinds, precision)
         if ball.settles(digits) or precision == MAX_PRECISION:
@@ -246,57 +242,5 @@ def kl_row(input: Rows, target: Rows, input_kind: str, target_kind: str, digits:
         precision = min(2 * precision, MAX_PRECISION)
 
 
-def _bits(digits: int) -> int:
+def bits_of(digits: int) -> int:
     return min(math.ceil(digits * math.log2(10)) + 64, MAX_PRECISION)
-
-
-def kl_sum(
-    input: Rows,
-    target: Rows,
-    input_kind: str,
-    target_kind: str,
-    digits: int,
-    *,
-    divisor: int = 1,
-    name: str = "KL",
-) -> Ball:
-    """The sum over rows (each array rows x classes) of KL(target || input), over `divisor`, to `digits` digits.
-
-    The radius is at most 10^-(digits + GUARD_DIGITS) of the value; it is 0 where the sum is exactly 0 or infinite.
-
-    Raises UsageError, of `name` and with the radius reached, where MAX_PRECISION bits settle neither the digits
-    nor zero.
-    """
-    ctx, kinds = context(), (input_kind, target_kind)
-    row_digits = asked = digits + GUARD_DIGITS
-    with LOCK:
-        if is_infinite(input, target, *kinds):
-            return Ball(ctx.inf, ctx.zero)
-        while True:
-            balls = [kl_row(x, y, *kinds, row_digits) for x, y in zip(input, target, strict=True)]
-            total = sum_of_balls(balls, divisor, row_digits)
-            if total.settles(asked):
-                return total
-            # Rows cancel each other, or cannot be settled by themselves: is there one that can be asked for more?
-            if not any(ball.radius and ball.settles(row_digits) for ball in balls):
-                break
-            row_digits *= 2
-    value, radius = ctx.nstr(total.value, 6), ctx.nstr(total.radius, 3)
-    reached = f"{name}: {MAX_PRECISION} bits do not settle {digits} digits; they give {value} with radius {radius}"
-    if abs(total.value) <= total.radius:
-        reached += "; numbers that are not normalised can cancel to exactly 0, which cannot be told from that"
-    else:
-        reached += "; ask for fewer digits"
-    raise UsageError(reached)
-
-
-def sum_of_balls(balls: list[Ball], divisor: int, digits: int) -> Ball:
-    """The sum over `divisor` of balls that settle `digits`, as it does too where none is negative.
-
-    Its roundings, of what rows that cancel are too, are in the radius.
-    """
-    ctx, precision = context(), _bits(digits)
-    with LOCK, ctx.workprec(precision):
-        value, size = (ctx.fsum((ball.value for ball in balls), absolute=a) / divisor for a in (False, True))
-        radius = ctx.fsum(ball.radius for ball in balls) / divisor
-        return Ball(value, radius + ctx.ldexp(size, 3 - precision) + ctx.ldexp(radius, 4 - precision))
