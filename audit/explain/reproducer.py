@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import ast
-import base64
 import builtins
 import inspect
 import sys
 import textwrap
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import cache, partial
 from time import perf_counter
 from types import BuiltinFunctionType, FunctionType, ModuleType
@@ -41,46 +38,42 @@ MAX_RUNS = 64
 GIVEN = {"torch", "Tensor", "nn", "F", "partial"}  # what every script imports
 
 
-@dataclass(frozen=True)
-class Reproducer:
-    """One row of a finding, shrunk; `input` and `target` are hexadecimal floats with repeats, empty where too long."""
-
-    classes: int
-    input: str
-    target: str
-    script: str
-
-
 class Shrinker:
     """Finds the smallest input that shows each finding; what was small for one is tried first for the next."""
 
     def __init__(self) -> None:
         self._known: dict[tuple[torch.dtype, str, str], list[tuple[Tensor, Tensor]]] = {}
 
-    def reproduce(self, path: Path, input: Tensor, target: Tensor, device: str, symptom: str) -> Reproducer | None:
+    def reproduce(self, path: Path, input: Tensor, target: Tensor, device: str, symptom: str) -> dict[str, object]:
         """Shrinks a row (both of shape (1, classes), on the CPU) while the path shows the symptom on it.
 
-        None where the row alone does not show it.
+        The columns of findings.csv that tell of it: how many `classes`, `input` and `target` as hexadecimal floats with
+        repeats, empty where too long, and `script`. None of them where the row alone does not show it.
         """
-
         side = symptom.partition("_gradient_")[0] if "_gradient_" in symptom else ""
 
         def shows(x: Tensor, y: Tensor) -> bool:
-            return _gradient_shows(path, x, y, device, symptom) if side else _shows(path, x, y, device, symptom)
+            if not side:
+                return _shows(path, x, y, device, symptom)
+            with suppress(RuntimeError):  # of a row that autograd finds nothing in to differentiate
+                return any(g.symptom == symptom for g in _gradients(path, x, y, device))
+            return False
 
         known = self._known.setdefault((input.dtype, path.target_kind, symptom), [])
         smallest = next(((x, y) for x, y in known if x.shape[1] <= input.shape[1] and shows(x, y)), None)
         if smallest is None:
             if not shows(input, target):
-                return None
+                return {}
             smallest = _shrunk(shows, input, target, path.target_kind)
             known.append(smallest)
-        x, y = smallest
-        return Reproducer(x.shape[1], _hexadecimal(x), _hexadecimal(y), _script(path, x, y, device, side))
+        texts = [_hexadecimal(row) for row in smallest]
+        x_text, y_text = (text if text.count(" ") < MAX_RUNS else "" for text in texts)
+        script = _script(path, *smallest, texts, device, side)
+        return {"classes": smallest[0].shape[1], "input": x_text, "target": y_text, "script": script}
 
 
 def with_examples(findings: pd.DataFrame, plan: Plan) -> pd.DataFrame:
-    """The rows of findings.csv, each with the fields of a Reproducer of its example; empty where there is none."""
+    """The rows of findings.csv, each with the columns of its smallest example; empty where there is none."""
     shrinker = Shrinker()
     found: list[dict[str, object]] = []
     for finding in findings.to_dict("records"):
@@ -101,7 +94,7 @@ def with_examples(findings: pd.DataFrame, plan: Plan) -> pd.DataFrame:
             shrinker.reproduce(path, problem.input[[row]], problem.target[[row]], device, symptom)
             for row in range(len(problem.input))
         )
-        found.append(next((vars(r) for r in tries if r is not None), {}))
+        found.append(next((example for example in tries if example), {}))
     return findings.join(pd.DataFrame(found, index=findings.index))
 
 
@@ -110,7 +103,8 @@ def _shrunk(
 ) -> tuple[Tensor, Tensor]:
     """Rounder numbers where they show it too, then ever smaller runs of classes left out."""
     trials, deadline = 0, perf_counter() + SECONDS
-    for x, y in _simpler(input, target, target_kind):
+    for simpler in (torch.zeros_like, torch.round):
+        x, y = simpler(input), simpler(target) if target_kind == "logits" else target  # probabilities stay as they are
         if shows(x, y):
             input, target = x, y
             break
@@ -126,12 +120,6 @@ def _shrunk(
                 start += chunk
         chunk //= 2
     return input, target
-
-
-def _simpler(input: Tensor, target: Tensor, target_kind: str) -> Iterator[tuple[Tensor, Tensor]]:
-    """Rounder numbers to try, the simplest first. Probabilities stay as they are."""
-    for step in (torch.zeros_like, torch.round):
-        yield step(input), step(target) if target_kind == "logits" else target
 
 
 def _shows(path: Path, input: Tensor, target: Tensor, device: str, symptom: str) -> bool:
@@ -165,33 +153,18 @@ def _shows(path: Path, input: Tensor, target: Tensor, device: str, symptom: str)
     return not (np.isnan(allowed).all() or keeps(*map(np.asarray, judged)).all())
 
 
-def _gradient_shows(path: Path, input: Tensor, target: Tensor, device: str, symptom: str) -> bool:
-    with suppress(RuntimeError):  # of a row that autograd finds nothing in to differentiate
-        return any(g.symptom == symptom for g in _gradients(path, input, target, device))
-    return False
-
-
 def _gradients(path: Path, input: Tensor, target: Tensor, device: str) -> list[Gradient]:
     return Truth(input, target, target_kind=path.target_kind).gradients(path, device)
 
 
 def _hexadecimal(tensor: Tensor) -> str:
-    """The row's numbers as hexadecimal floats, with how often each repeats; empty for more than MAX_RUNS runs."""
+    """The row's numbers as hexadecimal floats, with how often each repeats."""
     runs, counts = torch.unique_consecutive(bits(tensor[0].contiguous()), return_counts=True)
-    if len(runs) > MAX_RUNS:
-        return ""
     pairs = zip(runs.view(tensor.dtype).tolist(), counts.tolist(), strict=True)
     return " ".join(v.hex() if n == 1 else f"{v.hex()}*{n}" for v, n in pairs)
 
 
-def _literal(tensor: Tensor) -> str:
-    if text := _hexadecimal(tensor):
-        return f"row({text!r})"
-    packed = base64.b85encode(zlib.compress(tensor.view(torch.uint8).numpy().tobytes(), 9)).decode()
-    return f"packed({packed!r})"
-
-
-def _script(path: Path, input: Tensor, target: Tensor, device: str, side: str) -> str:
+def _script(path: Path, input: Tensor, target: Tensor, texts: Sequence[str], device: str, side: str) -> str:
     call, sources = _sources(path.function)
     exact = "mp.fsum(p * mp.log(p / q) if p else 0 for p, q in zip(y, x))"
     if path.kind == "identity" and path.rounding.temperature == 1:
@@ -206,7 +179,7 @@ def _script(path: Path, input: Tensor, target: Tensor, device: str, side: str) -
         value = f"torch.autograd.grad({value}.sum(), {side}, materialize_grads=True)[0][0, {i}]"
         exact = f"x[{i}] * mp.fsum(y) - y[{i}]" if side == "input" else f"y[{i}] * (mp.log(y[{i}] / x[{i}]) - {exact})"
     return f"""\
-import base64, functools, zlib
+import functools
 from functools import partial
 
 import torch
@@ -222,11 +195,6 @@ def row(text):
     return torch.tensor([values], dtype=torch.float64).to({input.dtype})
 
 
-def packed(text):
-    data = bytearray(zlib.decompress(base64.b85decode(text)))
-    return torch.frombuffer(data, dtype={input.dtype})[None]
-
-
 def distribution(logits):
     weights = [mp.exp(mp.mpf(v)) for v in logits[0].tolist()]
     total = mp.fsum(weights)
@@ -234,8 +202,8 @@ def distribution(logits):
 
 
 mp.prec = 2000
-input = {_literal(input)}
-target = {_literal(target)}
+input = row({texts[0]!r})
+target = row({texts[1]!r})
 x = distribution(input.double(){degree})
 y = {"target[0].double().tolist()" if path.target_kind == "probs" else f"distribution(target.double(){degree})"}
 y = list(map(mp.mpf, y))
@@ -266,14 +234,9 @@ def _written(value: object, name: str, seen: dict[str, str], module: str = "") -
     elif isinstance(value, ModuleType) and name:
         seen[name] = f"import {value.__name__} as {name}"
     elif isinstance(value, (int, float, str, tuple, dict)):
-        text = repr(value)
-        if isinstance(value, tuple):
-            text = "".join(f"{_written(v, '', seen)}, " for v in value).join("()")
-        elif isinstance(value, dict):
-            text = "".join(f"{_written(k, '', seen)}: {_written(v, '', seen)}, " for k, v in value.items()).join("{}")
         if not name:
-            return text
-        seen[name] = f"{name} = {text}"
+            return repr(value)
+        seen[name] = f"{name} = {value!r}"
     elif name:
         seen[name] = f"from {module} import {name}"
     return getattr(value, "__name__", repr(value))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from audit.base.formats import FORMATS, Format
+from audit.paths.remedy import kl_div_from_logits
 
 _BLOCK = 2**17  # numbers that stay in a core's cache
 FEW = 64  # rows, which show a temperature as well as all
@@ -101,31 +102,19 @@ def furthest(sums: Tensor) -> float:
 def divergence(input: Rows, target: Rows, logs: tuple[bool, bool]) -> tuple[Tensor, bool]:
     """KL of each row, both sides normalised to distributions, and whether all agree up to the rounding of the two.
 
-    `logs`: which side holds logarithms. With l = log q - log p, c = sum p l and d = l - c, KL = -c, which cancels where
-    p is near q; there it is log1p(r + s) - r, r = sum p d and s = sum p (exp(d) - 1 - d) + the q where p = 0.
+    `logs`: which side holds logarithms.
     """
     values, agree = [], True
-    u, v = input.format.unit_roundoff, target.format.unit_roundoff
+    u, v, least = input.format.unit_roundoff, target.format.unit_roundoff, target.format.smallest_subnormal
     for x, y in zip(input.blocks(), target.blocks(), strict=True):
         log_q, log_p = (t.double() if log else t.double().log() for t, log in zip((x, y), logs, strict=True))
-        log_q, log_p = (t - t.logsumexp(-1, keepdim=True) for t in (log_q, log_p))
-        p = log_p.exp()
-        ratio = (log_q - log_p).masked_fill_(p == 0, 0)
-        centre = (p * ratio).sum(-1, keepdim=True)
-        kl = -centre.squeeze(-1)
-        near = kl < 1e-2
-        if near.any():
-            p, log_p, log_q, centre, ratio = (t[near] for t in (p, log_p, log_q, centre, ratio))
-            d = ratio - centre
-            r = (p * d).sum(-1)
-            s = torch.where(p > 0, p * (d.expm1() - d), (log_q - centre).exp()).sum(-1)
-            kl[near] = (torch.log1p(r + s) - r).clamp(min=0)
-            coarse = target.format.smallest_subnormal / p.clamp(min=target.format.smallest_subnormal)
-            agree = agree and bool(
-                (d.abs() <= 2 * u * (2 + log_q.abs()) + 4 * v * (1 + log_p.abs()) + coarse)[p > 0].all()
-            )
-        agree = agree and bool(near.all())
-        values.append(kl)
+        values.append(kl_div_from_logits(log_q, log_p, reduction="none"))
+        agree = agree and bool((values[-1] < 1e-2).all())
+        if agree:
+            log_q, log_p = log_q.log_softmax(-1), log_p.log_softmax(-1)
+            p = log_p.exp()
+            allowed = 2 * u * (2 + log_q.abs()) + 4 * v * (1 + log_p.abs()) + least / p.clamp(min=least)
+            agree = bool(((log_q - log_p).abs() <= allowed)[p > 0].all())
     return torch.cat(values), agree
 
 

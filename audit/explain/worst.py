@@ -61,32 +61,20 @@ def _begun(random: np.random.Generator, count: int, classes: int) -> Floats:
 
 
 def _moved(random: np.random.Generator, values: Floats) -> Floats:
-    """One step from each candidate: some classes drawn, copied, nudged or exchanged, or a side shifted or stretched."""
+    """One step from each candidate: classes moved, scaled or given another's value, or two of them exchanged."""
     _, count, classes = values.shape
-    new, rows = values.copy(), np.arange(count)
-    side, one, other = random.integers(2, size=count), *random.integers(classes, size=(2, count))
-    kind = random.integers(7, size=count)
-    size = 2.0 ** random.uniform(-16, 3, count) * random.choice([-1, 1], count)
-    both = random.random(count) < 0.3  # the same on either side
+    place, kind = np.arange(classes), random.integers(4, size=(count, 1))
+    one, other = random.integers(classes, size=(2, count, 1))
     some = random.random((count, classes)) < random.choice([0.02, 0.2, 1.0], (count, 1))
-    for s in (0, 1):
-        on = both | (side == s)
-        for k, changed in (
-            (0, new[s, rows, one] + size),
-            (1, new[s, rows, other]),
-            (2, new[s, rows, one] * (1 + size / 64)),
-        ):
-            where = on & (kind == k)
-            new[s, rows[where], one[where]] = changed[where]
-        where = on & (kind == 3)
-        new[s, rows[where], one[where]], new[s, rows[where], other[where]] = (
-            new[s, rows[where], other[where]],
-            new[s, rows[where], one[where]],
-        )
-        new[s] += np.where(some & (on & (kind == 4))[:, None], size[:, None], 0.0)
-        level = new[s, rows, one][:, None]
-        new[s] = np.where(some & (on & (kind == 5))[:, None], level, new[s])
-        new[s] *= np.where(on & (kind == 6), 1 + size / 64, 1.0)[:, None]
+    chosen = np.where(random.random((count, 1)) < 0.5, place == one, some)
+    exchanged = np.where(place == one, other, np.where(place == other, one, place))
+    size = 2.0 ** random.uniform(-16, 3, (count, 1)) * random.choice([-1, 1], (count, 1))
+    left_out = random.integers(3, size=(count, 1))  # of the two sides; 2 changes both alike
+    new = values.copy()
+    for s, side in enumerate(values):
+        level = np.broadcast_to(np.take_along_axis(side, other, 1), side.shape)
+        moved = np.choose(kind, (side + size, side * (1 + size / 64), level, np.take_along_axis(side, exchanged, 1)))
+        new[s] = np.where((left_out != s) & (chosen | (kind == 3)), moved, side)
     return new
 
 
