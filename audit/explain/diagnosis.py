@@ -75,6 +75,7 @@ VERDICTS = {
 }
 _RIGHT = tuple(VERDICTS)[:6]  # the tensors are what kl_div takes
 _NO_CALL = ("sound", "nan_in_data", "infinite", "cannot_tell")
+_UNTOLD = ("nan_in_data", "different_dims", "double_softmax", "cannot_tell")
 # Where the divergence of the rows given does not show how near the two sides are.
 _DISTORTED = ("truncated", "eps_in_log", "temperature")
 
@@ -166,22 +167,24 @@ class _Call:
         self.x, self.y, self.reduction, self.log_target, self.dim = x, y, reduction, log_target, dim
         self.keep, self.kept = keep.flatten(), kept
         self.divisor = {"none": 1, "sum": 1, "mean": x.numel(), "batchmean": len(x)}[reduction]
-        self.sums = torch.empty(0)  # the formula's, a row
         self.remarks: list[str] = []
         self.evidence = ""
+
+    def _rows(self, dim: int, keep: Tensor | None = None) -> tuple[Rows, Rows]:
+        """Of input and target, as the call takes them."""
+        return Rows(self.x, dim, True, keep), Rows(self.y, dim, self.log_target, keep)
 
     def diagnosis(self) -> Diagnosis:
         each = F.kl_div(self.x, self.y, reduction="none", log_target=self.log_target)
         value = float(each.mean() if self.reduction == "mean" else each.sum() / self.divisor)
         self._leave_out_padding()
-        whole = Rows(self.x, self.dim), Rows(self.y, self.dim)
-        all_kept = bool(self.keep.all())
-        x, y = whole if all_kept else (Rows(side, self.dim, self.keep) for side in (self.x, self.y))
+        left_out = not self.keep.all()
+        x, y = self._rows(self.dim, self.keep if left_out else None)
         verdict = self._verdict(x, y)
-        exact, size = self._exact(*whole)
+        exact, size = self._exact()
         kl, agree = self._kl(x, y, verdict)
-        padded = not all_kept and (self.divisor > 1 or float(Rows(each, self.dim, ~self.keep).rows.sum()) != 0)
-        if verdict in _RIGHT and padded:
+        others = each.movedim(self.dim, -1).reshape(len(self.keep), -1)[~self.keep]
+        if verdict in _RIGHT and left_out and (self.divisor > 1 or float(others.sum()) != 0):
             verdict = "padding"
             self.remarks += [VERDICTS["mixed_dtypes"]] if self.x.dtype != self.y.dtype else []
         elif verdict == "sound" and kl is not None and exact is not None:
@@ -205,7 +208,7 @@ class _Call:
         keep = (indices >= 0).flatten() & self.keep
         if not keep.any():
             raise UsageError("target: expected the index of a class in some row, got negative ones alone")
-        x, classes = Rows(self.x, self.dim, keep), indices.flatten()[keep].unsqueeze(-1)
+        x, classes = Rows(self.x, self.dim, True, keep), indices.flatten()[keep].unsqueeze(-1)
         log_q = x.rows.double().log() if x.probs else x.rows.double().log_softmax(-1)
         kl = float(-log_q.gather(-1, classes).mean())
         evidence = "one 1 a row, of an integer dtype" if one_hot else f"whole numbers of shape {tuple(self.y.shape)}"
@@ -216,17 +219,15 @@ class _Call:
         return Diagnosis("class_indices", value, None, kl, VERDICTS["class_indices"], evidence, call)
 
     def _leave_out_padding(self) -> None:
-        left_out = int((~self.keep).sum())
-        if left_out:
+        if left_out := int((~self.keep).sum()):
             self.remarks.append(f"The mask leaves out {left_out} of {len(self.keep)} rows.")
-        low, high = Rows(self.y, self.dim).rows.aminmax(dim=-1)
-        empty = (high == -math.inf) | ((low == 0) & (high == 0) & (self.y.shape[self.dim] > 1))
-        empty &= self.keep
+        low, high = self._rows(self.dim)[1].rows.aminmax(dim=-1)
+        ruled_out = high == -math.inf
+        empty = (ruled_out | ((low == 0) & (high == 0) & (self.y.shape[self.dim] > 1))) & self.keep
         if empty.any() and (self.keep & ~empty).any():
             self.remarks.append(f"The target of {int(empty.sum())} of {len(self.keep)} rows is empty.")
             self.keep = self.keep & ~empty
-            amax = f"target.amax({self.dim})"
-            found = f"({amax} > -torch.inf)" if bool((high == -math.inf).any()) else f"({amax} != 0)"
+            found = f"(target.amax({self.dim}) {'> -torch.inf' if ruled_out.any() else '!= 0'})"
             self.kept = f"{self.kept} & {found}" if self.kept else found
 
     def _verdict(self, x: Rows, y: Rows) -> str:
@@ -234,41 +235,36 @@ class _Call:
         if x.nans or y.nans:
             self.evidence = f"{x.nans} NaN in the input, {y.nans} in the target"
             return "nan_in_data"
-        log = self.log_target
         self.evidence = (
             f"exponentials of the input's rows sum to {furthest(x.mass):.6g}, "
-            f"{'exponentials of ' if log else ''}the target's rows to {furthest(y.mass if log else y.total):.6g}"
+            f"{'exponentials of ' if y.log else ''}the target's rows to {furthest(y.sums):.6g}"
         )
         if x.probs:
-            return "arguments_swapped" if y.log_probs and not self.log_target else "probs_as_input"
-        right = y.log_probs if self.log_target else y.probs
-        for side, name in ((x, "input"), (y, "target"))[: 1 + self.log_target]:
-            if eps := eps_in_log(side):
+            return "arguments_swapped" if y.log_probs and not y.log else "probs_as_input"
+        for side, name in ((x, "input"), (y, "target")):
+            if side.log and (eps := eps_in_log(side)):
                 self.evidence = f"the {name} shows an eps of {eps:.3g}; {self.evidence}"
                 return "eps_in_log"
         if x.log_probs:
-            return self._distributions(x, y) if right else self._target(y)
+            return self._distributions(x, y) if y.right else self._target(y)
         for d in (d for d in range(self.x.dim()) if d != self.dim % self.x.dim() and self.x.shape[d] > 1):
-            if Rows(self.x, d).log_probs:
+            if self._rows(d)[0].log_probs:
                 return self._other_dim(d)
-        return self._input(x, y, right)
+        return self._input(x, y)
 
     def _target(self, y: Rows) -> str:
         """Where the input is right, and the target not."""
         if y.probs or y.log_probs:
             return "probs_with_log_target" if y.probs else "log_probs_without_log_target"
-        others = [Rows(self.y, d) for d in range(self.y.dim()) if self.y.shape[d] > 1]
-        if any(o.log_probs if self.log_target else o.probs for o in others):
+        if any(self._rows(d)[1].right for d in range(self.y.dim()) if self.y.shape[d] > 1):
             return "different_dims"
         low, high = y.range
-        if high > y.slack if self.log_target else low < 0:
+        if high > y.slack if y.log else low < 0:
             return "logits_as_target"
-        sums = y.mass if self.log_target else y.total
-        alike = float(sums.max() - sums.min()) <= 8 * y.slack
-        gone = (y.rows == (-math.inf if self.log_target else 0)).any(-1)
-        if y.short(self.log_target) and (gone.all() or not alike):
+        alike = float(y.sums.max() - y.sums.min()) <= 8 * y.slack
+        if y.short and (not alike or (y.rows == y.nothing).any(-1).all()):
             return "truncated"
-        factor = 1 / max(float(sums.mean()), 1e-300)
+        factor = 1 / max(float(y.sums.mean()), 1e-300)
         if alike and is_temperature(factor, 8 * y.slack):
             self.remarks.append(f"As if divided by {factor:.4g}, a temperature outside the softmax.")
         return "unnormalised_target"
@@ -276,8 +272,7 @@ class _Call:
     def _other_dim(self, d: int) -> str:
         """Where the input is normalised along `d`, not along the dim that was named."""
         self.evidence = f"the input is normalised along dim {d}"
-        other = Rows(self.y, d)
-        if not (other.log_probs if self.log_target else other.probs):
+        if not self._rows(d)[1].right:
             return "different_dims"
         if d == 1 and self.dim == -1 and self.x.dim() > 2:
             self.dim = 1
@@ -286,7 +281,7 @@ class _Call:
             )
         return "wrong_dim"
 
-    def _input(self, x: Rows, y: Rows, right: bool) -> str:
+    def _input(self, x: Rows, y: Rows) -> str:
         """Where the input is neither probabilities nor log-probabilities along any dim."""
         if x.classes == 1:
             return "cannot_tell"
@@ -296,19 +291,19 @@ class _Call:
                 return "temperature"
             self.remarks.append(f"Its logarithms are to base {math.exp(factor):.3g}.")
             return "unnormalised_input"
-        if x.short(True) and (right or y.short(self.log_target)):
+        if x.short and (y.right or y.short):
             return "truncated"
-        if x.range[1] <= 0 and right:
+        if x.range[1] <= 0 and y.right:
             return "unnormalised_input"
         if y.probs or y.log_probs:
             return "logits_as_input"
-        (low, high), (least, most) = x.range, y.range
-        return "cannot_tell" if min(low, least) >= 0 and max(high, most) <= 1 else "raw_logits"
+        within = min(x.range[0], y.range[0]) >= 0 and max(x.range[1], y.range[1]) <= 1
+        return "cannot_tell" if within else "raw_logits"
 
     def _distributions(self, x: Rows, y: Rows) -> str:
         """Where both sides are distributions, as kl_div takes them."""
         if min(x.range[0], y.range[0]) == -math.inf:
-            mass, gone = y.rows > (-math.inf if self.log_target else 0), x.rows == -math.inf
+            mass, gone = y.rows > y.nothing, x.rows == -math.inf
             if infinite := int((mass & gone).sum()):
                 self.evidence, kept = f"{infinite} such classes", int((~gone).sum(-1).max())
                 if kept * 2 > x.classes:
@@ -316,8 +311,7 @@ class _Call:
                 self.remarks.append(VERDICTS["infinite"])
                 self.evidence += f"; {kept} classes of {x.classes} at most are left in a row of the input"
                 return "truncated"
-            empty = gone | ~mass if self.log_target else gone
-            self.evidence = f"{int(empty.sum())} classes have a -inf and no target"
+            self.evidence = f"{int((gone | ~mass if y.log else gone).sum())} classes have a -inf and no target"
             return "impossible_class"
         # log_softmax of probabilities p is p plus a constant, so that p can be read off: nothing is negative, the sum
         # is 1. So it is by chance in nearly flat rows; a spread of log-probabilities above 0.2 with p near 0 is rare.
@@ -325,43 +319,37 @@ class _Call:
         p = x.rows[:FEW].double()
         p = p - p.mean(-1, keepdim=True) + 1 / n
         tolerance = 4 * x.format.unit_roundoff * (1 + math.log(n))
-        high = p.amax(-1)
-        telling = (p.amin(-1) < 0.4 / n) & ((high - p.amin(-1) > 0.2) | (high > 5 / n) & (tolerance < 0.2 / n))
+        low, high = p.amin(-1), p.amax(-1)
+        telling = (low < 0.4 / n) & ((high - low > 0.2) | (high > 5 / n) & (tolerance < 0.2 / n))
         likely = int(telling.sum()) * (n - 2) >= 8 and float(telling.double().mean()) > 0.5
         if likely and bool(((p > -tolerance) & (p < 1 + tolerance)).all()):
             self.evidence = "the input is a probability plus a constant, in every class"
             return "double_softmax"
-        if factor := slope(x, y, self.log_target):
+        if factor := slope(x, y):
             self.evidence = f"the input's log-probabilities are {factor:.4g} times the target's, up to a constant a row"
             return "temperature"
         return "sound"
 
     def _kl(self, x: Rows, y: Rows, verdict: str) -> tuple[float | None, bool]:
         """The divergence of the rows as distributions, None where they are not told; whether the sides agree."""
-        if verdict in ("nan_in_data", "different_dims", "double_softmax", "cannot_tell"):
+        if verdict in _UNTOLD or (verdict == "wrong_dim" and self.dim != 1):
             return None, False
-        if verdict == "sound" and self.keep.all():
-            mass = y.mass if self.log_target else y.total
-            far = self.sums / mass - mass.log() + x.mass.log()
-            if far.min() > 1e-2:  # what `divergence` gives, in half the time
-                return float(far.mean()), False
         if verdict == "wrong_dim":
-            if self.dim != 1:
-                return None, False
-            x, y = (Rows(side, 1) for side in (self.x, self.y))
+            x, y = self._rows(1)
+        if verdict == "arguments_swapped":
+            x, y = y, x
         logs = (not x.probs, y.log_probs or not (y.range[0] >= 0) or (self.log_target and not y.probs))
-        pairs = (y, x) if verdict == "arguments_swapped" else (x, y)
-        each, agree = divergence(*pairs, logs=logs[::-1] if verdict == "arguments_swapped" else logs)
+        each, agree = divergence(x, y, logs)
         kl = float(each.mean())
         return (None if math.isnan(kl) else kl), agree
 
-    def _exact(self, x: Rows, y: Rows) -> tuple[float | None, float]:
+    def _exact(self) -> tuple[float | None, float]:
         """The formula on these numbers, and the size of its terms; None where a number is outside its domain."""
-        sums, size = formula(x, y, self.log_target)
-        self.sums, value = sums, float(sums.sum())
+        x, y = self._rows(self.dim)
+        value, size = formula(x, y)
         if abs(value) < 1e-3 * size and self.x.numel() <= EXACTLY:  # where binary64 keeps fewer than 12 digits
             sides = [side.rows.reshape(1, -1) for side in (x, y)]
-            kind = "log_probs" if self.log_target else "probs"
+            kind = "log_probs" if y.log else "probs"
             value = float(exact_kl(*sides, input_kind="log_probs", target_kind=kind, reduction="sum", digits=17))
         return (None if math.isnan(value) else value / self.divisor), size / self.divisor
 
@@ -370,9 +358,8 @@ class _Call:
         dtypes = {dtype_name(self.x), dtype_name(self.y)}
         wide = max((FORMATS[name] for name in dtypes), key=lambda f: f.precision)
         certain = self.x.numel() <= EXACTLY or abs(exact) > 1e-13 * size
-        mixed = len(dtypes) > 1 and certain and abs(value - exact) > 16 * wide.unit_roundoff * size
         if value < 0 and certain and exact < 0:
-            less = float((x.mass - (y.mass if self.log_target else y.total)).sum())
+            less = float((x.mass - y.sums).sum())
             if less < 1e-12 * len(x.rows):  # what binary64 does not keep; log(P / Q) = P - Q is as good there
                 less = kl * len(x.rows) - exact * self.divisor
             self.remarks.append(
@@ -384,7 +371,7 @@ class _Call:
                 f"It is negative by torch's arithmetic alone, in {' and '.join(sorted(dtypes))}: the formula on these "
                 f"numbers is {exact:.3g}, not below 0."
             )
-        if mixed:
+        if len(dtypes) > 1 and certain and abs(value - exact) > 16 * wide.unit_roundoff * size:
             x_wide, y_wide = (side.to(getattr(torch, wide.name)) for side in (self.x, self.y))
             widened = F.kl_div(x_wide, y_wide, reduction="sum", log_target=self.log_target)
             self.remarks.append(f"With both sides in {wide.name} it is {float(widened) / self.divisor:.6g}.")

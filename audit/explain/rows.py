@@ -22,12 +22,15 @@ def name(tensor: Tensor) -> str:
 
 
 class Rows:
-    """A tensor's rows, the classes along `dim`, of which `keep` (a boolean a row) leaves some."""
+    """A tensor's rows, the classes along `dim`, of which `keep` (a boolean a row) leaves some.
 
-    def __init__(self, tensor: Tensor, dim: int, keep: Tensor | None = None) -> None:
+    `log`: whether they are meant to be logarithms of probabilities; `nothing` stands for a probability of 0.
+    """
+
+    def __init__(self, tensor: Tensor, dim: int, log: bool, keep: Tensor | None = None) -> None:
         rows = tensor.movedim(dim, -1).reshape(-1, tensor.shape[dim])
         self.rows = rows if keep is None else rows[keep]
-        self.classes = rows.shape[1]
+        self.log, self.classes, self.nothing = log, rows.shape[1], -math.inf if log else 0.0
 
     def blocks(self) -> tuple[Tensor, ...]:
         return torch.split(self.rows, max(1, _BLOCK // self.classes))
@@ -87,9 +90,20 @@ class Rows:
     def log_probs(self) -> bool:
         return self.range[1] <= self.slack and bool(((self.mass - 1).abs() <= self.log_slack).all())
 
-    def short(self, log: bool) -> bool:
+    @property
+    def sums(self) -> Tensor:
+        """What the probabilities that a row is meant to hold sum to."""
+        return self.mass if self.log else self.total
+
+    @property
+    def right(self) -> bool:
+        """Whether they are what they are meant to be."""
+        return self.log_probs if self.log else self.probs
+
+    @property
+    def short(self) -> bool:
         """Whether every row is part of a distribution: its probabilities, or their logarithms, sum to less than 1."""
-        if log:
+        if self.log:
             return self.range[1] <= self.slack and bool((self.mass < 1 - self.log_slack).all())
         return self.range[0] >= 0 and bool((self.total < 1 - self.slack).all())
 
@@ -118,17 +132,16 @@ def divergence(input: Rows, target: Rows, logs: tuple[bool, bool]) -> tuple[Tens
     return torch.cat(values), agree
 
 
-def formula(input: Rows, target: Rows, log_target: bool) -> tuple[Tensor, float]:
-    """The sum of kl_div's terms in binary64, 0 where there is no target, of each row; and of the magnitudes of all."""
-    sums, size = [], 0.0
+def formula(input: Rows, target: Rows) -> tuple[float, float]:
+    """The sum of kl_div's terms in binary64, 0 where there is no target; and that of their magnitudes."""
+    value, size = 0.0, 0.0
     for x, y in zip(input.blocks(), target.blocks(), strict=True):
         x, y = x.double(), y.double()
-        p, log_p = (y.exp(), y) if log_target else (y, y.log())
-        none = p == 0
-        terms, others = (p * log_p).masked_fill_(none, 0), (p * x).masked_fill_(none, 0)
-        sums.append(terms.sum(-1) - others.sum(-1))
+        p, log_p = (y.exp(), y) if target.log else (y, y.log())
+        terms, others = (p * log_p).masked_fill_(p == 0, 0), (p * x).masked_fill_(p == 0, 0)
+        value += float((terms.sum(-1) - others.sum(-1)).sum())
         size += float(terms.abs_().sum() + others.abs_().sum())
-    return torch.cat(sums), size
+    return value, size
 
 
 def eps_in_log(side: Rows) -> float | None:
@@ -185,13 +198,13 @@ def is_temperature(factor: float, tolerance: float, others: tuple[float, ...] = 
     return min(abs(factor / k - 1) for k in known) <= tolerance
 
 
-def slope(input: Rows, target: Rows, log: bool) -> float | None:
+def slope(input: Rows, target: Rows) -> float | None:
     """The T for which the input's logarithms are T times the target's, up to a constant a row; None where none fits.
 
     The largest class of either side is left out: a leader alone makes any two rows alike.
     """
     x, y = (side.rows[:FEW].double() for side in (input, target))
-    y = y if log else y.log()
+    y = y if target.log else y.log()
     told = torch.isfinite(x) & torch.isfinite(y)
     for side in (x, y):
         told &= side < side.amax(-1, keepdim=True)
