@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from audit import cases, paths
 from audit.base.formats import FORMATS
@@ -25,8 +25,6 @@ Each profile has the cases of the one before. Times are of the whole command, th
 torch.compile finds what it compiled; memory is the main process's peak. Measured on two cores of an Intel Xeon with
 AVX-512, torch 2.13, the CPU alone, everything installed, gold references in place.
 
-| profile | for | cases | first time | again | memory |
-|---|---|---|---|---|---|
 """
 _PROFILES = {
     "quick": ("each commit: every path, small cases", "7 s", "7 s", "0.7 GB"),
@@ -53,23 +51,24 @@ def listing(what: str) -> list[tuple[str, str]]:
 
 
 def page() -> str:
-    parts = [_HEAD]
-    for profile, (purpose, *measured) in _PROFILES.items():
-        parts.append(_row([profile, purpose, str(len(cases.registered(profile))), *measured]))
+    profiles = [
+        (name, purpose, str(len(cases.registered(name))), *measured) for name, (purpose, *measured) in _PROFILES.items()
+    ]
+    parts = [_HEAD, _table("profile, for, cases, first time, again, memory", profiles)]
     for kind, text in KINDS.items():
-        parts.append(f"\n## Paths: {kind}\n\n{text}\n\n")
-        parts.append(_head("path", "reduction", "what it computes", "input, target", "dtypes", "only on cases"))
-        for p in (p for p in _paths() if p.kind == kind):
-            reduction = "" if p.reduction == "none" else p.reduction
-            parts.append(_row([p.name, reduction, p.summary, _kinds(p), _dtypes(p), ", ".join(p.cases)]))
+        rows = [
+            (p.name, p.reduction.replace("none", ""), p.summary, _kinds(p), _dtypes(p), ", ".join(p.cases))
+            for p in _paths()
+            if p.kind == kind
+        ]
+        columns = "path, reduction, what it computes, input and target, dtypes, only on cases"
+        parts += [f"\n## Paths: {kind}\n\n{text}\n\n", _table(columns, rows)]
+    checks = [(name, _COSTLY if check.costly else check.where) for name, check in EXECUTIONS.items()]
     parts.append("\n## Invariance\n\nWhat should change nothing, for every path that gives a value a row.\n\n")
-    parts.append(_head("check", "where"))
-    parts += [_row([name, _COSTLY if check.costly else check.where]) for name, check in EXECUTIONS.items()]
-    parts.append("\n## Cases\n\n")
-    parts.append(_head("case", "smallest profile", "rows x classes", "input, target", "dtypes", "what"))
-    for c in _cases():
-        shape = "x".join(map(str, cases.build(c, c.dtypes[0]).input.shape))
-        parts.append(_row([c.name, c.profile, shape, _kinds(c), _dtypes(c), c.summary]))
+    parts += [_table("check, where", checks), "\n## Cases\n\n"]
+    shapes = {c.name: "x".join(map(str, cases.build(c, c.dtypes[0]).input.shape)) for c in _cases()}
+    made = [(c.name, c.profile, shapes[c.name], _kinds(c), _dtypes(c), c.summary) for c in _cases()]
+    parts.append(_table("case, smallest profile, rows x classes, input and target, dtypes, what", made))
     return "".join(parts)
 
 
@@ -93,12 +92,10 @@ def _dtypes(of: cases.Case | paths.Path) -> str:
     return "" if tuple(of.dtypes) == tuple(FORMATS) else ", ".join(of.dtypes)
 
 
-def _head(*names: str) -> str:
-    return _row(names) + _row(["---"] * len(names))
-
-
-def _row(fields: Iterable[str]) -> str:
-    return "| " + " | ".join(field.replace("|", "\\|").replace("*", "\\*") for field in fields) + " |\n"
+def _table(columns: str, rows: Iterable[Sequence[str]]) -> str:
+    names = columns.split(", ")
+    escaped = [[field.replace("|", "\\|").replace("*", "\\*") for field in row] for row in rows]
+    return "".join(f"| {' | '.join(row)} |\n" for row in (names, ["---"] * len(names), *escaped))
 
 
 if __name__ == "__main__":

@@ -88,7 +88,7 @@ class Path:
 
 
 _REGISTRY: dict[tuple[str, ...], Path] = {}
-_MODULES = ("functional", "variants", "execution", "foreign", "remedy", "thread_era", "sampled", "misuse")
+_MODULES = ("functional", "execution", "foreign", "remedy", "thread_era", "sampled", "misuse")
 
 
 def path(name: str, *, summary: str = "", **declared: Any) -> Callable[[Registered], Registered]:

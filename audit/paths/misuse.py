@@ -90,10 +90,7 @@ _MISTAKES: dict[str, tuple[str, Callable[[Tensor, Tensor], Tensor]]] = {
         "clamp(min=1e-10) on both sides: adds mass, and is nothing at all in float16",
         lambda x, y: _batchmean(softmax(x, -1).clamp(min=1e-10).log(), softmax(y, -1).clamp(min=1e-10)),
     ),
-    "threshold_skipped": (
-        "Terms with p < 1e-3 left out: what remains need not be positive",
-        _threshold_skipped,
-    ),
+    "threshold_skipped": ("Terms with p < 1e-3 left out: what remains need not be positive", _threshold_skipped),
     "mean_for_batchmean": (
         'reduction="mean" where "batchmean" is meant: smaller by the number of classes, torch\'s own default',
         lambda x, y: F.kl_div(log_softmax(x, -1), softmax(y, -1), reduction="mean"),

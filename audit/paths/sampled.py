@@ -27,10 +27,7 @@ EPSILON = 0.2  # of PPO's clip
 _OF_LOGITS: dict[str, tuple[str, Formula]] = {
     "k1": ("-r at a sampled token, r = log q - log p: unbiased, of either sign", lambda r: -r),
     "k2": ("r^2 / 2 at a sampled token: biased, never negative", lambda r: r.square() / 2),
-    "k3": (
-        "exp(r) - 1 - r at a sampled token: unbiased, never negative but for rounding",
-        lambda r: r.exp() - 1 - r,
-    ),
+    "k3": ("exp(r) - 1 - r at a sampled token: unbiased, never negative but for rounding", lambda r: r.exp() - 1 - r),
 }
 _OF_TOKENS: dict[str, tuple[str, Formula]] = {
     "token_k1": ("-r: unbiased, of either sign", lambda r: -r),
@@ -65,14 +62,9 @@ def _of_tokens(formula: Formula, dtype: torch.dtype | None, input: Tensor, targe
 
 for _name, (_summary, _formula) in _OF_LOGITS.items():
     for _reduction in ("none", "batchmean"):
-        path(
-            _name,
-            summary=_summary,
-            kind="estimator",
-            reduction=_reduction,
-            quantity=_name,
-            cases=("sampled_*",),
-        )(partial(_of_logits, _formula, _reduction))
+        path(_name, summary=_summary, kind="estimator", reduction=_reduction, quantity=_name, cases=("sampled_*",))(
+            partial(_of_logits, _formula, _reduction)
+        )
 for _name, (_summary, _formula) in _OF_TOKENS.items():
     _dtype = torch.float32 if _name == "token_k3_openrlhf" else None
     path(_name, summary=_summary, kind="identity", quantity=_name, input_kind=TOKENS, target_kind=TOKENS)(
