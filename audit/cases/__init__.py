@@ -109,21 +109,21 @@ def _made(case: Case, format: Format | None) -> tuple[Rows, Rows]:
     return case.make(format) if format else case.make()
 
 
-_REGISTRY: dict[str, Case] = {}
+CASES: dict[str, Case] = {}
 
 
 def register(case: Case) -> None:
     """Adds a case; its name must be new."""
-    if case.name in _REGISTRY:
+    if case.name in CASES:
         raise ValueError(f"case {case.name!r} is registered already")
-    _REGISTRY[case.name] = case
+    CASES[case.name] = case
 
 
 def registered(profile: str = "full") -> list[Case]:
     """The cases of `profile`, which has those of every smaller one."""
     for module in ("shapes", "extreme", "vocabulary", "worst"):
         import_module(f"audit.cases.{module}")
-    return [c for c in _REGISTRY.values() if PROFILES.index(c.profile) <= PROFILES.index(profile)]
+    return [c for c in CASES.values() if PROFILES.index(c.profile) <= PROFILES.index(profile)]
 
 
 def _raw(seed: str, count: int) -> NDArray[np.uint64]:

@@ -95,16 +95,12 @@ def _stream(file: pathlib.Path, member: str, changed: int) -> IO[bytes]:
     return zipfile.ZipFile(file).open(member) if member else open(file, "rb")
 
 
-def _opened(file: pathlib.Path, member: str) -> IO[bytes]:
-    return _stream(file, member, file.stat().st_mtime_ns)
-
-
 def _raw(file: pathlib.Path, name: str, shape: tuple[int, ...], dtype: str, begin: int, member: str = "") -> Source:
     """A tensor that lies row after row in a file, or in a member of an archive, from byte `begin` on."""
     kind: Any = getattr(torch, dtype, None)
 
     def read(start: int, stop: int, width: int) -> Tensor:
-        stream, size = _opened(file, member), width * kind.itemsize
+        stream, size = _stream(file, member, file.stat().st_mtime_ns), width * kind.itemsize
         stream.seek(begin + start * size)
         data = bytearray(stream.read((stop - start) * size))
         if len(data) < (stop - start) * size:
@@ -133,7 +129,7 @@ def _npy(file: pathlib.Path) -> dict[str, Source]:
 
 
 def _array(file: pathlib.Path, name: str, member: str) -> Source:
-    stream = _opened(file, member)
+    stream = _stream(file, member, file.stat().st_mtime_ns)
     stream.seek(0)
     version = np.lib.format.read_magic(stream)  # type: ignore[no-untyped-call]
     header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 
 import numpy as np
 
-from audit.cases import Case, Rows, extreme, logarithm, normal, normals, register, shapes, uniform
+from audit.cases import CASES, Case, Rows, logarithm, normal, normals, register, uniform
 
 SIZES = (10, 81, 1_000, 32_000, 50_257, 128_256, 151_936, 262_144)
 TOPS = {"gaussian": (0.5, 0.99), "zipf": (0.9, 0.999)}  # a tail's leaders, at the first and at a random class
-Make = Callable[[], tuple[Rows, Rows]]
 
 
 def flat(classes: int) -> tuple[Rows, Rows]:
@@ -49,11 +47,11 @@ def scattered(classes: int) -> tuple[Rows, Rows]:
     return normals(f"scattered {classes}", 2, classes, 3)
 
 
-def placed(name: str, make: Make) -> tuple[Rows, Rows]:
+def placed(case: Case) -> tuple[Rows, Rows]:
     """The first row of a case, its classes turned until the target's leader is the first, a random one, the last."""
-    input, target = (side[:1] for side in make())
+    input, target = (side[:1] for side in case.make())
     classes, leader = target.shape[1], int(target.argmax())
-    turns = [place - leader for place in (0, int(uniform(f"place {name}", 1)[0] * classes), classes - 1)]
+    turns = [place - leader for place in (0, int(uniform(f"place {case.name}", 1)[0] * classes), classes - 1)]
     return np.concatenate([np.roll(input, t, 1) for t in turns]), np.concatenate([np.roll(target, t, 1) for t in turns])
 
 
@@ -85,16 +83,12 @@ for _n in SIZES:
         ("wide", wide, "spread over more than 104, led by the last class"),
     ):
         register(Case(f"{_name}_n{_n}", f"{_text}, {_n:,} classes", partial(_make, _n), _profile))
-_LED: dict[str, Make] = {f"gap_{gap:g}": partial(extreme.gap, gap) for gap in (12.0, 17.0, 104.0)}
-_LED |= {f"peaked_gap{gap:g}": partial(shapes.peaked, gap) for gap in (12.0, 20.0)}
-_LED |= {"one_hot": shapes.one_hot, "one_hot_smoothed": shapes.smoothed}
-for _n in (81, 1_000, 32_000, 128_256):
-    _LED |= {f"peaked_n{_n}": partial(peaked, _n), f"wide_n{_n}": partial(wide, _n)}
-_LED["apart_n128256"] = partial(apart, 128_256)
-for _name, _row in _LED.items():
-    _text = f"as {_name}, led by the first, a random and the last class"
-    _kind = "probs" if _name.startswith("one_hot") else "logits"
-    register(Case(f"{_name}_placed", _text, partial(placed, _name, _row), target_kind=_kind))
+_LED = ["gap_12", "gap_17", "gap_104", "peaked_gap12", "peaked_gap20", "one_hot", "one_hot_smoothed"]
+_LED += [f"{family}_n{n}" for n in (81, 1_000, 32_000, 128_256) for family in ("peaked", "wide")] + ["apart_n128256"]
+for _case in map(CASES.__getitem__, _LED):
+    _text = f"as {_case.name}, led by the first, a random and the last class"
+    _make = partial(placed, _case)
+    register(Case(f"{_case.name}_placed", _text, _make, target_kind=_case.target_kind))
 for _tail, _tops in TOPS.items():
     for _n in (32_000, 128_256, 151_936):
         _text = f"as a language model's: top probability {_tops[0]} and {_tops[1]} over a {_tail} tail, {_n:,} classes"

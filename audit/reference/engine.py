@@ -38,9 +38,7 @@ def kl_row(input: Floats, target: Floats, digits: int) -> Ball | None:
     if min(input.min(), target.min()) == -np.inf:
         has_mass = target != -np.inf
         x, y, x_of_y = input[input != -np.inf], target[has_mass], input[has_mass]
-    if not x.size or not y.size or len(x) > MOST or x_of_y.min() == -np.inf:
-        return None
-    if max(x.max(), -x.min(), y.max(), -y.min()) > LARGEST:
+    if len(x) > MOST or max(x.max(), -x.min(), -x_of_y.min(), y.max(), -y.min()) > LARGEST:
         return None
     differences = _differences(y, x_of_y)
     if len(x) == len(y) and all(part.min() == part.max() for part in differences):
