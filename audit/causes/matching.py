@@ -29,8 +29,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from audit.base.formats import FORMATS
-from audit.causes import Cause, Rows, Terms
-from audit.causes.defects import CAUSES
+from audit.causes import CAUSES, Cause, Rows, Terms
 from audit.paths.rounding import Rounding
 
 Floats = NDArray[np.float64]

@@ -11,7 +11,7 @@ from audit import cases, paths
 from audit.base.formats import FORMATS
 from audit.base.kinds import KINDS
 from audit.base.usage import UsageError
-from audit.causes.defects import CAUSES
+from audit.causes import CAUSES
 from audit.machine import devices
 from audit.paths.execution import EXECUTIONS
 

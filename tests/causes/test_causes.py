@@ -11,8 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from audit.causes import Rows
-from audit.causes.defects import CAUSES
+from audit.causes import CAUSES, Rows
 from audit.causes.matching import Given, Results, name_causes
 from audit.machine.plan import plan, plan_file
 from audit.pipeline.loop import execute
