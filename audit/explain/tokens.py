@@ -14,7 +14,7 @@ from audit.base.formats import FORMATS
 from audit.base.kinds import TOKENS
 from audit.base.usage import UsageError
 from audit.judge.tokens import token_bound
-from audit.paths import Path, registered
+from audit.paths import registered
 from audit.reference.quantities import quantity_references
 
 
@@ -60,28 +60,23 @@ def diagnose_tokens(input: Tensor, target: Tensor, mask: Tensor | None = None) -
         raise UsageError(f"expected two tensors and a boolean mask of one shape, true somewhere; got {shapes}")
     dtype = torch.promote_types(input.dtype, target.dtype)
     x, y = (side.detach().cpu()[keep][:, None] for side in (input, target))
-    spacings = (_spacing(side) for side in (x, y))
-    noise = math.sqrt(sum(float((spacing**2).mean()) / 12 for spacing in spacings))
-    x, y = x.to(dtype), y.to(dtype)
-    name = str(dtype).removeprefix("torch.")
-    rows = {path.name: _row(path, x, y, name) for path in registered() if path.input_kind == TOKENS}
-    return TokenDiagnosis(pd.DataFrame.from_dict(rows, orient="index"), len(x), name, noise)
-
-
-def _row(path: Path, x: Tensor, y: Tensor, dtype: str) -> dict[str, float]:
-    computed = path.function(x, y).double()
+    noise = math.sqrt(sum(float((_spacing(side) ** 2).mean()) / 12 for side in (x, y)))
+    x, y, name = x.to(dtype), y.to(dtype), str(dtype).removeprefix("torch.")
     numbers = x.double().numpy(), y.double().numpy()
-    exact = np.array(quantity_references(path.quantity, *numbers, digits=17), dtype=np.float64)
-    bound = token_bound(path.quantity, *numbers, dtype)
-    return {
-        "value": float(computed.mean()),
-        "exact": float(exact.mean()),
-        "bound": float(bound.mean()),
-        "negative": int((computed < 0).sum()),
-        "not_finite": int((~computed.isfinite()).sum()),
-    }
+    rows = {}
+    for path in (p for p in registered() if p.input_kind == TOKENS):
+        computed = path.function(x, y).double()
+        exact = quantity_references(path.quantity, *numbers, digits=17)
+        rows[path.name] = {
+            "value": float(computed.mean()),
+            "exact": float(np.array(exact, dtype=np.float64).mean()),
+            "bound": float(token_bound(path.quantity, *numbers, name).mean()),
+            "negative": int((computed < 0).sum()),
+            "not_finite": int((~computed.isfinite()).sum()),
+        }
+    return TokenDiagnosis(pd.DataFrame.from_dict(rows, orient="index"), len(x), name, noise)
 
 
 def _spacing(logs: Tensor) -> Tensor:
     """From each number to the next of its dtype."""
-    return (torch.nextafter(logs, torch.full_like(logs, -math.inf)) - logs).double().abs()
+    return (torch.nextafter(logs, torch.full_like(logs, -math.inf)) - logs).double()
