@@ -13,21 +13,14 @@ from audit.looks import CLOSER, Look, Run, together
 from audit.machine.devices import here, lasting
 from audit.reference.softmax import split_drift
 
-ROWS = 2
-THREAD = ("identical_n1000",)
+THREAD = "identical_n1000"
+ROWS, THREAD_ROWS = 2, 8  # the first of a case
 
 
 def begin(run: Run) -> Later[pd.DataFrame]:
     """Splits the drift of a few problems' rows; then says of each what rounding the inputs alone has done."""
-    closer, thread = ([trial.problem for trial in run.some(cases)] for cases in (CLOSER, THREAD))
-    parts = [
-        part
-        for device in run.devices
-        for part in (
-            measure_attribution(closer, device, submit=run.submit),
-            measure_attribution(thread, device, 8, run.submit),
-        )
-    ]
+    problems = [trial.problem for trial in run.some((*CLOSER, THREAD))]
+    parts = [measure_attribution(problems, device, run.submit) for device in run.devices]
 
     def rows() -> pd.DataFrame:
         key = ["case", "row", "path", "dtype", "device"]
@@ -41,20 +34,15 @@ def begin(run: Run) -> Later[pd.DataFrame]:
 LOOK = Look("attribution", ("whole",), begin)
 
 
-def measure_attribution(
-    problems: Sequence[Problem], device: str, rows: int = ROWS, submit: Submit = later
-) -> Later[pd.DataFrame]:
-    """Begins the rows of attribution.csv, and waits for them when called: a row of a case x dtype on one device.
-
-    Taken are the first `rows` rows of each problem, for the staged log_softmax path.
-    """
-    begun = list(lasting(device, problems, lambda problem: _rows(problem, device, rows, submit), "attribution"))
+def measure_attribution(problems: Sequence[Problem], device: str, submit: Submit = later) -> Later[pd.DataFrame]:
+    """Begins the rows of attribution.csv, and waits for them when called: a row of a case x dtype on one device."""
+    begun = list(lasting(device, problems, lambda problem: _rows(problem, device, submit), "attribution"))
     return lambda: pd.DataFrame([row | parts() for row, parts in begun])
 
 
-def _rows(
-    problem: Problem, device: str, rows: int, submit: Submit
-) -> Iterator[tuple[dict[str, object], Later[dict[str, float]]]]:
+def _rows(problem: Problem, device: str, submit: Submit) -> Iterator[tuple[dict[str, object], Later[dict[str, float]]]]:
+    """Of the staged log_softmax path."""
+    rows = THREAD_ROWS if problem.case.name == THREAD else ROWS
     x, y = (t[:rows].to(device) for t in (problem.input, problem.target))
     p, l = torch.softmax(y, -1), torch.log_softmax(x, -1)
     log_p = torch.log(p)

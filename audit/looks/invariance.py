@@ -8,7 +8,6 @@ from functools import partial
 
 import numpy as np
 import pandas as pd
-from torch import Tensor
 
 from audit.base.formats import FORMATS
 from audit.base.supervision import on_case
@@ -19,7 +18,7 @@ from audit.machine.devices import lasting
 from audit.machine.measure import TOO_SLOW, Result, measure
 from audit.machine.plan import COMPARISON, MAIN
 from audit.paths import Path
-from audit.paths.execution import EXECUTIONS, NO_COMPILER, Execution
+from audit.paths.execution import EXECUTIONS, NO_COMPILER
 
 WIDE = "zipf_n128256"  # of more than 32,768 classes: torch shares those among threads
 NARROW = "two_classes"  # of which many rows are cheap
@@ -61,76 +60,48 @@ def measure_invariance(
 
     `compiled` names the paths that are compared with their compiled form, `own` those of the user's own.
     """
-    found: dict[tuple[str, str, str], list[list[Rows]]] = {}
-    places: dict[tuple[str, str, str], list[tuple[str, int]]] = {}
     checked = lasting(device, trials, lambda trial: _checks(trial, paths, device, compiled, own), "invariance")
-    for case, path, dtype, name, changes in checked:
-        key = path, dtype, name
-        found.setdefault(key, []).append(changes)
-        places.setdefault(key, []).extend((case, row) for row in range(len(changes[0])))
-    rows = []
-    for (path, dtype, check), parts in found.items():
-        changed, ulp, of_bound, lost = (np.concatenate(column) for column in zip(*parts, strict=True))
-        finite = bool(np.isfinite(ulp).any())
-        worst = int(np.argmax(np.where(lost, np.inf, np.nan_to_num(of_bound, nan=-1.0))))
-        case, row = places[path, dtype, check][worst]
-        rows.append(
-            {
-                "path": path,
-                "dtype": dtype,
-                "device": device,
-                "check": check,
-                "rows": changed.size,
-                "changed_share": changed.mean(),
-                "largest_ulp": np.nanmax(ulp) if finite else np.nan,
-                "largest_of_bound": np.nanmax(of_bound) if finite else np.nan,
-                "non_finite": int(lost.sum()),
-                "case": case,
-                "row": row,
-            }
-        )
-    return pd.DataFrame(rows)
+    cases = pd.DataFrame(checked)
+    if cases.empty:
+        return cases
+    groups = cases.groupby(["path", "dtype", "device", "check"], sort=False)
+    largest = groups[["largest_ulp", "largest_of_bound"]].max()
+    table = groups[["rows", "changed", "non_finite"]].sum().join(largest)
+    table[["case", "row"]] = cases.loc[groups["worst"].idxmax(), ["case", "row"]].to_numpy()
+    return table.assign(changed_share=table["changed"] / table["rows"]).reset_index()
 
 
 def _checks(
     trial: Trial, paths: Sequence[Path], device: str, compiled: Collection[str], own: Collection[str]
-) -> Iterator[tuple[str, str, str, str, list[Rows]]]:
-    """Case, path, dtype, check and what changed in each row."""
+) -> Iterator[dict[str, object]]:
+    """What each check that means something here changed in a problem's rows."""
     problem, limits = trial.problem, trial.limits()
     on_case(problem.case.name)
     x, y = problem.input.to(device), problem.target.to(device)
+    where = "cpu" if device == "cpu" else "accelerator"
+    checks = {name: c for name, c in EXECUTIONS.items() if c.where in ("", where)}
     for path in paths:
         if not (path.runs_on(device) and path.takes(problem.case.name, problem.dtype, *problem.case.kinds)):
             continue
         plain, limit = measure(path, x, y), limits.bounds[path.promise][0]
-        for name, check in EXECUTIONS.items():
+        for name, check in checks.items():
             unfit = check.each and path.reduction != "none"
-            if unfit or (check.own and (path.name not in own or x.numel() > SMALL)):
+            unasked = check.own and (path.name not in own or x.numel() > SMALL)
+            if unfit or unasked or (check.costly and (NO_COMPILER[where] or path.name not in compiled)):
                 continue
-            if _applies(check, device) and (not check.costly or path.name in compiled):
-                before, after = _pair(path, check, plain, x, y)
-                if not before.note:
-                    yield problem.case.name, path.name, problem.dtype, name, _changes(before, after, limit)
+            # Under the check, beside what the path gives as it is.
+            changed = replace(path, function=partial(check.run, path.function), compiles=check.costly)
+            a = check.prepare(x) if check.prepare else x
+            before = measure(path, a, y) if check.prepare else plain
+            if not before.note:
+                key = {"path": path.name, "dtype": problem.dtype, "device": device, "check": name}
+                yield key | {"case": problem.case.name} | _changes(before, measure(changed, a, y), limit)
 
 
-def _applies(check: Execution, device: str) -> bool:
-    where = "cpu" if device == "cpu" else "accelerator"
-    return check.where in ("", where) and not (check.costly and NO_COMPILER[where])
+def _changes(before: Result, after: Result, limit: Rows) -> dict[str, object]:
+    """How many rows changed, and by how much at most: in ulp, and as a share of the bound.
 
-
-def _pair(path: Path, check: Execution, plain: Result, x: Tensor, y: Tensor) -> tuple[Result, Result]:
-    """What the path gives as it is, and under the check."""
-    if check.prepare is not None:
-        x = check.prepare(x)
-        plain = measure(path, x, y)
-    checked = replace(path, function=partial(check.run, path.function), compiles=check.costly)
-    return plain, measure(checked, x, y)
-
-
-def _changes(before: Result, after: Result, limit: Rows) -> list[Rows]:
-    """Of each row: whether it changed, by how many ulp, how much of the bound, and whether a number was lost.
-
-    A check that raises loses every row's number.
+    A check that raises loses every row's number, which is worse than any change.
     """
     plain, other = before.computed, after.computed
     format = FORMATS[before.dtype]
@@ -138,12 +109,17 @@ def _changes(before: Result, after: Result, limit: Rows) -> list[Rows]:
     exponent = np.frexp(np.maximum(np.abs(plain), 2.0**format.minimum))[1] - 1
     with np.errstate(invalid="ignore", over="ignore"):
         size = np.abs(plain - other)
+        size[~np.isfinite(size)] = np.nan
         of_bound = np.where(size > 0, size / limit, size)
         ulp = size / np.exp2(exponent - format.precision + 1.0)
-    finite = np.isfinite(size)
-    return [
-        ~((plain == other) | (np.isnan(plain) & np.isnan(other))),
-        np.where(finite, ulp, np.nan),
-        np.where(finite, of_bound, np.nan),
-        np.isfinite(plain) & ~np.isfinite(other),
-    ]
+    lost = np.isfinite(plain) & ~np.isfinite(other)
+    worst = np.where(lost, np.inf, np.nan_to_num(of_bound, nan=-1.0))
+    return {
+        "rows": len(plain),
+        "changed": np.sum(~((plain == other) | (np.isnan(plain) & np.isnan(other)))),
+        "non_finite": lost.sum(),
+        "largest_ulp": np.fmax.reduce(ulp),
+        "largest_of_bound": np.fmax.reduce(of_bound),
+        "worst": worst.max(),
+        "row": worst.argmax(),
+    }

@@ -59,7 +59,7 @@ def test_for_equal_logits_the_drift_is_the_difference_of_the_masses() -> None:
 
 def test_one_sentence_says_which_rounding_makes_the_threads_drift_and_which_sign_it_gets() -> None:
     """Read from the table: with the parts of two roundings exchanged it says the other."""
-    table = measure_attribution([problem("identical_n1000", "float32")], "cpu", 6)()
+    table = measure_attribution([problem("identical_n1000", "float32")], "cpu")()
     parts = table[["softmax", "shift", "log_softmax", "log", "product", "summation", "output"]].abs().sum()
     table["shift"], table[parts.idxmax()] = table[parts.idxmax()].copy(), table["shift"].copy()
     said = origin({"attribution": table})
