@@ -213,23 +213,10 @@ def _runs(values: Floats, top: float, width: int) -> Iterator[tuple[int, int, sl
             yield page, (0, 2, 3, width)[depth], members if len(members) < len(values) else slice(None)
 
 
-class _Space(NamedTuple):
-    """The arrays that a block of classes is worked on in; `sums` and `results` are two of limbs 0 ... width + 1."""
-
-    left: Floats
-    sums: Floats  # the first has T2 at first
-    results: Floats
-    scratch: Floats
-
-    def of(self, size: int) -> _Space:
-        """The same memory for fewer classes."""
-        return _Space(self.left[:size], *(array[..., :size] for array in self[1:]))
-
-
 @lru_cache(maxsize=1)  # Fresh memory costs more than the arithmetic.
-def _space(width: int) -> _Space:
-    sums, results = (aligned(2, width + 2, BLOCK) for _ in range(2))
-    return _Space(aligned(BLOCK, narrow_limbs(width)), sums, results, aligned(width + 2, BLOCK))
+def _space(width: int) -> tuple[Floats, Floats]:
+    """What a block of classes is worked on in: T1's limbs, and four times limbs 0 ... width + 1."""
+    return aligned(BLOCK, narrow_limbs(width)), aligned(4, width + 2, BLOCK)
 
 
 def _run_sums(values: Floats, top: float, tail_limbs: int, weights: list[Weights], width: int) -> list[Ball]:
@@ -242,20 +229,20 @@ def _run_sums(values: Floats, top: float, tail_limbs: int, weights: list[Weights
         block = slice(start, start + BLOCK)
         coarse, fine, tails = _digits(values[block], top)
         size = len(coarse)
-        space = _space(width).of(size)
-        space.left[:] = np.take(table.coarse, coarse, axis=0, mode="clip")
-        limbs = space.sums[0]
+        left, space = _space(width)[0][:size], _space(width)[1][..., :size]
+        limbs, results, scratch = space[0], space[1:3], space[3]
+        left[:] = np.take(table.coarse, coarse, axis=0, mode="clip")
         limbs[:: width + 1] = 0
         fine += SPAN
         limbs[1:-1] = np.take(table.fine, fine.astype(np.int64), axis=0, mode="clip").T
         if tail_limbs:
-            horner(limbs[chosen.top :], tails * 2.0**-FINE, tail_limbs, chosen, space.results, space.scratch)
+            horner(limbs, tails * 2.0**-FINE, tail_limbs, chosen, results, scratch)
         # The first weights last: their product takes the place of what all are products with.
-        for out, needs, w in reversed([*zip(space.sums, products, weights, strict=False)]):
+        for out, needs, w in reversed([*zip(space, products, weights, strict=False)]):
             if w.limbs:
-                times(limbs, chosen.top, [limb[block] for limb in w.limbs], w.first, needs, out, space.scratch)
-        rows = space.sums.reshape(-1, size)[: len(weights) * (width + 2)]
-        parts += [rows[:, i : i + piece] @ space.left[i : i + piece] for i in range(0, size, piece)]
+                times(limbs, [limb[block] for limb in w.limbs], w.first, needs, out, scratch)
+        rows = space[: len(weights)].reshape(-1, size)
+        parts += [rows[:, i : i + piece] @ left[i : i + piece] for i in range(0, size, piece)]
     narrow = narrow_limbs(width)
     each = unit(narrow, NARROW) * unit(width + 1) / chosen.scale
     exact = np.array(parts).astype(np.int64).sum(axis=0).reshape(len(weights), width + 2, narrow)

@@ -174,14 +174,13 @@ class Step(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """Horner's rule for V = scale e^t T2. Its limbs stand at `top`, `top` + 1, ...; none exceeds `bound`.
+    """Horner's rule for V = scale e^t T2, no limb of which exceeds `bound`.
 
     With e^t = sum over j < k of t^j/j! + t^k/k! E_k, it starts at (k + 1) E_k T2, from V = T2 and
     f = t + t^2/(k + 2) + t^3/((k + 2) (k + 3)), whose last two terms are one binary64 number. Every further step has
     f = t. `error` bounds the error of V / scale, T2 as stored in its table. No steps: V = T2.
     """
 
-    top: int
     steps: tuple[Step, ...]
     scale: int
     bound: int
@@ -192,7 +191,7 @@ class Plan(NamedTuple):
 def plan(width: int, tail_limbs: int) -> Plan:
     """The plan for tables of `width` limbs, 3 or more, and tails of `tail_limbs` limbs, from position 2 on."""
     if not tail_limbs:
-        return Plan(1, (), 1, HALF, Fraction(0))
+        return Plan((), 1, HALF, Fraction(0))
     budget = unit(width)
     weights = [Fraction(1)]
     while weights[-1] * ROUGH > budget * len(weights):
@@ -202,37 +201,34 @@ def plan(width: int, tail_limbs: int) -> Plan:
     for k in range(terms, 0, -1):
         divisors.append(scales[-1] if scales[-1] * k > STEEPEST else 1)
         scales.append(scales[-1] // divisors[-1] * k)
-    # A value below 8 leaves the limb at position 1 within LOOSE; a larger one needs position 0.
-    top = 1 if max(scales) < 8 else 0
     error = weights[terms] * ROUGH / (terms + 1)
-    bound, shortest = HALF, 4 - top
+    bound, shortest = HALF, 4
     steps: list[Step] = []
     for k, scale, divisor in zip(range(terms, -1, -1), scales, divisors, strict=True):
         if divisor > 1:
             at_most((divisor + 1) * 2**BITS + bound)
             bound = HALF + bound // divisor + 3
-            error += weights[k + 1] * unit(top + shortest - 1)
-        for length in range(shortest, width + 3 - top):
+            error += weights[k + 1] * unit(shortest - 1)
+        for length in range(shortest, width + 3):
             if steps:
                 count, each, before = tail_limbs, HALF, scale // (k + 1)
                 missing = Fraction(1, 2 ** (BITS * (width + 1))) if tail_limbs == width else Fraction(0)
             else:
                 # The higher terms begin in the second limb, with at most that.
                 second = int(TAIL**2 * 2 ** (3 * BITS)) + 1
-                count, each, before = top + length - 3, HALF + (second if tail_limbs < 3 else HALF), 1
+                count, each, before = length - 3, HALF + (second if tail_limbs < 3 else HALF), 1
                 missing = Fraction(1, 2 ** (BITS * (count + 1)))
             factors = (int(TAIL * 2 ** (2 * BITS)) + 1, *(each,) * (count - 1))
             # What T2 loses on so many limbs, what of the product falls below them, what f is without its last limbs.
-            loss = scale * unit(top + length - 1) * SLACK / 2 if top + length <= width else Fraction(0)
-            loss += sum(factors) * bound * SLACK * unit(top + length) + missing * before * SLACK**2
+            loss = scale * unit(length - 1) * SLACK / 2 if length <= width else Fraction(0)
+            loss += sum(factors) * bound * SLACK * unit(length) + missing * before * SLACK**2
             if weights[k] * loss <= budget * scale:
                 break
         error += weights[k] * loss / scale
         carries, bound = carries_of(scale * HALF, factors, bound)
-        bound = max(bound, top * (int(scale * SLACK * 2 ** (BITS - 2)) + 8))
         steps.append(Step(scale, length, count, carries, divisor))
         shortest = length
-    return Plan(top, tuple(steps), scale, bound, error)
+    return Plan(tuple(steps), scale, bound, error)
 
 
 def horner(right: Floats, t: Floats, tail_limbs: int, chosen: Plan, results: Floats, scratch: Floats) -> None:
@@ -283,14 +279,11 @@ def product(width: int, scale: int, bound: int, weights: tuple[int, ...], first:
     return Product(carries, after, below * bound * unit(width + 2) * SLACK)
 
 
-def times(
-    limbs: Floats, top: int, weights: Sequence[Floats], first: int, needs: Product, out: Floats, scratch: Floats
-) -> None:
-    """The limbs, of which those above `top` are 0, times the weights, which stand at `first`, on as many limbs.
+def times(limbs: Floats, weights: Sequence[Floats], first: int, needs: Product, out: Floats, scratch: Floats) -> None:
+    """The limbs times the weights, which stand at `first`, on as many limbs.
 
     `out` may be where the limbs are, for one row of weights at 0.
     """
-    start = top + first
-    np.multiply(limbs[top : len(out) - first], weights[0], out=out[start:])
-    out[:start] = 0
-    add_products(limbs[top:], nonzero(weights[1:], start + 1), needs.carries, out, scratch)
+    np.multiply(limbs[: len(out) - first], weights[0], out=out[first:])
+    out[:first] = 0
+    add_products(limbs, nonzero(weights[1:], first + 1), needs.carries, out, scratch)
