@@ -6,9 +6,9 @@ import os
 import pathlib
 import shlex
 import sys
-from collections.abc import Callable
 from contextlib import nullcontext, suppress
-from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from dataclasses import replace
+from importlib.util import find_spec
 from io import TextIOWrapper
 from signal import SIGINT, SIGPIPE
 from time import perf_counter
@@ -20,7 +20,7 @@ import typer.core
 
 from audit.base.kinds import TOKENS, failing
 from audit.base.supervision import Ended, finished, supervise
-from audit.base.text import describe, plain
+from audit.base.text import plain
 from audit.base.usage import UsageError
 
 
@@ -96,6 +96,7 @@ def run(
     dtype: Annotated[list[str] | None, typer.Option(help="float16, bfloat16, float32, float64; repeatable.")] = None,
     device: Annotated[list[str] | None, typer.Option(help="cpu, cuda, cuda:1 …; repeatable.")] = None,
     path_file: Annotated[list[str] | None, typer.Option(help="FILE.py:FUNCTION, a kernel of your own.")] = None,
+    isolate: Annotated[bool, typer.Option("--isolate", help="It runs in a process of its own.")] = False,
     logits: Annotated[
         pathlib.Path | None, typer.Option(help="Tensors input and target, classes last: a file, a folder or a glob.")
     ] = None,
@@ -122,6 +123,8 @@ def run(
 ) -> None:
     """Measure every path on every device found and write the tables."""
     _refuse_idle(context)
+    if isolate and not path_file:
+        raise UsageError("--isolate has no effect without --path-file: leave it out")
     if references is not None and not references.is_dir():
         raise UsageError(f"--references {references}: expected a folder with a gold table")
     from audit.publish import terminal
@@ -129,12 +132,13 @@ def run(
     # torch's threads wait for work by spinning for milliseconds, which beside a busy process takes a run four times as
     # long. Read by GNU OpenMP when torch is first imported.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-    own = [_function(text) for text in path_file or ()]
     import torch
 
     from audit.base.scheduler import dask_executor
     from audit.base.workers import Workers
     from audit.machine import plan as plans
+    from audit.machine.isolation import isolated, load
+    from audit.paths import own_path
     from audit.pipeline import loop as pipeline
     from audit.publish.folder import Kept, Spool, check_replaceable
     from audit.publish.report import write_report
@@ -142,6 +146,9 @@ def run(
 
     if all_rows and find_spec("pyarrow") is None:
         raise UsageError("--all-rows writes Parquet, for which pyarrow is not installed")
+    own = [own_path(load(text)) for text in path_file or ()]
+    if isolate:
+        own = [replace(p, function=isolated(p.function, text)) for p, text in zip(own, path_file or (), strict=True)]
     chosen = [*(path or ()), *own] or None
     if logits is None:
         plan = plans.plan(profile, case, chosen, dtype, device)
@@ -393,33 +400,6 @@ def diagnose(
         else:
             found = diagnose(input, target, reduction=reduction, log_target=log_target, dim=dim, mask=mask)
     typer.echo(str(found))
-
-
-def _function(text: str) -> Callable[..., Any]:
-    """The function that FILE.py:FUNCTION names, which may import what lies beside its file."""
-    file, _, name = text.rpartition(":")
-    if not file or not pathlib.Path(file).is_file():
-        raise UsageError(f"--path-file {text}: expected FILE.py:FUNCTION with a file that exists")
-    spec = spec_from_file_location(pathlib.Path(file).stem, file)
-    if spec is None or spec.loader is None:
-        raise UsageError(f"--path-file {text}: {file} is not a Python file")
-    module = module_from_spec(spec)
-    sys.path.append(str(pathlib.Path(file).resolve().parent))
-    try:
-        spec.loader.exec_module(module)
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:
-        raise UsageError(f"--path-file {text}: importing {file} raised {describe(error)}") from error
-    function = getattr(module, name, None)
-    if not callable(function):
-        functions = [
-            n for n, v in vars(module).items() if callable(v) and getattr(v, "__module__", "") == module.__name__
-        ]
-        raise UsageError(
-            f"--path-file {text}: {file} has no function {name!r}; it has {', '.join(functions) or 'none'}"
-        )
-    return function  # type: ignore[no-any-return]
 
 
 def main() -> None:

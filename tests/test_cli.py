@@ -11,7 +11,7 @@ import pytest
 
 import audit
 from audit.base.usage import UsageError
-from audit.cli import _function
+from audit.machine.isolation import load
 
 CPU = ("run", "--profile", "quick", "--device", "cpu", "--workers", "1")
 ROOT = Path(__file__).parents[1]
@@ -115,7 +115,7 @@ def test_a_kernel_of_ones_own_that_raises_is_a_finding_beside_log_softmax(tmp_pa
 def test_a_kernels_file_that_does_not_give_the_function_is_refused(tmp_path: Path, lines: str, message: str) -> None:
     (tmp_path / "mine.py").write_text(lines)
     with pytest.raises(UsageError, match=message):
-        _function(f"{tmp_path / 'mine.py'}:my_kl")
+        load(f"{tmp_path / 'mine.py'}:my_kl")
 
 
 def test_a_kernels_file_may_import_its_neighbours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,7 +124,7 @@ def test_a_kernels_file_may_import_its_neighbours(tmp_path: Path, monkeypatch: p
     (tmp_path / "mine.py").write_text(
         "from a_neighbour import FACTOR\n\ndef my_kl(x, y):\n    return FACTOR * x.sum(-1)\n"
     )
-    assert _function(f"{tmp_path / 'mine.py'}:my_kl").__name__ == "my_kl"
+    assert load(f"{tmp_path / 'mine.py'}:my_kl").__name__ == "my_kl"
 
 
 def test_help_is_there_without_torch(tmp_path: Path) -> None:
@@ -141,3 +141,19 @@ def test_run_in_python_takes_filters_and_callables_and_writes_nothing(tmp_path: 
     assert set(errors["path"]) == {"always_zero", "log_softmax"}
     assert errors.loc[errors["path"] == "always_zero", "false_zero"].all()
     assert not list(tmp_path.iterdir())
+
+
+def test_an_isolated_kernel_that_ends_its_process_is_a_finding_of_a_whole_report(tmp_path: Path) -> None:
+    lines = "import os\n\ndef mine(x, y):\n    return os._exit(7) if x.shape[1] == 81 else (x - x).sum(-1)\n"
+    (tmp_path / "mine.py").write_text(lines)
+    options = ("--profile", "quick", "--case", "two_classes", "--case", "random_64x81", "--dtype", "float32")
+    ran = kl_audit("run", *options, "--path-file", "mine.py:mine", "--isolate", "--out", "report", cwd=tmp_path)
+    assert ran.returncode == 1 and "Traceback" not in ran.stderr
+    errors = audit.read_errors(tmp_path / "report" / "errors.csv").query("path == 'mine'")
+    notes = errors.groupby("case")["note"].unique().map(list)
+    assert notes.to_dict() == {"random_64x81": ["ended its process with status 7"], "two_classes": [""]}
+
+
+def test_isolation_without_a_kernel_is_refused(tmp_path: Path) -> None:
+    ran = kl_audit("run", "--isolate", cwd=tmp_path)
+    assert ran.returncode == 2 and "--path-file" in ran.stderr

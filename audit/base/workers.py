@@ -89,13 +89,18 @@ class Workers:
 
 
 def _give_way() -> None:
-    """Lets the devices' work, in the process that began this one, go first; ends with that process, and not before."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    Thread(target=_end_with_parent, daemon=True).start()
+    """Lets the devices' work, in the process that began this one, go first."""
+    end_with_parent()
     os.nice(15)
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
+    """Makes this process end with the one that began it, and not before."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    Thread(target=_wait_for_parent, daemon=True).start()
+
+
+def _wait_for_parent() -> None:
     parent = parent_process()
     assert parent is not None
     parent.join()

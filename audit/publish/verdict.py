@@ -133,7 +133,11 @@ def _untaken(errors: pd.DataFrame) -> str:
 
 def _gradients(tables: Tables, own: str) -> str:
     """Said where there is none at all: no test has seen a gradient."""
-    return "it has no gradient" if "gradients" in tables and own not in set(tables["gradients"]["path"]) else ""
+    if "gradients" not in tables or own in set(tables["gradients"]["path"]):
+        return ""
+    results = tables["errors"].query("path == @own")
+    lacking = results["result_class"].eq("not_computed").groupby([results["dtype"], results["device"]]).any()
+    return "its gradients were not judged: values are missing" if lacking.all() else "it has no gradient"
 
 
 def _repeated(tables: Tables, own: str) -> str:
