@@ -214,9 +214,7 @@ def plan(width: int, tail_limbs: int) -> Plan:
                 count, each, before = tail_limbs, HALF, scale // (k + 1)
                 missing = Fraction(1, 2 ** (BITS * (width + 1))) if tail_limbs == width else Fraction(0)
             else:
-                # The higher terms begin in the second limb, with at most that.
-                second = int(TAIL**2 * 2 ** (3 * BITS)) + 1
-                count, each, before = length - 3, HALF + (second if tail_limbs < 3 else HALF), 1
+                count, each, before = length - 3, 2 * HALF, 1  # with the higher terms, which begin in the second limb
                 missing = Fraction(1, 2 ** (BITS * (count + 1)))
             factors = (int(TAIL * 2 ** (2 * BITS)) + 1, *(each,) * (count - 1))
             # What T2 loses on so many limbs, what of the product falls below them, what f is without its last limbs.
