@@ -48,8 +48,6 @@ MAX_PRECISION = 10_000
 GUARD_DIGITS = 10
 # Threads share mpmath's cached constants, and the fast engine's arrays.
 LOCK = threading.RLock()
-
-
 _OWN = threading.local()
 
 
@@ -201,12 +199,6 @@ def _of_masses(input: Rows, target: Rows, input_kind: str, target_kind: str, pre
     origin = int(np.argmax(target))
     log_p = _log_terms(target, target_kind, where, origin)
     log_q = _log_terms(input, input_kind, where, origin)
-    if "probs" in (input_kind, target_kind):
-        differences = [a - b for a, b in zip(log_p, log_q, strict=True)]
-        magnitudes = [abs(a) + abs(b) for a, b in zip(log_p, log_q, strict=True)]
-    else:
-        differences = [ctx.fsub(a, b, exact=True) for a, b in zip(log_p, log_q, strict=True)]
-        magnitudes = [abs(d) for d in differences]
     weights = [ctx.mpf(v) for v in target[where].tolist()] if target_kind == "probs" else list(map(_exp, log_p))
     total = ctx.fsum(weights)
     mass, total = (total, ctx.one) if target_kind == "logits" else (ctx.one, total)
@@ -219,8 +211,9 @@ def _of_masses(input: Rows, target: Rows, input_kind: str, target_kind: str, pre
         lost = [weights[k] for k in others]
     ratio = ctx.fsum(gained + [-w for w in lost]) / mass
     shift = ctx.log1p(ratio)
-    value = ctx.fsum(w * d for w, d in zip(weights, differences, strict=True)) / mass + total * shift
-    size = ctx.fsum(w * m for w, m in zip(weights, magnitudes, strict=True)) / mass
+    terms = list(zip(weights, log_p, log_q, strict=True))
+    value = ctx.fsum(w * (a - b) for w, a, b in terms) / mass + total * shift
+    size = ctx.fsum(w * (abs(a) + abs(b)) for w, a, b in terms) / mass
     size += total * (ctx.fsum(gained + lost) / mass / (1 + ratio) + abs(shift))
     return Ball(value, ctx.ldexp(size, 16 - precision))
 
