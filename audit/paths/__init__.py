@@ -127,6 +127,6 @@ def own_path(function: Function) -> Path:
     for known in registered():
         if known.function is function:
             return known
-        if known.name == name:
-            raise UsageError(f"path {name!r} is one of the audit's own: give your function another name")
+    if name in {known.name for known in registered()}:
+        raise UsageError(f"path {name!r} is one of the audit's own: give your function another name")
     return Path(name, function, (function.__doc__ or "").strip().partition("\n")[0] or "given by the user")

@@ -192,29 +192,28 @@ def _near(x: Tensor, y: Tensor, scale: float, exact: bool, wanted: tuple[bool, .
     e = x - y
     if not (spread := _spread(e)) <= reach:
         return None
-    top = y.amax(-1, keepdim=True)
-    w = y - top
-    errors = None if exact else (_error(x, y, e), _error(y, top, w))
-    _scaled(w, scale).exp_()
-    if errors:
-        w.addcmul_(w, _scaled(errors[1], scale))
-    mass = w.sum(-1, keepdim=True)
-    centre = _dot(w, e) / mass
+    if exact:  # torch's own softmax, in double, is fine enough
+        p = torch.softmax(_scaled(y, scale), -1)
+    else:
+        top = y.amax(-1, keepdim=True)
+        w = y - top
+        e_low, y_low = _error(x, y, e), _error(y, top, w)
+        p = _scaled(w, scale).exp_()
+        p.addcmul_(p, _scaled(y_low, scale)).div_(p.sum(-1, keepdim=True))
+    centre = _dot(p, e)
     if not centre.isfinite().all():  # an offset near the largest number: the sum of as many overflows
         return None
     d = e.sub_(centre)
-    if errors:
-        d.add_(errors[0]).sub_(_dot(w, d) / mass)
+    if not exact:
+        d.add_(e_low).sub_(_dot(p, d))
     phi = _phi(_scaled(d, scale), spread * scale, _BITS[exact])
     # Of the value r^2 / 2 would be lost, 2^-106 of the square of e: nothing where there are bits to spare.
-    r = torch.zeros_like(mass) if exact else _dot(w, d) / mass
-    shift = _dot(w, phi) / mass + r
-    if any(wanted):
-        w.div_(mass)
+    r = torch.zeros_like(centre) if exact else _dot(p, d)
+    shift = _dot(p, phi) + r
     return _given(
         (torch.log1p(shift) - r).clamp_(min=0),
-        lambda: phi.add_(d).sub_(shift).mul_(w).div_(1 + shift),
-        lambda: d.sub_(r).mul_(w).neg_(),
+        lambda: phi.add_(d).sub_(shift).mul_(p).div_(1 + shift),
+        lambda: d.sub_(r).mul_(p).neg_(),
         wanted,
     )
 
