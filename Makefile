@@ -4,7 +4,7 @@ pick = python=$$(sh .ci/interpreter.sh $(1))
 audit = "$$python" -m audit run --profile "$(PROFILE)"
 bench = mkdir -p reports && "$$python" -m pytest tests/benchmarks --benchmark-json=reports/bench.json
 
-.PHONY: help audit numbers test test-oldest test-slow test-browser bench regress baseline references check
+.PHONY: help audit numbers test test-oldest test-slow test-browser bench regress baseline references exhaustive check
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1: \2/p' Makefile
 audit: ## audit every device found into reports/latest/ (PROFILE=quick|standard|full)
@@ -29,5 +29,7 @@ bench: ## speed and accuracy of every path side by side (BENCH=short|full); the 
 	@$(call pick,test) && $(bench)
 references: ## compute the committed references anew, and check them in a second way
 	@$(call pick,core) && "$$python" -m audit references build && "$$python" -m audit references verify
+exhaustive: ## the largest errors there are on two classes of a 16-bit format: half an hour, resumed where it ended
+	@$(call pick,core) && "$$python" -m audit exhaustive
 check: ## ruff and mypy alone
 	@$(call pick,test) && sh .ci/check.sh "$$python"

@@ -361,6 +361,31 @@ def worst(
 
 
 @app.command()
+def exhaustive(
+    path: Annotated[list[str] | None, typer.Option(help="Path name; repeatable; default: the main ones.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda …")] = "cpu",
+    table: Annotated[pathlib.Path, typer.Option(help="What is known, and is gone on with.")] = pathlib.Path(
+        "references/exhaustive.csv"
+    ),
+) -> None:
+    """The largest error of every pair of float16, and of bfloat16, numbers as logits of two classes."""
+    from audit.base.usage import choose
+    from audit.explain.exhaustive import DTYPES, STRIDE, exhaust, numbers
+    from audit.machine.plan import MAIN
+    from audit.paths import registered
+    from audit.publish import terminal
+
+    names = choose(path or MAIN, [p.name for p in registered() if p.kind == "kl" and not p.absent], "path")
+    known = [p for p in registered() if (p.input_kind, p.target_kind, p.reduction) == ("logits", "logits", "none")]
+    paths = [p for p in known if p.name in names and not p.compiles and not p.cases]
+    console = terminal.console()
+    steps = sum(-(-len(numbers(dtype)) // STRIDE) for dtype in DTYPES) * len(paths)
+    with terminal.progress(console, steps) as advance:
+        found = exhaust(paths, DTYPES, device, table, advance)
+    terminal.say(console, found.drop(columns=["versions", "when"]).to_string(index=False))
+
+
+@app.command()
 def thread(device: Annotated[str, typer.Option(help="cpu, cuda …")] = "cpu") -> None:
     """The forum thread's numbers, explained and measured here."""
     from audit.looks.thread import measure_thread
