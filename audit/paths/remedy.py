@@ -200,7 +200,7 @@ def _near(x: Tensor, y: Tensor, scale: float, exact: bool, wanted: tuple[bool, .
         e_low, y_low = _error(x, y, e), _error(y, top, w)
         p = _scaled(w, scale).exp_()
         p.addcmul_(p, _scaled(y_low, scale)).div_(p.sum(-1, keepdim=True))
-    centre = _dot(p, e)
+    centre = _dot(p, e) / p.sum(-1, keepdim=True)
     if not centre.isfinite().all():  # an offset near the largest number: the sum of as many overflows
         return None
     d = e.sub_(centre)
