@@ -181,7 +181,7 @@ class _Call:
         left_out = not self.keep.all()
         x, y = self._rows(self.dim, self.keep if left_out else None)
         verdict = self._verdict(x, y)
-        exact, size = self._exact()
+        exact, size = self._exact(*self._rows(self.dim))
         kl, agree = self._kl(x, y, verdict)
         others = each.movedim(self.dim, -1).reshape(len(self.keep), -1)[~self.keep]
         if verdict in _RIGHT and left_out and (self.divisor > 1 or float(others.sum()) != 0):
@@ -343,9 +343,8 @@ class _Call:
         kl = float(each.mean())
         return (None if math.isnan(kl) else kl), agree
 
-    def _exact(self) -> tuple[float | None, float]:
+    def _exact(self, x: Rows, y: Rows) -> tuple[float | None, float]:
         """The formula on these numbers, and the size of its terms; None where a number is outside its domain."""
-        x, y = self._rows(self.dim)
         value, size = formula(x, y)
         if abs(value) < 1e-3 * size and self.x.numel() <= EXACTLY:  # where binary64 keeps fewer than 12 digits
             sides = [side.rows.reshape(1, -1) for side in (x, y)]

@@ -97,9 +97,7 @@ def with_gradients(f: Function, x: Tensor, y: Tensor) -> Tensor:
         return f(x.clone().requires_grad_(), y.clone().requires_grad_()).detach()
 
 
-@cache
-def _compiled(f: Function) -> Function:
-    return torch.compile(f, dynamic=True, fullgraph=True)
+_compiled = cache(partial(torch.compile, dynamic=True, fullgraph=True))
 
 
 def compiled(f: Function, x: Tensor, y: Tensor) -> Tensor:
@@ -112,7 +110,8 @@ def compiled(f: Function, x: Tensor, y: Tensor) -> Tensor:
 
     limit = "recompile_limit" if hasattr(dynamo, "recompile_limit") else "cache_size_limit"  # the latter in torch 2.6
     with dynamo.patch({limit: 1_000}):
-        return _compiled(f)(x, y)
+        made: Function = _compiled(f)
+        return made(x, y)
 
 
 def _missing(language: str, variable: str, *names: str) -> str:

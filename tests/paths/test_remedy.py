@@ -116,6 +116,21 @@ def test_a_nan_is_not_lost() -> None:
         assert kl_div_from_logits(a, b, reduction="none").isnan().tolist() == [True, False]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_one_class_among_a_thousand_decides(dtype: torch.dtype) -> None:
+    """Rows that are near each other but for one class, which is a NaN, ruled out on both sides or on one, or far."""
+    generator = torch.Generator().manual_seed(6)
+    y = torch.randn(5, 1_000, generator=generator, dtype=dtype)
+    x = y + 1e-4 * torch.randn(5, 1_000, generator=generator, dtype=dtype)
+    x[0, 900], x[2, 900], x[3, 900] = torch.nan, -torch.inf, 20
+    x[1, 900] = y[1, 900] = -torch.inf
+    values = [kl_div_from_logits(x[row], y[row]).item() for row in range(5)]
+    assert np.isnan(values[0]) and values[2] == np.inf
+    for row in (1, 3, 4):
+        exact = float(audit.exact_kl(x[row], y[row]))
+        assert values[row] == pytest.approx(exact, rel=2.0 ** -BITS[str(dtype).removeprefix("torch.")])
+
+
 def test_it_runs_under_autocast_and_compile_with_the_same_result() -> None:
     x, y = torch.randn(2, 4, 30)
     plain = kl_div_from_logits(x, y)
