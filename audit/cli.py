@@ -13,7 +13,7 @@ from io import TextIOWrapper
 from signal import SIGINT, SIGPIPE
 from time import perf_counter
 from traceback import print_exc
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeAlias
 
 import typer
 import typer.core
@@ -83,37 +83,39 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Audit the numerical accuracy of the KL divergence as PyTorch computes it.",
 )
-Out = Annotated[pathlib.Path, typer.Option(help="Report folder, replaced as a whole when the run ends.")]
 LATEST = pathlib.Path("reports/latest")
+Texts: TypeAlias = list[str] | None
+Place: TypeAlias = pathlib.Path | None
+Out = Annotated[pathlib.Path, typer.Option(help="Report folder, replaced as a whole when the run ends.")]
+Paths = Annotated[Texts, typer.Option("--path", help="Path name or glob; repeatable.")]
+Dtypes = Annotated[Texts, typer.Option("--dtype", help="float16, bfloat16, float32, float64; repeatable.")]
+Format = Annotated[str, typer.Option("--format", help="text, markdown, json or github.")]
+Baselines = Annotated[pathlib.Path, typer.Option(help="Folder of the baselines.")]
 
 
 @app.command()
 def run(
     context: typer.Context,
     profile: Annotated[str, typer.Option(help="quick, standard or full.")] = "standard",
-    case: Annotated[list[str] | None, typer.Option(help="Case name or glob; repeatable.")] = None,
-    path: Annotated[list[str] | None, typer.Option(help="Path name or glob; repeatable.")] = None,
-    dtype: Annotated[list[str] | None, typer.Option(help="float16, bfloat16, float32, float64; repeatable.")] = None,
-    device: Annotated[list[str] | None, typer.Option(help="cpu, cuda, cuda:1 …; repeatable.")] = None,
-    path_file: Annotated[list[str] | None, typer.Option(help="FILE.py:FUNCTION, a kernel of your own.")] = None,
+    case: Annotated[Texts, typer.Option(help="Case name or glob; repeatable.")] = None,
+    path: Paths = None,
+    dtype: Dtypes = None,
+    device: Annotated[Texts, typer.Option(help="cpu, cuda, cuda:1 …; repeatable.")] = None,
+    path_file: Annotated[Texts, typer.Option(help="FILE.py:FUNCTION, a kernel of your own.")] = None,
     isolate: Annotated[bool, typer.Option("--isolate", help="It runs in a process of its own.")] = False,
-    logits: Annotated[
-        pathlib.Path | None, typer.Option(help="Tensors input and target, classes last: a file, a folder or a glob.")
-    ] = None,
-    target_logits: Annotated[pathlib.Path | None, typer.Option(help="Where the target lies apart, likewise.")] = None,
+    logits: Annotated[Place, typer.Option(help="Tensors input and target, classes last: file, folder, glob.")] = None,
+    target_logits: Annotated[Place, typer.Option(help="Where the target lies apart, likewise.")] = None,
     input_name: Annotated[str, typer.Option(help="Of the input's tensor.")] = "input",
     target_name: Annotated[str, typer.Option(help="Of the target's tensor.")] = "target",
     mask_name: Annotated[str, typer.Option(help="Of the tensor that is true for rows to judge.")] = "mask",
     classes: Annotated[int | None, typer.Option(help="Of --logits: the first N classes of both sides.")] = None,
     unpacked_limit: Annotated[int, typer.Option(help="MB that a small file may unpack to.")] = 256,
-    input_kind: Annotated[
-        str, typer.Option(help="Of --logits: logits, log_probs, probs or token_log_probs.")
-    ] = "logits",
+    input_kind: Annotated[str, typer.Option(help="Of --logits: logits, log_probs, probs, token_log_probs.")] = "logits",
     target_kind: Annotated[str, typer.Option(help="Of --logits: the same.")] = "logits",
     acknowledgements: Annotated[
         list[pathlib.Path] | None, typer.Option(help="Findings that are understood, beside the committed ones.")
     ] = None,
-    references: Annotated[pathlib.Path | None, typer.Option(help="Folder of another gold table.")] = None,
+    references: Annotated[Place, typer.Option(help="Folder of another gold table.")] = None,
     out: Out = LATEST,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes, with this one; default: one a core.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="What is lossy fails too.")] = False,
@@ -127,25 +129,25 @@ def run(
         raise UsageError("--isolate has no effect without --path-file: leave it out")
     if references is not None and not references.is_dir():
         raise UsageError(f"--references {references}: expected a folder with a gold table")
-    from audit.publish import terminal
-
+    if all_rows and find_spec("pyarrow") is None:
+        raise UsageError("--all-rows writes Parquet, for which pyarrow is not installed")
     # torch's threads wait for work by spinning for milliseconds, which beside a busy process takes a run four times as
     # long. Read by GNU OpenMP when torch is first imported.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     import torch
 
-    from audit.base.scheduler import dask_executor
-    from audit.base.workers import Workers
+    from audit.base.workers import Workers, dask_executor
+    from audit.judge.findings import stanzas
     from audit.machine import plan as plans
+    from audit.machine.devices import REMARKS, found
     from audit.machine.isolation import isolated, load
     from audit.paths import own_path
-    from audit.pipeline import loop as pipeline
+    from audit.pipeline import loop
+    from audit.publish import terminal
     from audit.publish.folder import Kept, Spool, check_replaceable
     from audit.publish.report import write_report
     from audit.reference.gold import COMMITTED_GOLD, NAME
 
-    if all_rows and find_spec("pyarrow") is None:
-        raise UsageError("--all-rows writes Parquet, for which pyarrow is not installed")
     own = [own_path(load(text)) for text in path_file or ()]
     if isolate:
         own = [replace(p, function=isolated(p.function, text)) for p, text in zip(own, path_file or (), strict=True)]
@@ -159,77 +161,56 @@ def run(
     check_replaceable(out)
     spool = Kept(out, f"{torch.__version__} {plan.identity}", resume) if plan.file else Spool()
     console = terminal.console()
-    models = ", ".join(f"{d.name} ({d.model})" for d in plan.devices)
-    terminal.say(console, f"{sys.executable}, torch {torch.__version__}")
-    terminal.say(console, f"devices: {models}")
-    for note in plan.file.notes if plan.file else ():
-        terminal.say(console, f"{logits}: {note}")
-    from audit.machine.devices import REMARKS, found
-
-    for absent in (d for d in found() if d.absent):
-        terminal.say(console, f"absent: {absent.name} ({absent.absent})")
-    start = perf_counter()
-    count = workers or os.cpu_count() or 1
+    begun = [
+        f"{sys.executable}, torch {torch.__version__}",
+        f"devices: {', '.join(f'{d.name} ({d.model})' for d in plan.devices)}",
+        *(f"{logits}: {note}" for note in (plan.file.notes if plan.file else ())),
+        *(f"absent: {absent.name} ({absent.absent})" for absent in found() if absent.absent),
+    ]
+    terminal.say(console, "\n".join(begun))
+    start, count, folder = perf_counter(), workers or os.cpu_count() or 1, references or COMMITTED_GOLD
     dask = dask_executor(scheduler, count) if scheduler else nullcontext()
     with Workers(1 if scheduler else count) as processes, dask as executor:
-        with terminal.progress(console, sum(1 for _ in plan.problems()) + len(pipeline.LOOKS)) as advance:
-            folder = references or COMMITTED_GOLD
-            audit = pipeline.execute(plan, processes, advance, acknowledgements or (), folder, spool, executor)
+        with terminal.progress(console, sum(1 for _ in plan.problems()) + len(loop.LOOKS)) as advance:
+            audit = loop.execute(plan, processes, advance, acknowledgements or (), folder, spool, executor)
         audit.environment["command"] = plain(shlex.join(["python", "-m", "audit", *sys.argv[1:]]))
         parts = spool.parts() if all_rows else ()
         remark = write_report(audit.tables, audit.environment, out, audit.plots, parts)
         spool.close()
-    total = perf_counter() - start
+    total, seconds = perf_counter() - start, audit.seconds
     terminal.show(audit.tables, audit.environment, out, console)
-    seconds = audit.seconds
     spent = f"{total:.1f} s, {seconds['compiling']:.1f} of them compiling"
     if seconds["torch"] > 0.01:
         ratio = (total - seconds["compiling"]) / seconds["torch"]
         spent += f"; the rest is {ratio:.1f} times what torch alone took for the paths"
-    for line in (
+    remarks = [
         spent,
-        *filter(None, [remark]),
+        remark,
         *sorted(REMARKS),
         *(f"FAILED {line}" for line in audit.failed_devices),
-    ):
-        terminal.say(console, line)
-    if not (folder / NAME).is_file():
-        terminal.say(console, f"no gold references in {folder}: every reference was computed")
-    for record in audit.damaged:
-        terminal.say(console, f"gold record {record} is damaged: computed instead; `references build` mends it")
-    for name in audit.stale:
-        terminal.say(console, f"acknowledgement [{name}]: no finding of its scope occurs any more")
+        "" if (folder / NAME).is_file() else f"no gold references in {folder}: every reference was computed",
+        *(
+            f"gold record {record} is damaged: computed instead; `references build` mends it"
+            for record in audit.damaged
+        ),
+        *(f"acknowledgement [{name}]: no finding of its scope occurs any more" for name in audit.stale),
+    ]
     failures = failing(audit.tables["findings"], strict)
     if len(failures):
-        from audit.judge.findings import stanzas
-
-        terminal.say(
-            console,
+        remarks += [
             "To acknowledge a finding, put its stanza with a reason into a file and give it to --acknowledgements, or "
             "into audit/acknowledgements.ini:",
-        )
-        terminal.say(console, stanzas(failures))
+            stanzas(failures),
+        ]
+    terminal.say(console, "\n".join(filter(None, remarks)))
     if len(failures) or audit.failed_devices:
         raise typer.Exit(1)
-
-
-Format = Annotated[str, typer.Option("--format", help="text, markdown, json or github.")]
-Baselines = Annotated[pathlib.Path, typer.Option(help="Folder of the baselines.")]
 
 
 @app.command()
 def compare(baseline: pathlib.Path, current: pathlib.Path, format: Format = "text") -> None:
     """Compare two report folders; exit status 1 where the second is worse."""
-    from audit.publish.changes import check_format, render, side
-    from audit.regress.comparison import compare, read_report
-
-    check_format(format)
-    before, after = read_report(baseline), read_report(current)
-    changes = compare(before, after)
-    sides = side(str(baseline), before.environment), side(str(current), after.environment)
-    typer.echo(render(changes, *sides, format))
-    if changes["worse"].any():
-        raise typer.Exit(1)
+    _compare(baseline, None, current, format)
 
 
 @app.command()
@@ -237,26 +218,32 @@ def regress(
     report: pathlib.Path = LATEST, baselines: Baselines = pathlib.Path("reports/baselines"), format: Format = "text"
 ) -> None:
     """Compare a report, and the benchmarks beside it, with this machine's newest baseline."""
-    from audit.publish.changes import check_format, render, side
-    from audit.regress.baselines import newest
-    from audit.regress.comparison import compare, read_report
-    from audit.regress.timing import measure_again
+    _compare(None, baselines, report, format)
 
-    check_format(format)
+
+def _compare(baseline: Place, baselines: Place, report: pathlib.Path, format: str) -> None:
+    """With a baseline, or with this machine's newest of `baselines`, where benchmarks can be repeated."""
+    from audit.publish.bench import measure_again
+    from audit.regress.changes import FORMATS, render
+    from audit.regress.comparison import compare
+    from audit.regress.reports import newest, read_report
+
+    if format not in FORMATS:
+        raise UsageError(f"--format {format!r} is not one of {', '.join(FORMATS)}")
     current = read_report(report)
-    before = newest(current, baselines)
+    before = newest(current, baselines) if baselines else read_report(baseline or LATEST)
     if before is None:
-        new = len(failing(current.findings))
+        worse = len(failing(current.findings))
         typer.echo(
-            f"no baseline for this machine and profile: the bounds alone judged, {new} new findings; "
+            f"no baseline for this machine and profile: the bounds alone judged, {worse} new findings; "
             'make baseline REASON="…" records one'
         )
     else:
-        changes = compare(before[0], current, same_machine=True, repeat=measure_again)
-        sides = side(before[1], before[0].environment), side(str(report), current.environment)
-        typer.echo(render(changes, *sides, format))
-        new = int(changes["worse"].sum())
-    if new:
+        here = baselines is not None
+        changes = compare(before, current, same_machine=here, repeat=measure_again if here else None)
+        typer.echo(render(changes, before, current, format))
+        worse = int(changes["worse"].sum())
+    if worse:
         raise typer.Exit(1)
 
 
@@ -267,14 +254,14 @@ def baseline(
     baselines: Baselines = pathlib.Path("reports/baselines"),
 ) -> None:
     """Record a report, and the benchmarks beside it, as this machine's baseline."""
-    from audit.regress.baselines import record
+    from audit.regress.reports import record
 
     typer.echo(f"recorded {record(report, reason, baselines)}")
 
 
 @app.command()
 def history(
-    path: Annotated[list[str] | None, typer.Option(help="Path name or glob; repeatable.")] = None,
+    path: Paths = None,
     reports: Annotated[pathlib.Path, typer.Option(help="Folder with history.csv.")] = LATEST.parent,
 ) -> None:
     """Show what each path gave, run by run: where a number changed, and with which versions."""
@@ -288,28 +275,24 @@ def history(
 def references(
     what: Annotated[str, typer.Argument(help="build or verify.")],
     all_: Annotated[bool, typer.Option("--all", help="verify: every row, however long.")] = False,
-    folder: Annotated[
-        pathlib.Path | None, typer.Option(help="Folder of the gold table; default: the committed one.")
-    ] = None,
+    folder: Annotated[Place, typer.Option(help="Folder of the gold table; default: the committed one.")] = None,
 ) -> None:
     """Compute the committed references anew, or check them in a second way."""
     from audit.pipeline import certify
     from audit.reference.gold import COMMITTED_GOLD
 
     folder = folder or COMMITTED_GOLD
-    if what == "build":
-        if all_:
-            raise UsageError("references build: --all has no effect, leave it out")
+    if what == "build" and not all_:
         typer.echo(f"{certify.build(folder, os.cpu_count() or 1)} records in {folder}")
     elif what == "verify":
         problems, checked = certify.verify(folder, all_)
-        for problem in problems:
-            typer.echo(problem)
-        typer.echo(f"{checked} values checked in a second way, {len(problems)} wrong, damaged, stale or missing")
+        said = f"{checked} values checked in a second way, {len(problems)} wrong, damaged, stale or missing"
+        typer.echo("\n".join([*problems, said]))
         if problems:
             raise typer.Exit(1)
     else:
-        raise UsageError(f"references: {what!r} is not one of build, verify")
+        wrong = "build: --all has no effect, leave it out" if all_ else f"{what!r} is not one of build, verify"
+        raise UsageError(f"references {wrong}")
 
 
 @app.command("list")
@@ -323,39 +306,24 @@ def list_(what: Annotated[str, typer.Argument(help="cases, paths, devices or cau
 
 @app.command()
 def worst(
-    path: Annotated[
-        list[str] | None, typer.Option(help="Path name or glob; repeatable; default: the main ones.")
-    ] = None,
-    dtype: Annotated[list[str] | None, typer.Option(help="float16, bfloat16, float32, float64; repeatable.")] = None,
+    path: Paths = None,
+    dtype: Dtypes = None,
     classes: Annotated[int, typer.Option(min=2, help="Of a row.")] = 10,
     seconds: Annotated[float, typer.Option(min=0.1, help="For each path, dtype and measure of error.")] = 10.0,
     record: Annotated[bool, typer.Option("--record", help="Add what beats it to references/worst.csv.")] = False,
 ) -> None:
     """Search inputs for the largest error, in roundoffs and as a share of the bound."""
-    from audit.base.formats import FORMATS
-    from audit.base.usage import choose
     from audit.cases.worst import read_worst, write_worst
-    from audit.explain.worst import search
-    from audit.machine.plan import MAIN
-    from audit.paths import registered
+    from audit.explain.worst import searched
 
-    known = [
-        p
-        for p in registered()
-        if p.kind == "kl" and p.input_kind == p.target_kind == "logits" and p.reduction == "none"
-    ]
-    names = choose(path or MAIN, [p.name for p in known if not p.absent and not p.compiles], "path")
     records = read_worst()
-    for chosen in (p for p in known if p.name in names):
-        for name in (d for d in choose(dtype, list(FORMATS), "dtype") if d in chosen.dtypes):
-            for of_bound in (False, True):
-                found = search(chosen, name, classes, seconds, of_bound)
-                new = found.beats(records)
-                records += [found] if new else []
-                share = f"{found.error / found.bound:.3g} of its bound"
-                typer.echo(f"{chosen.name} {name}: {found.error:.4g} u, {share}{', a record' if new else ''}")
-                if not record:
-                    typer.echo(f"  input {found.input[:300]}\n  target {found.target[:300]}")
+    for found in searched(path, dtype, classes, seconds):
+        new = found.beats(records)
+        records += [found] if new else []
+        share = f"{found.error / found.bound:.3g} of its bound"
+        typer.echo(f"{found.path} {found.dtype}: {found.error:.4g} u, {share}{', a record' if new else ''}")
+        if not record:
+            typer.echo(f"  input {found.input[:300]}\n  target {found.target[:300]}")
     if record:
         write_worst(records)
 
@@ -398,16 +366,12 @@ def thread(device: Annotated[str, typer.Option(help="cpu, cuda …")] = "cpu") -
 
 @app.command()
 def diagnose(
-    file: Annotated[
-        pathlib.Path, typer.Argument(help=".npz, .pt or .safetensors with input and target, as KLDivLoss gets them.")
-    ],
+    file: Annotated[pathlib.Path, typer.Argument(help="Holds input and target, as KLDivLoss gets them.")],
     reduction: Annotated[str, typer.Option(help="none, sum, mean or batchmean.")] = "mean",
     log_target: Annotated[bool, typer.Option("--log-target", help="As the loss had it.")] = False,
     dim: Annotated[int, typer.Option(help="Where the classes are.")] = -1,
     mask_name: Annotated[str, typer.Option(help="A boolean a row, true for those that count; optional.")] = "mask",
-    kind: Annotated[
-        str, typer.Option(help="distributions, or token_log_probs: a number a sampled token.")
-    ] = "distributions",
+    kind: Annotated[str, typer.Option(help="distributions, or token_log_probs: a number a token.")] = "distributions",
 ) -> None:
     """Say what a negative, NaN or odd value of KLDivLoss means."""
     from rich.console import Console

@@ -1,14 +1,15 @@
-"""Work in other processes, beside what this one does."""
+"""Work in other processes, of this machine or of a cluster, beside what this one does."""
 
 from __future__ import annotations
 
 import os
 import signal
 from collections import deque
-from collections.abc import Callable
-from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
+from contextlib import contextmanager, suppress
 from functools import partial
+from importlib.util import find_spec
 from multiprocessing import active_children, get_context, parent_process
 from threading import Thread
 from types import TracebackType
@@ -105,3 +106,26 @@ def _wait_for_parent() -> None:
     assert parent is not None
     parent.join()
     os._exit(1)
+
+
+@contextmanager
+def dask_executor(scheduler: str, workers: int) -> Iterator[Executor]:
+    """Dask distributed as a plain executor: the cluster at an address, or "local", so many processes of this machine.
+
+    Raises UsageError where distributed is not installed, or nothing answers at the address.
+    """
+    if find_spec("distributed") is None:
+        raise UsageError("--scheduler: distributed is not installed; pip install 'kl-audit[cluster]' has it")
+    from distributed import Client, LocalCluster
+
+    local = LocalCluster(n_workers=workers, threads_per_worker=1) if scheduler == "local" else None
+    try:
+        client = Client(local or scheduler, timeout="10s")
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--scheduler {scheduler}: no Dask scheduler answers: {error}") from None
+    try:
+        yield client.get_executor(pure=False)
+    finally:
+        client.close()
+        if local is not None:
+            local.close()

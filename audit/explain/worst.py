@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Iterator
 from datetime import date
 from time import monotonic
 
@@ -11,16 +12,35 @@ import torch
 from numpy.typing import NDArray
 
 from audit.base.formats import FORMATS
+from audit.base.usage import choose
 from audit.cases.worst import Record
 from audit.judge.bounds import Exact, bounds
 from audit.judge.errors import exact_error
 from audit.judge.limits import scale
-from audit.paths import Path
+from audit.machine.plan import MAIN
+from audit.paths import Path, registered
 from audit.reference.exact import certified_rows
 
 Floats = NDArray[np.float64]
 NUMBERS = 2**14  # of all candidates at a time
 PATIENCE = 40  # steps, after which the lesser half begins anew
+
+
+def searched(paths: list[str] | None, dtypes: list[str] | None, classes: int, seconds: float) -> Iterator[Record]:
+    """The worst that is found of each path of logits in each dtype: as scaled_error, and as a share of its bound.
+
+    By default of the main paths. Raises UsageError for names that are not there.
+    """
+    known = [
+        p
+        for p in registered()
+        if p.kind == "kl" and p.input_kind == p.target_kind == "logits" and p.reduction == "none"
+    ]
+    names = choose(paths or MAIN, [p.name for p in known if not p.absent and not p.compiles], "path")
+    for path in (p for p in known if p.name in names):
+        for dtype in (d for d in choose(dtypes, list(FORMATS), "dtype") if d in path.dtypes):
+            for of_bound in (False, True):
+                yield search(path, dtype, classes, seconds, of_bound)
 
 
 def search(path: Path, dtype: str, classes: int, seconds: float, of_bound: bool = False, seed: int = 0) -> Record:

@@ -1,9 +1,12 @@
-"""bench.json, as pytest-benchmark writes it, as a table and as plots of accuracy against time."""
+"""bench.json, as pytest-benchmark writes it: read as a table, and measured again."""
 
 from __future__ import annotations
 
 import json
 import pathlib
+import subprocess
+import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +16,8 @@ import pandas as pd
 from audit.base.usage import UsageError
 from audit.publish.tables import typed
 
+ROOT = pathlib.Path(__file__).parents[2]
+STDERR = 2
 NAME = "bench.json"
 KEY = ["path", "dtype", "device", "rows", "classes", "direction"]
 
@@ -58,43 +63,17 @@ def pareto(bench: pd.DataFrame) -> pd.Series:
     return (order["correct_bits"] > most).reindex(bench.index).astype("boolean")
 
 
-def figure(bench: pd.DataFrame) -> Any:
-    """A matplotlib figure of the rows given: a panel for each dtype and size, correct bits against time.
+def measure_again(suspects: pd.DataFrame) -> pd.DataFrame:
+    """The rows of table `bench` with the keys of `suspects`, measured now.
 
-    The Pareto-best paths are named and joined; the others are grey. Give it one device and one direction.
+    Raises UsageError where they cannot be: the benchmarks are in the repository's tests, and need pytest-benchmark.
     """
-    from matplotlib.figure import Figure
-
-    sizes = list(dict.fromkeys(zip(bench["rows"], bench["classes"], strict=True)))
-    dtypes = list(bench["dtype"].unique())
-    drawn = Figure(figsize=(3.4 * len(dtypes), 2.6 * len(sizes)), layout="constrained")
-    panels = drawn.subplots(len(sizes), len(dtypes), squeeze=False)
-    for row, (rows, classes) in enumerate(sizes):
-        for column, dtype in enumerate(dtypes):
-            here = (bench["rows"] == rows) & (bench["classes"] == classes) & (bench["dtype"] == dtype)
-            _panel(panels[row][column], bench[here].dropna(subset=["seconds", "correct_bits"]))
-            panels[row][column].set_title(f"{dtype}, {rows:,} x {classes:,}", fontsize="small")
-    drawn.supxlabel("time of a call, median", fontsize="small")
-    drawn.supylabel("correct bits, median over rows", fontsize="small")
-    return drawn
-
-
-def _panel(axes: Any, bench: pd.DataFrame) -> None:
-    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
-
-    best = bench[bench["pareto"]].sort_values("seconds")
-    others = bench[~bench["pareto"]]
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
-    axes.xaxis.set_major_formatter(EngFormatter(unit="s"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.grid(alpha=0.3)
-    axes.tick_params(labelsize="x-small", which="both")
-    axes.plot(others["seconds"], others["correct_bits"], "o", color="0.6", markersize=3)
-    axes.step(best["seconds"], best["correct_bits"], "o-", where="post", color="C0", markersize=5)
-    for point in best.itertuples():
-        axes.annotate(
-            point.path, (point.seconds, point.correct_bits), (3, -3), textcoords="offset points", fontsize="x-small",
-            va="top",
-        )  # fmt: skip
-    axes.margins(x=0.3, y=0.15)
+    with tempfile.TemporaryDirectory() as folder:
+        out = pathlib.Path(folder) / NAME
+        names = suspects[KEY].astype(str).agg("-".join, axis=1)
+        tests = [f"tests/benchmarks/bench_paths.py::bench_path[{name}]" for name in names]
+        command = [sys.executable, "-m", "pytest", f"--benchmark-json={out}", *tests]
+        status = subprocess.run(command, cwd=ROOT, stdout=STDERR, check=False).returncode
+        if status > 1 or not out.exists():
+            raise UsageError(f"{len(tests)} benchmarks look slower and cannot be repeated: see above")
+        return read_bench(out)

@@ -14,7 +14,6 @@ import pandas as pd
 
 from audit.base.formats import FORMATS
 from audit.base.workers import Later, Submit, later
-from audit.publish import bench
 from audit.publish.answer import PARTS, closeness
 from audit.publish.verdict import Tables
 
@@ -252,14 +251,25 @@ def _attribution(attribution: pd.DataFrame) -> Plot | None:
 def _time(benchmarks: pd.DataFrame) -> Plot | None:
     rows = benchmarks.query(
         "direction == 'forward' and classes in (1_000, 32_000) and dtype in ('float32', 'bfloat16')"
-    )
+    ).dropna(subset=["seconds", "correct_bits"])
     if rows.empty:
         return None
+    panels = rows.groupby(["rows", "classes", "dtype"], sort=False)
+    figure, every = _figure(2.6 * ((len(panels) + 1) // 2), (len(panels) + 1) // 2, 2)
+    for axes, ((size, classes, dtype), group) in zip(every, panels, strict=False):
+        best = group[group["pareto"]].sort_values("seconds")
+        axes.plot(group["seconds"], group["correct_bits"], "o", color=COLOURS[-1], markersize=3)
+        axes.step(best["seconds"], best["correct_bits"], "o-", where="post", markersize=5)
+        for path, *place in best[["path", "seconds", "correct_bits"]].itertuples(index=False):
+            axes.annotate(path, tuple(place), (3, -3), textcoords="offset points", fontsize=7, va="top")
+        _log(axes, "x")
+        axes.margins(x=0.3, y=0.15)
+        axes.set(title=f"{dtype}, {size:,} x {classes:,}", xlabel="time of a call, s", ylabel="correct bits, median")
     text = (
         f"A call's time on {rows['device'].iloc[0]} and its correct bits, for two sizes; paths that no other beats in "
         "both are named. From the last `make bench`, which may be older than this audit."
     )
-    return _plot(bench.figure(rows), "What does accuracy cost?", text, f"bench.json, {len(rows)} benchmarks, forward")
+    return _plot(figure, "What does accuracy cost?", text, f"bench.json, {len(rows)} benchmarks, forward")
 
 
 def _sample(rows: pd.DataFrame) -> str:

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import pathlib
-import re
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from audit.base.kinds import GATED
+from audit.base.kinds import ACKNOWLEDGED, GATED, LOSSY
 from audit.base.usage import UsageError
-from audit.publish.bench import bench_file, measured_with, read_bench
-from audit.publish.folder import MARK
-from audit.publish.tables import SCHEMA_VERSION, read_table
+from audit.regress.reports import Report, machine_key
 
 KEY = ["case", "path", "reduction", "dtype"]
 SPEED_KEY = ["path", "dtype", "rows", "classes", "direction"]
@@ -64,45 +58,6 @@ COLUMNS = ["worse", "what", "path", "dtype", "device", "case", "reduction", "whe
 COLUMNS += ["before", "after", "unit", "times", "allowed"]
 Repeat = Callable[[pd.DataFrame], pd.DataFrame]
 Changes = list[dict[Hashable, Any]]
-
-
-@dataclass(frozen=True)
-class Report:
-    """A report folder's tables that a comparison needs; `unmeasured` says why there is no `bench`."""
-
-    summary: pd.DataFrame
-    findings: pd.DataFrame
-    environment: dict[str, Any]
-    bench: pd.DataFrame | None = None
-    unmeasured: str = ""
-
-
-def machine_key(environment: dict[str, Any]) -> str:
-    """The hardware alone: the models of the audited devices and the CPU's capability, never a version."""
-    models = sorted({d["model"] for d in environment["devices"] if d["status"] == "audited"})
-    words = "-".join([*models, environment["torch"]["cpu_capability"]])
-    return re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")
-
-
-def read_report(folder: pathlib.Path) -> Report:
-    """A report or baseline. Raises UsageError for a folder that is none, or one of another schema version."""
-    if not (folder / MARK).is_file():
-        raise UsageError(f"{folder} is no report of this audit: there is no {MARK} in it")
-    try:
-        environment = json.loads((folder / MARK).read_text(encoding="utf-8"))
-        version, torch = environment["schema_version"], environment["torch"]["version"]
-        machine_key(environment)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{folder / MARK}: not of a report of this audit: {error!r}") from None
-    if version != SCHEMA_VERSION:
-        raise UsageError(f"{folder}: its tables have schema version {version}, this audit reads {SCHEMA_VERSION}")
-    summary, findings = (read_table(folder, name) for name in ("summary", "findings"))
-    file = bench_file(folder)
-    if not file.exists():
-        return Report(summary, findings, environment, unmeasured=f"{folder} has no bench.json")
-    if (other := measured_with(file)) != torch:
-        return Report(summary, findings, environment, unmeasured=f"{file} is of torch {other}, the report of {torch}")
-    return Report(summary, findings, environment, read_bench(file))
 
 
 def compare(
@@ -218,7 +173,7 @@ def _throughout(pairs: pd.DataFrame, sigmas: float) -> Changes:
     A loss of a bit that no single case has the rows to show is seen here.
     """
     changes: Changes = []
-    for key, group in pairs.groupby(["path", "dtype", "device"], sort=False):
+    for _, group in pairs.groupby(["path", "dtype", "device"], sort=False):
         before, after = _sides(group, "scaled_error_median")
         times = (after / before).mask(before == after, 1.0).dropna().sort_values()
         if times.empty:
@@ -226,12 +181,10 @@ def _throughout(pairs: pd.DataFrame, sigmas: float) -> Changes:
         weight = group.loc[times.index, "n_before"].astype("float64").cumsum()
         middle = times.iloc[int(weight.searchsorted(weight.iloc[-1] / 2))]
         allowed = max(MEDIAN, float(np.exp(sigmas * SPREAD / np.sqrt(weight.iloc[-1]))))
-        row: dict[Hashable, Any] = dict(zip(("path", "dtype", "device"), key, strict=True))
-        row |= {"where": f"{len(times)} cases", "allowed": allowed}
+        row = group[["path", "dtype", "device"]][:1].assign(where=f"{len(times)} cases", allowed=allowed)
         for sign, factor in (("worse", middle), ("better", 1 / middle)):
             if factor > allowed:
-                told = {"worse": sign == "worse", "what": f"scaled error {sign} throughout", "times": factor}
-                changes.append(row | told)
+                changes += _rows(row.assign(times=factor), sign == "worse", f"scaled error {sign} throughout")
     return changes
 
 
@@ -291,15 +244,13 @@ def _findings(before: pd.DataFrame, after: pd.DataFrame, by_device: bool) -> Cha
     What is lossy is so by how it sums, whatever the case: a path and dtype becomes it, or is it no more.
     """
     key = ["path", "dtype", "symptom", "case", *(["device"] * by_device)]
-    cases = (t["cases"].mask(t["status"] == "lossy", "*") for t in (before, after))
+    cases = (t["cases"].mask(t["status"] == LOSSY, "*") for t in (before, after))
     old, new = (t.assign(case=c.str.split()).explode("case") for t, c in zip((before, after), cases, strict=True))
     changes: Changes = []
     for rows, others, worse, what in ((new, old, True, "new finding"), (old, new, False, "finding gone")):
-        known = set(others[key].itertuples(index=False, name=None))
-        for values in rows.loc[rows["status"] != "acknowledged", key].itertuples(index=False, name=None):
-            if values not in known:
-                row: dict[Hashable, Any] = dict(zip(key, values, strict=True))
-                changes.append({**row, "worse": worse, "what": what, "where": row["symptom"]})
+        rows = rows.loc[rows["status"] != ACKNOWLEDGED, key]
+        both = rows.merge(others[key].drop_duplicates(), how="left", indicator=True).assign(where=rows["symptom"].array)
+        changes += _rows(both[both["_merge"] == "left_only"], worse, what)
     return changes
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 
 from audit.base.text import plain
 from audit.base.usage import UsageError
-from audit.publish.changes import told
+from audit.regress.changes import told
 from audit.regress.comparison import COLUMNS, METRICS, Changes, changed_errors
 
 # Only runs of the same inputs compare: each such series is told by itself.

@@ -1,4 +1,4 @@
-"""What bench.json holds beside pytest-benchmark's own, and what is made of it: a table, plots, bench.csv."""
+"""What bench.json holds beside pytest-benchmark's own, and what is made of it: a table, bench.csv."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import torch
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from audit.publish.bench import figure, read_bench
+from audit.publish.bench import read_bench
 from audit.publish.tables import write_csv
 from audit.publish.terminal import console
 
@@ -32,10 +32,6 @@ def pytest_terminal_summary(terminalreporter, exitstatus, config) -> None:
     write_csv(bench, written[1], "bench")
     for (device, direction), rows in bench.groupby(["device", "direction"], sort=False):
         show(rows[rows["pareto"]], f"{direction} on {device}: the Pareto-best paths, time and correct bits")
-        written.append(file.with_name(f"{file.stem}-{device.replace(':', '')}-{direction}.svg"))
-        drawn = figure(rows)
-        drawn.suptitle(f"{direction} on {device}: {len(rows)} benchmarks of {file.name}; named: the Pareto-best")
-        drawn.savefig(written[-1])
     print("written: " + ", ".join(map(str, written)))
 
 

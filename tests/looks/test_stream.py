@@ -177,7 +177,7 @@ def test_another_executor_gives_the_same_rows_and_names_those_that_kill_its_work
 @pytest.mark.parametrize("workers", [1, 2, 4])
 def test_a_dask_cluster_gives_the_same_rows(workers: int, file: Path) -> None:
     pytest.importorskip("distributed")
-    from audit.base.scheduler import dask_executor
+    from audit.base.workers import dask_executor
 
     here = tables(file)
     with dask_executor("local", workers) as executor:

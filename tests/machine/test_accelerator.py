@@ -14,7 +14,8 @@ import pytest
 import audit
 from audit.publish.bench import read_bench
 from audit.publish.devices import agreement
-from audit.regress.comparison import compare, read_report
+from audit.regress.comparison import compare
+from audit.regress.reports import read_report
 from tests.machine import device
 
 pytestmark = pytest.mark.skipif(not device.AVAILABLE, reason="this torch takes no device written in Python")

@@ -20,9 +20,11 @@ import audit
 from audit.base.text import markdown, plain
 from audit.machine.plan import plan
 from audit.pipeline.loop import execute
-from audit.publish import changes, terminal
+from audit.publish import terminal
 from audit.publish.report import write_report
 from audit.publish.tables import read_table
+from audit.regress.changes import render
+from audit.regress.reports import Report
 
 HOSTILE = [
     "<script>alert(1)</script>", "</code><img src=x onerror=alert(1)>", "&lt;b&gt;", "=1+1", "+1", "-1", "@SUM(A1)",
@@ -126,8 +128,9 @@ def test_a_comparison_shows_names_as_they_are(format: str) -> None:
     row |= dict.fromkeys(("unit", "case", "reduction", "device"), "")
     table = pd.DataFrame([row | {"path": name, "where": name} for name in HOSTILE[:20]])
     table = pd.concat([table, table.assign(path=HOSTILE[-6], where=HOSTILE[-8])])
-    side = {"report": HOSTILE[0], "created": "", "torch": "torch 2", "driver": "", "machine": HOSTILE[1]}
-    text = changes.render(table, side, side, format)
+    environment = {"torch": {"version": "2", "cpu_capability": HOSTILE[1]}, "devices": []}
+    side = Report(table, table, environment, name=HOSTILE[0])
+    text = render(table, side, side, format)
     assert all(line.isprintable() for line in text.split("\n"))
     if format == "markdown":
         assert not {"script", "img", "a", "em", "code", "del"} & set(Seen(rendered(text)).tags)

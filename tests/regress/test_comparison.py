@@ -21,11 +21,11 @@ import audit
 from audit.cli import app
 from audit.machine.plan import plan
 from audit.pipeline.loop import execute
-from audit.publish.changes import FORMATS, render, side
 from audit.publish.report import write_report
 from audit.publish.tables import typed, write_csv
-from audit.regress.baselines import newest, record
-from audit.regress.comparison import REPEATS, Report, compare, machine_key, read_report
+from audit.regress.changes import FORMATS, render
+from audit.regress.comparison import REPEATS, compare
+from audit.regress.reports import Report, machine_key, newest, read_report, record
 
 CASES = ["random_*", "near_1e-02", "identical_n1000"]
 THROUGHOUT = {"scaled error worse throughout"}  # where one case has most rows
@@ -270,7 +270,7 @@ def test_versions_are_told_and_never_select_the_baseline(folder: Path, tmp_path:
     told = changes[changes["what"] == "torch version changed"]
     assert list(told["after"]) == ["2.11"] and worse(changes) == set()
     second = record(folder, "after the upgrade", tmp_path)
-    assert f"{second} (after the upgrade)" in newest(upgraded, tmp_path)[1]
+    assert f"{second} (after the upgrade)" in newest(upgraded, tmp_path).name
     assert (place / "reason.txt").read_text() == "first numbers\n"
     other = replace(base, environment=base.environment | {"profile": "full"})
     assert newest(other, tmp_path) is None
@@ -326,7 +326,7 @@ def test_a_benchmark_that_vanished_fails_in_regress(base: Report) -> None:
 def test_the_formats(lossless: Report) -> None:
     columns = {"scaled_error_median": 3.0, "scaled_error_max": np.inf, "correct_bits_median": 9.5}
     changes = compare(lossless, edited(lossless, **columns))
-    sides = [side(name, lossless.environment) for name in ("before", "after")]
+    sides = [replace(lossless, name=name) for name in ("before", "after")]
     told = json.loads(render(changes, *sides, "json"), parse_constant=pytest.fail)
     assert told["worse"] == changes["worse"].sum() and len(told["changes"]) == len(changes)
     bits = next(change for change in told["changes"] if change["what"] == "correct_bits_median worse")
@@ -349,7 +349,7 @@ def plain_markdown(text: str) -> str:
 def test_github_gets_one_titled_annotation_a_path_and_dtype(lossless: Report) -> None:
     changes = compare(lossless, edited(lossless, scaled_error_median=3.0, correct_bits_median=9.5))
     other = changes[changes["worse"]].assign(path="a:b,c 100%\n")
-    sides = [side(name, lossless.environment) for name in ("before", "after")]
+    sides = [replace(lossless, name=name) for name in ("before", "after")]
     lines = render(pd.concat([changes, other], ignore_index=True), *sides, "github").split("\n")
     errors = [line for line in lines if line.startswith("::error")]
     assert [line.partition("::")[2].partition("::")[0] for line in errors] == [

@@ -13,7 +13,7 @@ import pytest
 
 import audit
 from audit.publish.tables import read_table, write_csv
-from audit.regress.baselines import record
+from audit.regress.reports import record
 
 ROOT = Path(__file__).parents[2]
 YAML = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "nightly.md").read_text(), re.S)[0]

@@ -11,34 +11,14 @@ import pandas as pd
 
 from audit.base.text import markdown as escape
 from audit.base.text import plain
-from audit.base.usage import UsageError
+from audit.regress.reports import Report
 
 FORMATS = ("text", "markdown", "json", "github")
 SHOWN = 20
 WHERE = ("path", "dtype", "device", "case", "reduction", "where")
-Side = dict[str, str]
 
 
-def check_format(format: str) -> None:
-    """Raises UsageError for a format that is not known."""
-    if format not in FORMATS:
-        raise UsageError(f"--format {format!r} is not one of {', '.join(FORMATS)}")
-
-
-def side(report: str, environment: Mapping[str, Any]) -> Side:
-    """What tells one side of a comparison from another."""
-    torch, devices = environment["torch"], environment["devices"]
-    models = [f"{d['name']} {d['model']}" for d in devices if d["status"] == "audited"]
-    return {
-        "report": report,
-        "created": str(environment.get("created", "")),
-        "torch": f"torch {torch['version']}",
-        "driver": f"driver {environment['driver']}" if environment.get("driver") else "",
-        "machine": ", ".join([*models, torch["cpu_capability"]]),
-    }
-
-
-def render(changes: pd.DataFrame, baseline: Side, current: Side, format: str) -> str:
+def render(changes: pd.DataFrame, baseline: Report, current: Report, format: str) -> str:
     """`changes`, as compare gives them, in one of FORMATS; json has every one.
 
     The others group what got worse by path and dtype and all else by what it is, each with its worst example, and
@@ -46,7 +26,7 @@ def render(changes: pd.DataFrame, baseline: Side, current: Side, format: str) ->
     """
     worse = int(changes["worse"].sum())
     verdict = f"{worse} worse, {len(changes) - worse} other changes"
-    sides = {"baseline": baseline, "current": current}
+    sides = {"baseline": baseline.side, "current": current.side}
     if format == "json":
         # JSON has neither nan nor inf.
         records = [

@@ -1,0 +1,108 @@
+"""Reports on a disk: what a comparison takes of one, and those that someone said, with a reason, are good."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import re
+import shutil
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pandas as pd
+
+from audit.base.kinds import failing
+from audit.base.usage import UsageError
+from audit.publish.bench import bench_file, measured_with, read_bench
+from audit.publish.folder import MARK, report_folder
+from audit.publish.tables import SCHEMA_VERSION, read_table
+
+FOLDER = pathlib.Path("reports/baselines")
+FILES = ("summary.csv", "findings.csv", MARK)
+REASON = "reason.txt"
+
+
+@dataclass(frozen=True)
+class Report:
+    """A report folder's tables that a comparison needs; `unmeasured` says why there is no `bench`."""
+
+    summary: pd.DataFrame
+    findings: pd.DataFrame
+    environment: dict[str, Any]
+    bench: pd.DataFrame | None = None
+    unmeasured: str = ""
+    name: str = ""
+
+    @property
+    def side(self) -> dict[str, str]:
+        """What tells one side of a comparison from another."""
+        torch, devices = self.environment["torch"], self.environment["devices"]
+        models = [f"{d['name']} {d['model']}" for d in devices if d["status"] == "audited"]
+        return {
+            "report": self.name,
+            "created": str(self.environment.get("created", "")),
+            "torch": f"torch {torch['version']}",
+            "driver": f"driver {self.environment['driver']}" if self.environment.get("driver") else "",
+            "machine": ", ".join([*models, torch["cpu_capability"]]),
+        }
+
+
+def machine_key(environment: dict[str, Any]) -> str:
+    """The hardware alone: the models of the audited devices and the CPU's capability, never a version."""
+    models = sorted({d["model"] for d in environment["devices"] if d["status"] == "audited"})
+    words = "-".join([*models, environment["torch"]["cpu_capability"]])
+    return re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")
+
+
+def read_report(folder: pathlib.Path) -> Report:
+    """A report or baseline. Raises UsageError for a folder that is none, or one of another schema version."""
+    if not (folder / MARK).is_file():
+        raise UsageError(f"{folder} is no report of this audit: there is no {MARK} in it")
+    try:
+        environment = json.loads((folder / MARK).read_text(encoding="utf-8"))
+        version, torch = environment["schema_version"], environment["torch"]["version"]
+        machine_key(environment)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{folder / MARK}: not of a report of this audit: {error!r}") from None
+    if version != SCHEMA_VERSION:
+        raise UsageError(f"{folder}: its tables have schema version {version}, this audit reads {SCHEMA_VERSION}")
+    report = Report(read_table(folder, "summary"), read_table(folder, "findings"), environment, name=str(folder))
+    file = bench_file(folder)
+    if not file.exists():
+        return replace(report, unmeasured=f"{folder} has no bench.json")
+    if (other := measured_with(file)) != torch:
+        return replace(report, unmeasured=f"{file} is of torch {other}, the report of {torch}")
+    return replace(report, bench=read_bench(file))
+
+
+def record(report: pathlib.Path, reason: str, folder: pathlib.Path = FOLDER) -> pathlib.Path:
+    """Stores a report, and the benchmarks made with the same torch, as its machine's newest; earlier ones stay.
+
+    Raises UsageError without a reason, for new findings, and for no report.
+    """
+    if not reason.strip():
+        raise UsageError('a baseline needs a reason: make baseline REASON="…"')
+    current = read_report(report)
+    if new := len(failing(current.findings)):
+        raise UsageError(f"{report} has {new} new findings: mend or acknowledge them first, then record the baseline")
+    home = folder / machine_key(current.environment)
+    place = home / f"{1 + max((int(p.name) for p in _recorded(home)), default=0):04d}"
+    with report_folder(place) as partial:
+        for file in [*(report / name for name in FILES), *([bench_file(report)] if current.bench is not None else [])]:
+            shutil.copy(file, partial)
+        (partial / REASON).write_text(reason.strip() + "\n", encoding="utf-8")
+    return place
+
+
+def newest(current: Report, folder: pathlib.Path = FOLDER) -> Report | None:
+    """The newest baseline of the report's machine and profile, its reason beside its name; no version has a say."""
+    for place in _recorded(folder / machine_key(current.environment))[::-1]:
+        report = read_report(place)
+        if report.environment.get("profile") == current.environment.get("profile"):
+            reason = (place / REASON).read_text(encoding="utf-8").strip() if (place / REASON).exists() else "no reason"
+            return replace(report, name=f"{place} ({reason})")
+    return None
+
+
+def _recorded(home: pathlib.Path) -> list[pathlib.Path]:
+    return sorted(place for place in home.glob("[0-9]*") if place.name.isdigit())
