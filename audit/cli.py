@@ -404,9 +404,9 @@ def main() -> None:
         status = app(standalone_mode=False) or 0
         finished()
     except Ended as end:
-        from audit.publish.folder import in_place
-
-        new = in_place()
+        # What an interrupt finds half imported cannot be imported here, and has made no report.
+        folder = sys.modules.get("audit.publish.folder")
+        new = folder.in_place() if folder else None
         state = f"the new report is in place: {new}" if new else "the report in place, if any, is left as it was"
         _complain(f"interrupted; {state}")
         status = 128 + end.number
