@@ -126,7 +126,8 @@ def test_two_thousand_wrong_command_lines_are_refused_in_one_line(typed: Callabl
 def test_every_option_is_known_to_have_an_effect_or_is_refused(typed: Callable[..., list[str]]) -> None:
     command = typer.main.get_command(cli.app).commands["run"]  # type: ignore[attr-defined]
     flags = {option for p in command.params for option in p.opts if option not in ("--help",)}
-    assert flags == FILE | CASES | BOTH, "say where the new option has an effect"
+    assert flags == FILE | CASES | BOTH | {"--isolate"}, "say where the new option has an effect"
+    assert "--isolate has no effect without --path-file" in typed("run", "--isolate")[0]
     for option in sorted(FILE):
         words = [option] if option in SWITCHES else [option, VALUES.get(option, "name")]
         assert f"{option} has no effect without --logits" in typed("run", *words)[0]
