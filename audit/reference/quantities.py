@@ -27,19 +27,14 @@ def quantity_references(name: str, input: Rows, target: Rows, digits: int = 60) 
     cancel nothing, have their digits wherever they are. Raises UsageError where MAX_PRECISION bits do not settle the
     digits.
     """
-    ctx = context()
     precision = math.ceil((digits + GUARD_DIGITS) * math.log2(10)) + 32
-    tolerance = ctx.mpf(10) ** -(digits + GUARD_DIGITS)
-    previous: list[Any] | None = None
+    previous: list[str] = []
     while precision <= MAX_PRECISION:
-        current = evaluate(name, input, target, precision)
-        with ctx.workprec(precision):
-            if previous is not None and all(
-                ctx.isnan(new) or new == old or abs(new - old) <= max(abs(new), tolerance) * tolerance
-                for new, old in zip(current, previous, strict=True)
-            ):
-                return [as_text(name, v, digits) for v in current]
-        previous, precision = current, precision * 3 // 2
+        numbers = evaluate(name, input, target, precision)
+        sharper = [as_text(name, v, digits + GUARD_DIGITS) for v in numbers]
+        if sharper == previous:
+            return [as_text(name, v, digits) for v in numbers]
+        previous, precision = sharper, precision * 3 // 2
     raise UsageError(f"{name}: {digits} digits are not settled at {MAX_PRECISION} bits")
 
 
