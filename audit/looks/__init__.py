@@ -7,9 +7,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from functools import cached_property
 
-import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from audit.base.workers import Later, Submit, later
 from audit.cases import Problem, build
@@ -28,15 +26,14 @@ class Trial:
     """A problem, the paths that take it, and what their results will be compared with.
 
     `references` are the exact values of each quantity that a path means to compute, and of "kl"; `before` is KL before
-    rounding to the dtype. `numbers`: the rows whose numbers are still there, and those, where the problem is slim.
+    rounding to the dtype.
     """
 
     problem: Problem
     paths: list[Path]
     limits: Later[Limits]
     references: Mapping[str, Later[References]]
-    before: Later[References] | None
-    numbers: tuple[NDArray[np.int64], Problem] | None = None
+    before: Later[References] | None = None
 
 
 def begin_trial(
@@ -49,7 +46,10 @@ def begin_trial(
 
 @dataclass
 class Run:
-    """What the looks of a run share: its plan, its trials, and the tables there are so far, by name."""
+    """What the looks of a run share: its plan, its trials, and the tables there are so far, by name.
+
+    `stopped` says where a path took too long on a device, which is not tried again.
+    """
 
     plan: Plan
     engine: Engine
@@ -58,6 +58,7 @@ class Run:
     spool: Spool = field(default_factory=Spool)
     executor: Executor | None = None
     tables: dict[str, pd.DataFrame] = field(default_factory=dict)
+    stopped: dict[tuple[str, str], str] = field(default_factory=dict)
 
     @cached_property
     def trials(self) -> list[Trial]:

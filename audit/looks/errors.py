@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Context, Decimal
 from itertools import chain
@@ -15,7 +15,7 @@ from audit.base.formats import FORMATS
 from audit.base.supervision import on_case
 from audit.base.text import describe
 from audit.base.workers import Later
-from audit.cases import Rows
+from audit.cases import Problem, Rows
 from audit.causes.matching import Given, Results, name_causes
 from audit.judge.bounds import keeps
 from audit.judge.errors import error_columns
@@ -34,9 +34,8 @@ _EXACT = Context(prec=2_000)
 class Measured:
     """What one path gave for one problem on one device."""
 
-    trial: Trial
-    device: str
     path: Path
+    device: str
     result: Result
 
 
@@ -45,11 +44,10 @@ def begin(run: Run) -> Later[pd.DataFrame]:
     trials = run.trials
 
     def rows() -> pd.DataFrame:
-        stopped: dict[tuple[str, str], str] = {}
-        results: list[Measured] = []
+        results: list[tuple[Trial, Measured]] = []
         for trial in trials:
             run.advance(f"{trial.problem.case.name} {trial.problem.dtype}")
-            results += run_paths(trial, run.devices, stopped)
+            results += [(trial, one) for one in run_paths(run, trial.problem, trial.paths)]
         return error_table(results)
 
     return rows
@@ -58,53 +56,38 @@ def begin(run: Run) -> Later[pd.DataFrame]:
 LOOK = Look("errors", ("whole", "part", "kernel"), begin)
 
 
-def run_paths(trial: Trial, devices: Iterable[str], stopped: dict[tuple[str, str], str]) -> Iterator[Measured]:
-    """Every path on the problem's tensors, carried to each device once.
-
-    One that took too long is `stopped`, and not run again.
-    """
-    problem = trial.problem
+def run_paths(run: Run, problem: Problem, paths: Sequence[Path]) -> Iterator[Measured]:
+    """Every path on the problem's tensors, carried to each device once."""
     on_case(problem.case.name)
-    for device in devices:
-        carried = False
-        for path in (path for path in trial.paths if path.runs_on(device)):
-            where = stopped.get((path.name, device))
-            reason = lost(device) or (f"not run: {where}" if where else "")
-            if not (carried or reason):
-                try:
-                    # A copy even on the CPU: the problem's own tensors must survive a path that writes into its inputs.
-                    x, y = (t.to(device).repeat(problem.case.repeats, 1) for t in (problem.input, problem.target))
-                    originals = x.clone(), y.clone()
-                    carried = True
-                except Exception as error:
-                    examine(device)
-                    reason = lost(device) or describe(error)
-            if reason:
-                yield Measured(trial, device, path, _without(trial, path, reason))
-                continue
-            result = measure(path, x, y, originals)
-            carried = not result.note
-            if result.too_slow:
-                stopped[path.name, device] = f"{result.note or TOO_SLOW} on {problem.case.name} {problem.dtype}"
-            if problem.case.repeats > 1:
-                result = replace(result, computed=result.computed[problem.judged])
-            yield Measured(trial, device, path, result)
+    for device in run.devices:
+        unable = lost(device)
+        if not unable:
+            try:
+                x, y = (t.to(device).repeat(problem.case.repeats, 1) for t in (problem.input, problem.target))
+            except Exception as error:
+                examine(device)
+                unable = lost(device) or describe(error)
+        for path in (path for path in paths if path.runs_on(device)):
+            stopped = run.stopped.get((path.name, device))
+            if unable or stopped:
+                rows = len(problem.input) if path.reduction == "none" else 1
+                result = Result(np.full(rows, np.nan), note=unable or f"not run: {stopped}")
+            else:
+                result = measure(path, x, y)
+                if result.too_slow:
+                    where = f"{problem.case.name} {problem.dtype}"
+                    run.stopped[path.name, device] = f"{result.note or TOO_SLOW} on {where}"
+                if problem.case.repeats > 1:
+                    result = replace(result, computed=result.computed[problem.judged])
+            yield Measured(path, device, result)
 
 
-def _without(trial: Trial, path: Path, note: str) -> Result:
-    """No numbers, and why."""
-    return Result(np.full(len(trial.problem.input) if path.reduction == "none" else 1, np.nan), note=note)
-
-
-def error_table(results: Sequence[Measured]) -> pd.DataFrame:
+def error_table(results: Sequence[tuple[Trial, Measured]]) -> pd.DataFrame:
     """The rows of errors.csv, their errors computed for the whole table at once."""
     # Logits near the largest number of a format overflow in scales, as they should.
     with np.errstate(over="ignore"):
-        parts = [_row_columns(result) for result in results]
-    shared = pd.DataFrame([_shared_columns(result) for result in results])
-    table = shared.take(np.repeat(np.arange(len(results)), [len(part["row"]) for part in parts])).reset_index(drop=True)
-    for name in parts[0]:
-        table[name] = list(chain.from_iterable(part[name] for part in parts))
+        parts = [_columns(trial, measured) for trial, measured in results]
+    table = pd.DataFrame({name: list(chain.from_iterable(part[name] for part in parts)) for name in parts[0]})
     table = pd.concat([table.drop(columns="result_class"), error_columns(table)], axis=1)
     table["within_bound"] = within_bound(table)
     table["lossy"] = table["within_bound"] & ~within_bound(table.assign(bound=table["attainable"]))
@@ -115,37 +98,39 @@ def error_table(results: Sequence[Measured]) -> pd.DataFrame:
     return table
 
 
-def _causes(table: pd.DataFrame, results: Sequence[Measured]) -> NDArray[np.object_]:
+def _causes(table: pd.DataFrame, results: Sequence[tuple[Trial, Measured]]) -> NDArray[np.object_]:
     """The known defect whose formula gives a wrong or lossy result, of those that mean to be KL."""
     wrong = (symptoms(table) != "").to_numpy(bool) & (table["kind"] == "kl").to_numpy(bool)
     exact = table["reference"].map(float).to_numpy(np.float64)
     names = np.full(len(table), "", dtype=object)
     given: dict[tuple[int, Rounding], Given] = {}
-    judged: list[tuple[NDArray[np.int64], Results]] = []
+    judged: list[tuple[slice, Results]] = []
     start = 0
-    for measured in results:
-        path, result = measured.path, measured.result
-        everywhere = np.arange(start, start := start + len(result.computed))
-        if path.kind == "kl" and not result.note:
-            kept, problem = measured.trial.numbers or (slice(None), measured.trial.problem)
-            places, computed = everywhere[kept], result.computed[kept]
+    for trial, measured in results:
+        problem, path, result = trial.problem, measured.path, measured.result
+        place = slice(start, start := start + len(result.computed))
+        # A slim problem's results are certain.
+        if path.kind == "kl" and not result.note and not problem.input.is_meta:
             fresh = Given(problem.input, problem.target, problem.case.kinds[::-1], path.rounding)
             same = given.setdefault((id(problem), path.rounding), fresh)
             where = path.name, measured.device, path.reduction
-            judged.append((places, Results(*where, same, computed, exact[places], wrong[places], result.dtype)))
-    for (places, _), found in zip(judged, name_causes([r for _, r in judged]), strict=True):
-        names[places] = found
+            judged.append((place, Results(*where, same, result.computed, exact[place], wrong[place], result.dtype)))
+    for (place, _), found in zip(judged, name_causes([r for _, r in judged]), strict=True):
+        names[place] = found
     return names
 
 
-def _shared_columns(measured: Measured) -> dict[str, object]:
-    """What the rows of one path's results on one problem have in common."""
-    problem, path, result = measured.trial.problem, measured.path, measured.result
+def _columns(trial: Trial, measured: Measured) -> Mapping[str, Sequence[object] | Rows]:
+    """What a path's results on one problem are compared with, row by row."""
+    problem, path, result, limits = trial.problem, measured.path, measured.result, trial.limits()
+    reference, exact, reduction = trial.references[path.quantity], trial.references["kl"], path.reduction
     rows, classes = problem.input.shape
-    return {
+    sources, each = reference().sources, reduction == "none"
+    bound, attainable = limits.bounds[path.promise]
+    shared = {
         "case": problem.case.name,
         "path": path.name,
-        "reduction": path.reduction,
+        "reduction": reduction,
         "dtype": problem.dtype,
         "device": measured.device,
         "kind": path.kind,
@@ -156,25 +141,15 @@ def _shared_columns(measured: Measured) -> dict[str, object]:
         "result_class": "not_computed" if result.note else "",
         "note": result.note,
     }
-
-
-def _row_columns(measured: Measured) -> dict[str, Sequence[object] | Rows]:
-    """What differs from row to row."""
-    trial, path = measured.trial, measured.path
-    problem, reduction, limits = trial.problem, path.reduction, trial.limits()
-    reference, exact, before = trial.references[path.quantity], trial.references["kl"], trial.before
-    rows, classes = problem.input.shape
-    sources = reference().sources
-    each = reduction == "none"
-    bound, attainable = limits.bounds[path.promise]
-    return {
+    count = len(result.computed)
+    return {name: [value] * count for name, value in shared.items()} | {
         "row": range(rows) if each else [pd.NA],
         "input_digest": problem.row_digests if each else [problem.case_digest],
         "reference": _text(reference, reduction, classes),
         "exact_kl": _text(exact, reduction, classes),
-        "before": _text(before, reduction, classes) if before else [""] * (rows if each else 1),
+        "before": _text(trial.before, reduction, classes) if trial.before else [""] * count,
         "reference_source": sources if each else [next(s for s in ("computed", "gold", "exact") if s in sources)],
-        "computed": measured.result.computed,
+        "computed": result.computed,
         "scale": limits.scale if each else [limits.scale.sum() / divisor(reduction, rows, classes)],
         "bound": bound,
         "attainable": attainable,

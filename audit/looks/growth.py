@@ -85,7 +85,7 @@ def _measured(dtype: str, classes: int, begun: Begun, paths: Sequence[Path], dev
     reference, size = exact()
     x, y = x.to(device), y.to(device)
     for path in (p for p in paths if p.runs_on(device) and dtype in p.dtypes):
-        result = measure(path, x.clone(), y.clone(), (x, y))
+        result = measure(path, x, y)
         if not result.note:
             unit = FORMATS[result.dtype].unit_roundoff * size
             errors = [exact_error(value, reference, result.dtype) / unit for value in result.computed]

@@ -15,7 +15,7 @@ from audit.base.workers import Later
 from audit.cases import Rows
 from audit.looks import CLOSER, Look, Run, Trial, together
 from audit.machine.devices import lasting
-from audit.machine.measure import TOO_SLOW, Result, measure
+from audit.machine.measure import Result, measure
 from audit.machine.plan import COMPARISON, MAIN
 from audit.paths import Path
 from audit.paths.execution import EXECUTIONS, NO_COMPILER
@@ -38,9 +38,7 @@ def begin(run: Run) -> Later[pd.DataFrame]:
     compiled = () if plan.own else COMPILED[plan.profile]
 
     def rows(device: str) -> pd.DataFrame:
-        errors = run.tables["errors"]
-        slow = errors.loc[errors["note"].str.contains(TOO_SLOW) & errors["device"].eq(device), "path"].unique()
-        quick = [p for p in paths if p.name not in slow]
+        quick = [p for p in paths if (p.name, device) not in run.stopped]
         return measure_invariance(trials, quick, device, compiled, plan.own)
 
     return lambda: together(rows(device) for device in run.devices)

@@ -67,9 +67,8 @@ def _parts(run: Run) -> Iterator[tuple[pd.DataFrame, int]]:
     plan, count, (_, span) = run.plan, len(run.plan.given.mask), _sizes(run.plan)
     starts = range(run.spool.reached, count, span)
     if run.executor is None:
-        stopped: dict[tuple[str, str], str] = {}
         for start in starts:
-            yield _judged(run, start, start + span, stopped), min(start + span, count)
+            yield _judged(run, start, start + span), min(start + span, count)
         return
     # Rows that kill their worker are named, and have no results.
     threads = torch.get_num_threads()
@@ -91,8 +90,9 @@ def judge_rows(plan: Plan, threads: int, span: int, start: int, failed: str = ""
     """A span of rows, which depends on nothing else; the paths are not run where they `failed`."""
     torch.set_num_threads(threads)  # which decides in which order a wide row is added
     run = Run(plan, Engine())
-    stopped = {(path.name, device): failed for path in plan.paths for device in run.devices if failed}
-    return _judged(run, start, start + span, stopped)
+    if failed:
+        run.stopped = {(path.name, device): failed for path in plan.paths for device in run.devices}
+    return _judged(run, start, start + span)
 
 
 def _shown(spool: Spool, results: int) -> pd.DataFrame:
@@ -135,25 +135,24 @@ def _problems(run: Run, first: int, last: int) -> Iterator[tuple[NDArray[np.int6
                 yield kept, build(case, dtype), paths
 
 
-def _judged(run: Run, first: int, last: int, stopped: dict[tuple[str, str], str]) -> pd.DataFrame:
+def _judged(run: Run, first: int, last: int) -> pd.DataFrame:
     """Rows of errors.csv, with what statistics.csv wants besides."""
     file = run.plan.given
     count = len(file.mask)
     sampled = np.random.default_rng(0).random(count) < SAMPLE
     sampled[file.mask.argmax()] = True
     sampled |= count <= SMALL[0] and count * file.input.classes <= SMALL[1]
-    results: list[Measured] = []
+    results: list[tuple[Trial, Measured]] = []
     added: list[pd.DataFrame] = []
     for chunk, (kept, problem, paths) in enumerate(_problems(run, first, last)):
-        measured = list(run_paths(Trial(problem, paths, later(_nothing), {}, None), run.devices, stopped))
+        measured = list(run_paths(run, problem, paths))
         enclosed = _enclosed(problem, paths, run.devices[0])
         same_top = (problem.input.argmax(-1) == problem.target.argmax(-1)).numpy()
         of_rows = pd.DataFrame({"row": kept, "reverse": _reverse(problem, enclosed), "same_top": same_top})
         for rows, trial in _lots(run, problem, measured, enclosed, sampled[kept]):
             for place, one in enumerate(measured):
-                results.append(
-                    replace(one, trial=trial, result=replace(one.result, computed=one.result.computed[rows]))
-                )
+                some = replace(one.result, computed=one.result.computed[rows])
+                results.append((trial, replace(one, result=some)))
                 added.append(of_rows.iloc[rows].assign(chunk=chunk, place=place))
     if not results:
         return pd.DataFrame()
@@ -161,10 +160,6 @@ def _judged(run: Run, first: int, last: int, stopped: dict[tuple[str, str], str]
     lost = table["reference"].eq("nan") & table["note"].eq("")
     columns = typed(table.assign(rows=count, note=table["note"].mask(lost, UNDEFINED)), "errors")
     return columns.assign(exact=table["exact_kl"].map(float), reverse=table["reverse"], same_top=table["same_top"])
-
-
-def _nothing() -> Limits:
-    return Limits(np.empty(0), np.empty(0), {})
 
 
 def _lots(
@@ -187,8 +182,7 @@ def _lots(
         bounds = {p.promise: (least_bound(p.promise, enclosed, problem.dtype)[screened],) * 2 for p in paths}
         limits = Limits(enclosed.scale[screened], np.full(len(screened), np.nan), bounds)
         values = References([Certified(texts[row], SCREENED) for row in screened], [False] * len(screened))
-        none = np.arange(0), Problem(problem.case, problem.dtype, problem.input[:0], problem.target[:0])
-        yield screened, Trial(rest, paths, lambda: limits, {"kl": lambda: values}, None, none)
+        yield screened, Trial(rest, paths, lambda: limits, {"kl": lambda: values})
 
 
 def _checked(trial: Trial, enclosed: Enclosure, asked: NDArray[np.int64]) -> Limits:

@@ -55,35 +55,34 @@ class Result:
     too_slow: bool = False
 
 
-def measure(path: Path, input: Tensor, target: Tensor, originals: tuple[Tensor, Tensor] | None = None) -> Result:
-    """Runs the path on two tensors of shape (rows, classes), checks what it returns, and brings it back at once.
+def measure(path: Path, input: Tensor, target: Tensor) -> Result:
+    """Runs the path on copies of two tensors of shape (rows, classes), checks what it returns, and brings that back.
 
     Whatever the path does wrong (raises, exits, returns another shape, dtype or device, changes its inputs or the
-    process's state, takes longer than LIMIT_SECONDS) becomes the note of a result without numbers; the caller must
-    renew inputs that were changed. `originals` are equal tensors to tell a change by; without them copies are made. The
-    time limit is kept wherever Python has the word, in the main thread; a call that never returns from C is the user's
-    to interrupt. Where a device has no room for all rows, they are computed in halves; one that is lost says so.
+    process's state, takes longer than LIMIT_SECONDS) becomes the note of a result without numbers. The time limit is
+    kept wherever Python has the word, in the main thread; a call that never returns from C is the user's to interrupt.
+    Where a device has no room for all rows, they are computed in halves; one that is lost says so.
     """
     rows = len(input) if path.reduction == "none" else 1
     note, start, full = lost(input.device), perf_counter(), False
     if note:
         return Result(np.full(rows, np.nan), note=note)
     try:
-        originals = originals or (input.clone(), target.clone())
+        given = input.clone(), target.clone()
         # Whoever wrote the call may need torch's advice on reductions; a table made of it does not.
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             if path.compiles:  # which takes as long as it takes
                 with COMPILING, guarded(path.name, input.dtype, str(input.device)):
-                    path.function(input, target)
+                    path.function(*given)
                 start = perf_counter()
             with TORCH, guarded(path.name, input.dtype, str(input.device)), _limited():
-                output = path.function(input, target)
+                output = path.function(*given)
                 note = _objection(path, output, input)
                 if not note:
                     # On an accelerator the numbers are there only once they are here.
                     computed = here(output)
-        if not (_same(input, originals[0]) and _same(target, originals[1])):
+        if not (_same(given[0], input) and _same(given[1], target)):
             note = "changed its inputs in place"
     except TooSlow:
         note = f"{TOO_SLOW}: took more than {devices.LIMIT_SECONDS:g} s"
@@ -116,11 +115,9 @@ def bits(tensor: Tensor) -> Tensor:
 
 
 def _same(tensor: Tensor, original: Tensor) -> bool:
-    """Whether shape, strides and bytes are the same: NaN is unlike itself, and torch counts no write through .data."""
-    layout = (original.shape, original.stride(), original.dtype, original.device)
-    return layout == (tensor.shape, tensor.stride(), tensor.dtype, tensor.device) and torch.equal(
-        bits(tensor), bits(original)
-    )
+    """Whether shape and bytes are the same: NaN is unlike itself, and torch counts no write through .data."""
+    layout = (original.shape, original.dtype, original.device)
+    return layout == (tensor.shape, tensor.dtype, tensor.device) and torch.equal(bits(tensor), bits(original))
 
 
 @contextmanager

@@ -54,7 +54,7 @@ def two_threads():
 
 
 def measured(problem: Problem, paths: list[Path], compiled: Collection[str] = ()) -> pd.DataFrame:
-    trial = Trial(problem, paths, begin_limits(problem, paths), {}, None)
+    trial = Trial(problem, paths, begin_limits(problem, paths), {})
     return measure_invariance([trial], paths, "cpu", compiled)
 
 
