@@ -33,6 +33,7 @@ _SUMMARY = ["case", "path", "reduction", "dtype", "device", "kind", "n", "scaled
 _LOST = (0.5, 2, 4, 8)  # bits, the limits of the matrix's shades
 _MULTIPLES = ("sum", "mean")  # a quarter of the rows, left out so that the page of two devices stays under 2 MB
 _FILTERS = ("case", "path", "dtype", "device")
+_TIGHT = "Of errors.csv: near 1 the bound is tight, and the error no accident; above 1 stands a finding"
 _FINDING = ["path", "dtype", "device", "symptom", "results", "cases", "worst_ratio"]
 
 
@@ -46,6 +47,8 @@ def page(tables: Tables, environment: Mapping[str, Any], plots: Mapping[str, Plo
         "CPU and GPU": _table(both, "The same rows of errors.csv on both") if len(both) else "",
         "Every way of computing": _matrix(tables["errors"], environment.get("paths", {})),
     }
+    tight = _tightest(tables["errors"])
+    sections["The worst errors known"] = _table(tight, _TIGHT) if len(tight) else ""
     for title, names in _SECTIONS.items():
         sections[title] = "".join(drawn.get(name, "") for name in names)
     if "thread" in tables:
@@ -143,6 +146,14 @@ def _findings(findings: pd.DataFrame) -> str:
             f"{_script(min(scripts, key=len)) if len(scripts) else ''}</details>"
         )
     return "".join(parts)
+
+
+def _tightest(errors: pd.DataFrame) -> pd.DataFrame:
+    """Of each path, dtype and device the result that has the largest share of its bound: how tight both are."""
+    share = (errors["abs_error"] / errors["bound"]).rename("share of bound")
+    group = share.groupby([errors["path"], errors["dtype"], errors["device"]], sort=False)
+    worst = group.idxmax()[group.count() > 0]
+    return errors.loc[worst, ["path", "dtype", "device", "case", "classes", "scaled_error"]].join(share)
 
 
 def _script(script: str) -> str:

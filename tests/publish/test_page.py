@@ -193,6 +193,15 @@ def test_paths_with_the_same_cells_share_a_row_and_those_on_other_rows_stand_bes
     assert matrix(errors.iloc[:0]).empty
 
 
+def test_the_worst_error_of_each_path_stands_with_its_share_of_the_bound(tables) -> None:
+    errors = tables["errors"]
+    share = (errors["abs_error"] / errors["bound"]).groupby([errors["path"], errors["dtype"]]).max()
+    section = page(tables, {}, {}).split("The worst errors known</h2>")[1].split("</section>")[0]
+    rows = re.findall(r'<th scope="row">(\w+)<td>(\w+)' + "<td>[^<]*" * 4 + "<td>([^<]*)", section)
+    told = pd.Series({(path, dtype): float(value) for path, dtype, value in rows})
+    pd.testing.assert_series_equal(told.sort_index(), share.sort_index(), check_names=False, rtol=0.01)
+
+
 def test_a_shade_tells_the_bits_that_are_lost(tables, folder: Path) -> None:
     text = (folder / "report.html").read_text()
     bits = matrix(tables["errors"]).query("path == 'kl_div_from_logits' and dtype == 'float64'")["correct_bits"]
