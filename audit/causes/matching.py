@@ -65,18 +65,13 @@ class Given:
         return Given(self.input[rows], self.target[rows], self.kinds, self.rounding)
 
     @cached_property
-    def size(self) -> Floats:
-        """What roundings are proportional to, a row."""
+    def errors(self) -> tuple[Floats, Floats]:
+        """Of each row, what sums made in pairs in the format computed in may do, and what tensors stored in theirs."""
         rows = _rows(self)
         logs = torch.where(rows.log_p.isfinite() & rows.log_q.isfinite(), rows.log_p.abs() + rows.log_q.abs(), 0.0)
-        return np.asarray(1 + ((rows.p + rows.q) * logs).sum(-1).numpy())
-
-    @cached_property
-    def units(self) -> tuple[float, float]:
-        """The unit roundoff of the format that tensors are stored in, and of that computed in."""
-        rows = _rows(self)
+        size = 1 + ((rows.p + rows.q) * logs).sum(-1).numpy()
         stored, computed = (torch.finfo(t.dtype).eps / 2 for t in (rows.stored(self.input), rows.shifted(self.input)))
-        return stored, computed
+        return (math.log2(self.input.shape[-1]) + 10) * computed * size, 3 * stored * size
 
 
 @lru_cache(maxsize=2)
@@ -114,13 +109,13 @@ class Results:
 
     @cached_property
     def rounding(self) -> tuple[Floats, Floats]:
-        """What sums made in pairs may do in the format computed in, and what tensors stored in theirs may do."""
-        classes, size = self.given.input.shape[-1], self.given.size
-        if self.reduction != "none":
-            size = np.array([size.mean() if self.reduction == "batchmean" else size.sum()])
-            size /= self.given.input.numel() if self.reduction == "mean" else 1
-        stored, computed = self.given.units
-        return (math.log2(classes) + 10) * computed * size, 3 * stored * size
+        """The errors of what was given, reduced as the path reduces."""
+        sums, stored = self.given.errors
+        if self.reduction == "none":
+            return sums, stored
+        rows, classes = self.given.input.shape
+        divisor = {"sum": 1, "mean": rows * classes, "batchmean": rows}[self.reduction]
+        return sums.sum(keepdims=True) / divisor, stored.sum(keepdims=True) / divisor
 
     def matches(self, hypotheses: Sequence[Hypothesis]) -> tuple[Floats, Bools, Bools, Floats]:
         """What each predicts, hypotheses x results; which of it is off, which of that matches, and by what chance."""
@@ -149,15 +144,17 @@ class Results:
         )
 
 
+_REDUCED: dict[str, Callable[[Tensor], Tensor]] = {
+    "none": lambda terms: terms.sum(-1),
+    "sum": torch.sum,
+    "mean": torch.mean,
+    "batchmean": lambda terms: terms.sum() / len(terms),
+}
+
+
 def _total(terms: Terms, reduction: str) -> Floats:
     """Summed over the classes, and reduced as a path reduces, in the terms' own format."""
-    parts = terms if isinstance(terms, tuple) else (terms,)
-    if reduction == "none":
-        sums = [part.sum(-1) if part.dim() == 2 else part for part in parts]
-    elif reduction == "mean":
-        sums = [part.mean() for part in parts]
-    else:
-        sums = [part.sum() / (len(part) if reduction == "batchmean" else 1) for part in parts]
+    sums = [_REDUCED[reduction](part) for part in (terms if isinstance(terms, tuple) else (terms,))]
     return np.asarray(sum(sums[1:], start=sums[0]).double().reshape(-1).numpy())
 
 

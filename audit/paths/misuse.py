@@ -23,10 +23,6 @@ def _batchmean(input: Tensor, target: Tensor, *, log_target: bool = False) -> Te
     return F.kl_div(input, target, reduction="batchmean", log_target=log_target)
 
 
-def _maps(x: Tensor) -> Tensor:
-    return x.reshape(len(x), 8, 8)
-
-
 def _epsilon_in_log(x: Tensor, y: Tensor) -> Tensor:
     q, p = softmax(x, -1), softmax(y, -1)
     return (p * (torch.log(p + 1e-8) - torch.log(q + 1e-8))).sum() / len(x)
@@ -72,7 +68,7 @@ _MISTAKES: dict[str, tuple[str, Callable[[Tensor, Tensor], Tensor]]] = {
     ),
     "maps_over_different_dims": (
         "Maps (C, W, H): log_softmax over the channels against softmax over the last dim: always negative, and large",
-        lambda x, y: _batchmean(log_softmax(_maps(x), 0), softmax(_maps(y), 2)),
+        lambda x, y: _batchmean(log_softmax(x.reshape(-1, 8, 8), 0), softmax(y.reshape(-1, 8, 8), 2)),
     ),
     "half_mass": (
         "A target of mass c = 1/2: c KL + c log c, that is -0.3466 for equal distributions; never below c log c",
