@@ -1,20 +1,21 @@
-"""What an audit covers, from the registries: the lines of `list`, and docs/coverage.md.
-
-`python -m audit.explain.coverage > docs/coverage.md` writes the page.
-"""
+"""docs/coverage.md, from the registries: `python docs/coverage.py` writes it."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
-from audit import cases, paths
-from audit.base.formats import FORMATS
-from audit.base.kinds import KINDS
-from audit.base.usage import UsageError
-from audit.causes import CAUSES
-from audit.machine import devices
-from audit.paths.execution import EXECUTIONS
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))  # this checkout's audit, wherever it is called from
 
+from audit import cases, paths  # noqa: E402
+from audit.base.formats import FORMATS  # noqa: E402
+from audit.base.kinds import KINDS  # noqa: E402
+from audit.explain.listing import all_cases, all_paths  # noqa: E402
+from audit.paths.execution import EXECUTIONS  # noqa: E402
+
+FILE = ROOT / "docs" / "coverage.md"
 _HEAD = """# What is audited
 
 `python -m audit list cases|paths|devices|causes` prints the same lines, with what is absent on the machine at hand.
@@ -34,22 +35,6 @@ _PROFILES = {
 _COSTLY = "standard: log_softmax; full: the main paths"
 
 
-def listing(what: str) -> list[tuple[str, str]]:
-    """Name and one line for each case, path, device or cause. Raises UsageError for anything else."""
-    if what == "cases":
-        return [(c.name, f"{c.profile:9s} {c.summary}") for c in _cases()]
-    if what == "paths":
-        return [
-            (p.name, f"{p.kind:9s} {p.reduction:9s} {p.summary}" + (f" (absent: {p.absent})" if p.absent else ""))
-            for p in _paths()
-        ]
-    if what == "causes":
-        return [(c.name, c.summary) for c in CAUSES]
-    if what == "devices":
-        return [(d.name, f"absent: {d.absent}" if d.absent else d.model) for d in devices.found()]
-    raise UsageError(f"list: {what!r} is not one of cases, paths, devices, causes")
-
-
 def page() -> str:
     profiles = [
         (name, purpose, str(len(cases.registered(name))), *measured) for name, (purpose, *measured) in _PROFILES.items()
@@ -58,7 +43,7 @@ def page() -> str:
     for kind, text in KINDS.items():
         rows = [
             (p.name, p.reduction.replace("none", ""), p.summary, _kinds(p), _dtypes(p), ", ".join(p.cases))
-            for p in _paths()
+            for p in all_paths()
             if p.kind == kind
         ]
         columns = "path, reduction, what it computes, input and target, dtypes, only on cases"
@@ -66,22 +51,10 @@ def page() -> str:
     checks = [(name, _COSTLY if check.costly else check.where) for name, check in EXECUTIONS.items()]
     parts.append("\n## Invariance\n\nWhat should change nothing, for every path that gives a value a row.\n\n")
     parts += [_table("check, where", checks), "\n## Cases\n\n"]
-    shapes = {c.name: "x".join(map(str, cases.build(c, c.dtypes[0]).input.shape)) for c in _cases()}
-    made = [(c.name, c.profile, shapes[c.name], _kinds(c), _dtypes(c), c.summary) for c in _cases()]
+    shapes = {c.name: "x".join(map(str, cases.build(c, c.dtypes[0]).input.shape)) for c in all_cases()}
+    made = [(c.name, c.profile, shapes[c.name], _kinds(c), _dtypes(c), c.summary) for c in all_cases()]
     parts.append(_table("case, smallest profile, rows x classes, input and target, dtypes, what", made))
     return "".join(parts)
-
-
-def _cases() -> list[cases.Case]:
-    """In an order that does not depend on which module was imported first."""
-    return sorted(cases.registered(), key=lambda c: c.name)
-
-
-def _paths() -> list[paths.Path]:
-    kinds = list(KINDS)
-    return sorted(
-        paths.registered(), key=lambda p: (kinds.index(p.kind), p.name, p.input_kind, p.target_kind, p.reduction)
-    )
 
 
 def _kinds(of: cases.Case | paths.Path) -> str:
@@ -99,4 +72,4 @@ def _table(columns: str, rows: Iterable[Sequence[str]]) -> str:
 
 
 if __name__ == "__main__":
-    print(page(), end="")
+    FILE.write_text(page(), encoding="utf-8")
