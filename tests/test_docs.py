@@ -86,9 +86,9 @@ def folder(report: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
     shutil.copytree(report, tmp_path / "reports")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    for module in (cases, paths):
+    for module, name in ((cases, "CASES"), (paths, "PATHS")):
         module.registered()
-        monkeypatch.setattr(module, "_REGISTRY", dict(module._REGISTRY))
+        monkeypatch.setattr(module, name, dict(getattr(module, name)))
     yield tmp_path
     sys.modules.pop("my_kernel", None)
 

@@ -87,7 +87,7 @@ class Path:
         return (target_kind, input_kind) == (self.target_kind, self.input_kind) and dtype in self.dtypes and meant
 
 
-_REGISTRY: dict[tuple[str, ...], Path] = {}
+PATHS: dict[tuple[str, ...], Path] = {}
 _MODULES = ("functional", "execution", "foreign", "remedy", "thread_era", "sampled", "misuse")
 
 
@@ -103,12 +103,12 @@ def path(name: str, *, summary: str = "", **declared: Any) -> Callable[[Register
         text = summary or (function.__doc__ or name).strip().partition("\n")[0].removesuffix(".")
         made = Path(name, function, text, **declared)
         key = (name, made.reduction, made.input_kind, made.target_kind, made.where)
-        if key in _REGISTRY:
+        if key in PATHS:
             raise UsageError(
                 f"path {name!r} with reduction {made.reduction!r} for {made.input_kind} and {made.target_kind} is "
                 "registered already"
             )
-        _REGISTRY[key] = made
+        PATHS[key] = made
         return function
 
     return register
@@ -118,7 +118,7 @@ def registered() -> list[Path]:
     """Every path, in the order of registration."""
     for module in _MODULES:
         import_module(f"audit.paths.{module}")
-    return list(_REGISTRY.values())
+    return list(PATHS.values())
 
 
 def own_path(function: Function) -> Path:

@@ -285,8 +285,8 @@ def test_a_path_that_cannot_run_here_is_listed_and_left_out(monkeypatch: pytest.
     from audit import paths
 
     key = ("liger", "none", "logits", "logits", "accelerator")
-    absent = replace(paths._REGISTRY[key], absent="no such package")
-    monkeypatch.setitem(paths._REGISTRY, key, absent)
+    absent = replace(paths.PATHS[key], absent="no such package")
+    monkeypatch.setitem(paths.PATHS, key, absent)
     assert absent in registered()
     with pytest.raises(UsageError, match="path 'liger' cannot run here: no such package"):
         plan("quick", paths="liger")

@@ -23,7 +23,7 @@ def mean_of_elements(input: Tensor, target: Tensor) -> Tensor:
 @pytest.fixture
 def wrong_batchmean(monkeypatch: pytest.MonkeyPatch) -> None:
     paths.registered()  # what is imported only now would be forgotten with the copy
-    monkeypatch.setattr(paths, "_REGISTRY", dict(paths._REGISTRY))
+    monkeypatch.setattr(paths, "PATHS", dict(paths.PATHS))
     audit.path("mean_of_elements", reduction="batchmean")(mean_of_elements)
 
 

@@ -32,7 +32,7 @@ def twice(path):
 for path in paths.registered():
     if path.name == "log_target":
         key = path.name, path.reduction, path.target_kind
-        paths._REGISTRY[key] = replace(path, function=twice(path))
+        paths.PATHS[key] = replace(path, function=twice(path))
 """
 BUSY = "while True: sum(i * i for i in range(10_000))"
 
