@@ -6,41 +6,22 @@ import os
 import pathlib
 import shlex
 import sys
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import replace
 from importlib.util import find_spec
 from io import TextIOWrapper
-from signal import SIGINT, SIGPIPE
+from signal import SIGPIPE
 from time import perf_counter
 from traceback import print_exc
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, TypeAlias
 
 import typer
 import typer.core
 
 from audit.base.kinds import TOKENS, failing
-from audit.base.supervision import Ended, finished, supervise
+from audit.base.supervision import Commands, Ended, complain, finished, supervise, unwritten
 from audit.base.text import plain
 from audit.base.usage import UsageError
-
-
-class _Commands(typer.core.TyperGroup):
-    """Exit status: 0 every gate holds, 1 new findings, 2 wrong usage, unreadable input or unwritable output.
-
-    130 after Ctrl-C, 143 after SIGTERM, 141 where nobody reads the output any more.
-    """
-
-    def invoke(self, ctx: Any) -> Any:
-        try:
-            return super().invoke(ctx)
-        except UsageError as error:
-            _complain(str(error))
-            raise typer.Exit(2) from None
-        except OSError as error:
-            raise typer.Exit(_unwritten(error)) from None
-        except KeyboardInterrupt:
-            raise Ended(SIGINT) from None
-
 
 # Without effect, so refused, where a file of the user's own is judged; and where none is.
 WITHOUT_FILE = ("profile", "case")
@@ -60,24 +41,8 @@ def _refuse_idle(context: typer.Context) -> None:
             raise UsageError(f"{option} has no effect {'with' if with_file else 'without'} --logits: leave it out")
 
 
-def _complain(text: str) -> None:
-    if text:
-        with suppress(OSError):  # there may be no one to say it to
-            print(f"kl-audit: {plain(' '.join(text.split()))}", file=sys.stderr, flush=True)
-
-
-def _unwritten(error: OSError) -> int:
-    """The exit status where standard output, or whatever else, cannot be read or written."""
-    with suppress(OSError):  # what is in the buffer still would fail again
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    if isinstance(error, BrokenPipeError):
-        return 128 + SIGPIPE
-    _complain(str(error))
-    return 2
-
-
 app = typer.Typer(
-    cls=_Commands,
+    cls=Commands,
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -408,20 +373,20 @@ def main() -> None:
         folder = sys.modules.get("audit.publish.folder")
         new = folder.in_place() if folder else None
         state = f"the new report is in place: {new}" if new else "the report in place, if any, is left as it was"
-        _complain(f"interrupted; {state}")
+        complain(f"interrupted; {state}")
         status = 128 + end.number
     except SystemExit:  # which click makes of a broken pipe
         status = 128 + SIGPIPE
     except Exception as error:
         if message := getattr(error, "format_message", None):  # click's own, of what was typed
-            _complain(message())
+            complain(message())
         elif isinstance(error, OSError):
-            status = _unwritten(error)
+            status = unwritten(error)
         else:
             print_exc()  # a defect of the audit itself, and no finding
     try:
         sys.stdout.flush()
     except OSError as error:
-        status = _unwritten(error)
+        status = unwritten(error)
     finished()
     sys.exit(status)

@@ -1,4 +1,4 @@
-"""A run in a child process: its parent says what was running where a kernel, or torch, ended it without a word."""
+"""How a command ends: its status, its last words, and a run in a child process whose parent says what it was at."""
 
 from __future__ import annotations
 
@@ -6,9 +6,16 @@ import mmap
 import os
 import signal
 import sys
+from contextlib import suppress
 from threading import Thread
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
+
+import typer
+import typer.core
+
+from audit.base.text import plain
+from audit.base.usage import UsageError
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _SIZE = 1_000
@@ -22,6 +29,40 @@ class Ended(BaseException):
     def __init__(self, number: int) -> None:
         super().__init__()
         self.number = number
+
+
+class Commands(typer.core.TyperGroup):
+    """Exit status: 0 every gate holds, 1 new findings, 2 wrong usage, unreadable input or unwritable output.
+
+    130 after Ctrl-C, 143 after SIGTERM, 141 where nobody reads the output any more.
+    """
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except UsageError as error:
+            complain(str(error))
+            raise typer.Exit(2) from None
+        except OSError as error:
+            raise typer.Exit(unwritten(error)) from None
+        except KeyboardInterrupt:
+            raise Ended(signal.SIGINT) from None
+
+
+def complain(text: str) -> None:
+    if text:
+        with suppress(OSError):  # there may be no one to say it to
+            print(f"kl-audit: {plain(' '.join(text.split()))}", file=sys.stderr, flush=True)
+
+
+def unwritten(error: OSError) -> int:
+    """The exit status where standard output, or whatever else, cannot be read or written."""
+    with suppress(OSError):  # what is in the buffer still would fail again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    if isinstance(error, BrokenPipeError):
+        return 128 + signal.SIGPIPE
+    complain(str(error))
+    return 2
 
 
 def on_case(name: str) -> None:

@@ -24,7 +24,7 @@ from audit.machine.devices import REMARKS, found
 from audit.machine.environment import describe_environment, source_digest
 from audit.machine.measure import COMPILING, TORCH, pace
 from audit.machine.plan import Plan, beside, plan
-from audit.publish.devices import failed_devices
+from audit.publish.answer import failed_devices
 from audit.publish.figures import Plot, draw
 from audit.publish.folder import Spool, check_replaceable
 from audit.publish.tables import SCHEMA_VERSION, summarise, typed

@@ -13,8 +13,7 @@ import pandas as pd
 
 from audit.base.formats import FORMATS
 from audit.base.kinds import ACKNOWLEDGED, LOSSY, failing
-from audit.publish.answer import LIMITS, answer
-from audit.publish.devices import agreement
+from audit.publish.answer import LIMITS, agreement, answer
 from audit.publish.figures import Plot
 from audit.publish.matrix import MEDIANS, Cell, cell, folded
 from audit.publish.verdict import Tables, counted, example

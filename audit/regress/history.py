@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator
-from fnmatch import fnmatchcase
 from typing import Any
 
 import pandas as pd
 
 from audit.base.text import plain
-from audit.base.usage import UsageError
+from audit.base.usage import choose
 from audit.regress.changes import told
 from audit.regress.comparison import COLUMNS, METRICS, Changes, changed_errors
 
@@ -28,10 +27,8 @@ def stretches(history: pd.DataFrame, paths: list[str] | None = None) -> pd.DataF
     a series' first; `changes` holds what a comparison with the run before says, in its words. `paths`: names or globs.
     Raises UsageError where no path has the name.
     """
-    chosen = history["path"].map(lambda path: any(fnmatchcase(path, glob) for glob in paths or ["*"]))
-    if not chosen.any():
-        raise UsageError(f"the history has no path {' or '.join(paths or ['at all'])}")
-    rows = history[chosen.astype(bool)].sort_values("run", kind="stable").reset_index(drop=True)
+    chosen = history["path"].isin(choose(paths, list(history["path"].unique()), "path"))
+    rows = history[chosen].sort_values("run", kind="stable").reset_index(drop=True)
     before = rows.groupby(SERIES)[[*FIGURES, *VERSIONS, "run"]].shift()
     first = before["run"].isna()
     same = (rows[FIGURES] == before[FIGURES]).fillna(False) | (rows[FIGURES].isna() & before[FIGURES].isna())

@@ -12,8 +12,8 @@ import pandas as pd
 import pytest
 
 import audit
+from audit.publish.answer import agreement
 from audit.publish.bench import read_bench
-from audit.publish.devices import agreement
 from audit.regress.comparison import compare
 from audit.regress.reports import read_report
 from tests.machine import device

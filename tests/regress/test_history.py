@@ -17,8 +17,8 @@ from typer.testing import CliRunner
 import audit
 from audit.cli import app
 from audit.machine.environment import source_digest
-from audit.publish import history
-from audit.publish.history import add_run
+from audit.publish import report as history
+from audit.publish.report import add_run
 from audit.publish.tables import read_table, typed, write_csv
 from audit.regress.history import stretches, text
 
@@ -32,7 +32,7 @@ ENVIRONMENT = {
 WRITER = """
 import sys
 from pathlib import Path
-from audit.publish.history import add_run
+from audit.publish.report import add_run
 from audit.publish.tables import read_errors
 errors, out, name, times = sys.argv[1:]
 for i in range(int(times)):
@@ -119,7 +119,7 @@ def test_a_step_is_found_with_the_version_that_brought_it(tmp_path: Path) -> Non
     answer = CliRunner().invoke(app, ["history", "--path", "m*", "--reports", str(tmp_path)])
     assert answer.exit_code == 0 and "torch 2.12.0 -> 2.13.0" in answer.output and "WORSE" in answer.output
     none = CliRunner().invoke(app, ["history", "--path", "other", "--reports", str(tmp_path)])
-    assert none.exit_code == 2 and "no path other" in none.output
+    assert none.exit_code == 2 and "unknown path 'other'" in none.output
 
 
 def test_a_change_of_ones_own_kernel_is_named(tmp_path: Path) -> None:
