@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from itertools import product
 
@@ -15,7 +15,7 @@ from audit.base.supervision import on_case
 from audit.base.workers import Later
 from audit.cases import Problem
 from audit.judge.gradients import BACKWARDS, SIDES, Gradient, Truth, autograd
-from audit.looks import CLOSER, Look, Run, together
+from audit.looks import CLOSER, Look, Run
 from audit.machine.devices import examine, lost
 from audit.paths import Path
 
@@ -50,29 +50,42 @@ def takes_gradients(path: Path, problem: Problem) -> bool:
 
 
 def begin(run: Run) -> Later[pd.DataFrame]:
-    """The exact gradients of some problems' first and last rows.
+    """The exact gradients of some problems' first and last rows, and of a row between for a kernel of the user's own.
 
-    Then those of every path that computed all it was given, or of the user's own alone.
+    Then autograd's, of every path that computed all it was given; a path that it cannot differentiate has none. What
+    torch's path shares is no fault of a kernel, so that both are judged.
     """
     plan = run.plan
-    # Of a kernel of the user's own a row in the middle too.
     begun = []
-    for p in (trial.problem for trial in run.some((*CLOSER, *HARDER, *(OWN if plan.own else ())))):
-        some = sorted({0, *[len(p.input) // 2] * bool(plan.own), len(p.input) - 1})
-        begun.append((p, Truth(p.input, p.target, some, run.submit, p.case.target_kind)))
+    for problem in (trial.problem for trial in run.some((*CLOSER, *HARDER, *(OWN if plan.own else ())))):
+        some = sorted({0, len(problem.input) // 2 if plan.own else 0, len(problem.input) - 1})
+        begun.append((problem, Truth(problem.input, problem.target, some, run.submit, problem.case.target_kind)))
+    begun.sort(key=lambda pair: plan.dtypes.index(pair[0].dtype))
 
     def rows() -> pd.DataFrame:
         errors = run.tables["errors"]
-        failed = errors.loc[errors["result_class"] == "not_computed", ["path", "dtype", "device"]].drop_duplicates()
+        failed = errors.loc[errors["result_class"] == "not_computed", ["path", "dtype", "device"]]
         lacking = set(failed.itertuples(index=False, name=None))
-        # What torch's path shares is no fault of a kernel.
-        judged = [p for p in plan.paths if not p.compiles]
-        parts = []
-        for device, dtype in product(run.devices, plan.dtypes):
-            able = [p for p in judged if p.runs_on(device) and (p.name, dtype, device) not in lacking]
-            there = [(p, truth) for p, truth in begun if p.dtype == dtype]
-            parts.append(measure_gradients(there, able, device, plan.own))
-        return together(parts)
+        gaps = cache(breaking_gaps)
+        found: list[dict[str, object]] = []
+        for device, (problem, truth) in product(run.devices, begun):
+            on_case(problem.case.name)
+            able = [p for p in plan.paths if takes_gradients(p, problem) and p.runs_on(device) and not p.compiles]
+            for path in able:
+                if lost(device) or (path.name, problem.dtype, device) in lacking:
+                    continue
+                try:
+                    for way, gradient in _furthest(truth, path, device, path.name in plan.own):
+                        key = {"case": problem.case.name, "path": path.name, "reduction": path.reduction}
+                        key |= {"dtype": problem.dtype, "device": device, "side": gradient.side, "backward": way}
+                        found.append(key | _measured(gradient, problem.dtype, truth.rows))
+                        # A path of a few cases is not meant for this one: it compiles for each shape, or is tempered.
+                        if not path.cases and path.target_kind == "logits":
+                            gap = gaps(path, problem.dtype, device)[SIDES.index(gradient.side)]
+                            found[-1]["breaks_at_gap"] = gap
+                except Exception:
+                    examine(device)
+        return pd.DataFrame(found)
 
     return rows
 
@@ -80,41 +93,8 @@ def begin(run: Run) -> Later[pd.DataFrame]:
 LOOK = Look("gradients", ("whole", "kernel"), begin)
 
 
-def measure_gradients(
-    begun: Sequence[tuple[Problem, Truth]], paths: Sequence[Path], device: str, own: Collection[str] = ()
-) -> pd.DataFrame:
-    """The rows of gradients.csv: autograd's gradient of each path, on the rows that were begun, for each side.
-
-    A path that autograd cannot differentiate has none. Those of the user's `own` are asked for in every way of
-    BACKWARDS; a row has the one that is furthest off, and names it.
-    """
-
-    @cache
-    def gaps(path: Path, dtype: str) -> dict[str, float]:
-        # A path of a few cases is not meant for this one: it compiles for each shape, or takes a temperature.
-        return (
-            {}
-            if path.cases or path.target_kind != "logits"
-            else dict(zip(SIDES, breaking_gaps(path, dtype, device), strict=True))
-        )
-
-    rows = []
-    for problem, truth in begun:
-        on_case(problem.case.name)
-        for path in (p for p in paths if takes_gradients(p, problem) and not lost(device)):
-            try:
-                for way, gradient in _furthest(truth, path, device, path.name in own):
-                    key = {"case": problem.case.name, "path": path.name, "reduction": path.reduction}
-                    key |= {"dtype": problem.dtype, "device": device, "side": gradient.side, "backward": way}
-                    gap = gaps(path, problem.dtype).get(gradient.side, np.nan)
-                    rows.append(key | _measured(gradient, problem.dtype, truth.rows) | {"breaks_at_gap": gap})
-            except Exception:
-                examine(device)
-    return pd.DataFrame(rows)
-
-
 def _furthest(truth: Truth, path: Path, device: str, every: bool) -> Iterator[tuple[str, Gradient]]:
-    """Of each side the plain gradient, or the first that is wrong of those asked for otherwise."""
+    """Of each side the plain gradient, or the first that is wrong of those asked for in `every` way of BACKWARDS."""
     found = {gradient.side: ("", gradient) for gradient in truth.gradients(path, device)}
     for way, backward in BACKWARDS.items() if every and found else ():
         for gradient in truth.gradients(path, device, backward):
@@ -125,20 +105,22 @@ def _furthest(truth: Truth, path: Path, device: str, every: bool) -> Iterator[tu
 
 def _measured(gradient: Gradient, dtype: str, rows: Sequence[int]) -> dict[str, object]:
     computed, exact, finite = gradient.computed, gradient.exact, np.isfinite(gradient.computed)
-    errors, size = np.abs(computed - exact)[finite], np.abs(exact).max()
+    with np.errstate(invalid="ignore"):
+        largest = np.fmax.reduce(np.where(finite, np.abs(computed - exact), np.nan), axis=None)
+    size = np.abs(exact).max()
     worst = np.unravel_index(int(np.argmax(gradient.ratio)), computed.shape)
     return {
         "classes": computed.shape[1],
         "elements": computed.size,
-        "worst_in_u": errors.max() / FORMATS[dtype].unit_roundoff if errors.size else np.nan,
-        "worst_relative": errors.max() / size if errors.size and size else np.nan,
-        "worst_of_bound": gradient.ratio[finite].max() if errors.size else np.nan,
+        "worst_in_u": largest / FORMATS[dtype].unit_roundoff,
+        "worst_relative": largest / size if size else np.nan,
+        "worst_of_bound": np.fmax.reduce(np.where(finite, gradient.ratio, np.nan), axis=None),
         "within_bound": not gradient.symptom,
         "symptom": gradient.symptom,
-        "not_a_number": int(np.isnan(computed).sum()),
-        "infinite": int(np.isinf(computed).sum()),
+        "not_a_number": np.isnan(computed).sum(),
+        "infinite": np.isinf(computed).sum(),
         "row": rows[int(worst[0])],
-        "class": int(worst[1]),
+        "class": worst[1],
         "reference": exact[worst],
         "computed": computed[worst],
         "bound": gradient.bound[worst],

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
-from itertools import product
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 
 from audit.base.formats import FORMATS
 from audit.base.workers import Later, Submit, later
@@ -27,7 +26,16 @@ WIDTHS = [2**k for k in range(1, 19)]
 PLACES = ("first", "random", "last")
 TOP = 0.9  # the leader's probability
 LEAST = 0.25  # roundoffs: below that an error is none, however it grows
-Begun = tuple[torch.Tensor, torch.Tensor, Later[tuple[str, float]]]
+
+
+@dataclass(frozen=True)
+class Led:
+    """Three rows, alike but for the leader's place, and when it is there their exact value and scale."""
+
+    dtype: str
+    input: Tensor
+    target: Tensor
+    exact: Later[tuple[str, float]]
 
 
 def begin(run: Run) -> Later[pd.DataFrame]:
@@ -36,61 +44,52 @@ def begin(run: Run) -> Later[pd.DataFrame]:
     kl = [p for p in plan.paths if p.kind == "kl" and p.reduction == "none" and not (p.compiles or p.cases)]
     # The emulated kernels of 2017 go class by class, which takes longer than all others together.
     paths = [p for p in kl if p.input_kind == p.target_kind == "logits" and p.name != "thread_era"]
-    measured = [measure_growth(paths, plan.dtypes, device, run.submit) for device in run.devices]
-    return lambda: together(part() for part in measured)
+    begun = begin_rows(plan.dtypes, run.submit)
+    return lambda: together(measure_growth(begun, paths, device) for device in run.devices)
 
 
 LOOK = Look("growth", ("whole", "kernel"), begin)
 
 
-def measure_growth(
-    paths: Sequence[Path], dtypes: Sequence[str], device: str, submit: Submit = later
-) -> Later[pd.DataFrame]:
-    """Begins the rows of growth.csv of one device, and waits for them when called."""
-    begun = {(dtype, classes): _begun(dtype, classes, submit) for classes, dtype in product(WIDTHS, dtypes)}
-
-    def wait() -> pd.DataFrame:
-        rows = pd.DataFrame(lasting(device, begun, lambda key: _measured(*key, begun[key], paths, device), "growth"))
-        if rows.empty:
-            return rows
-        worst = rows[list(PLACES)].max(axis=1)
-        groups = worst.groupby([rows["path"], rows["dtype"]])
-        return rows.assign(growth=groups.transform(lambda errors: law(rows.loc[errors.index, "classes"], errors)))
-
-    return wait
-
-
-@lru_cache(maxsize=1)
-def _led(classes: int) -> tuple[Rows, Rows]:
-    """Input and target of one row, led by the first class."""
-    target = normal(f"growth {classes} target", 1, classes)
-    target[0, 0] = logarithm(np.exp(target[0, 1:]).sum(keepdims=True) * TOP / (1 - TOP))[0]
-    return target + 0.05 * normal(f"growth {classes} noise", 1, classes), target
-
-
-def _begun(dtype: str, classes: int, submit: Submit) -> Begun:
-    """Three rows, alike but for the leader's place, and what their error is measured by."""
-    x, y = (torch.from_numpy(side).to(getattr(torch, dtype)) for side in _led(classes))
-    turns = (0, int(uniform(f"growth {classes}", 1)[0] * classes), classes - 1)
-    placed = [torch.cat([side.roll(turn, 1) for turn in turns]) for side in (x, y)]
-    return placed[0], placed[1], submit(_exact, x.double().numpy(), y.double().numpy())
+def begin_rows(dtypes: Sequence[str], submit: Submit = later) -> list[Led]:
+    """Of each width, in each dtype."""
+    begun = []
+    for classes in WIDTHS:
+        target = normal(f"growth {classes} target", 1, classes)
+        target[0, 0] = logarithm(np.exp(target[0, 1:]).sum(keepdims=True) * TOP / (1 - TOP))[0]
+        input = target + 0.05 * normal(f"growth {classes} noise", 1, classes)
+        turns = (0, int(uniform(f"growth {classes}", 1)[0] * classes), classes - 1)
+        for dtype in dtypes:
+            x, y = (torch.from_numpy(side).to(getattr(torch, dtype)) for side in (input, target))
+            exact = submit(_exact, x.double().numpy(), y.double().numpy())
+            x, y = (torch.cat([side.roll(turn, 1) for turn in turns]) for side in (x, y))
+            begun.append(Led(dtype, x, y, exact))
+    return begun
 
 
 def _exact(input: Rows, target: Rows) -> tuple[str, float]:
     return row_references(input, target, "logits")[0], float(scale(Exact.of(input, target, "logits"))[0])
 
 
-def _measured(dtype: str, classes: int, begun: Begun, paths: Sequence[Path], device: str) -> Iterator[dict[str, Any]]:
-    x, y, exact = begun
-    reference, size = exact()
-    x, y = x.to(device), y.to(device)
-    for path in (p for p in paths if p.runs_on(device) and dtype in p.dtypes):
+def measure_growth(begun: Sequence[Led], paths: Sequence[Path], device: str) -> pd.DataFrame:
+    """The rows of growth.csv of one device."""
+    rows = pd.DataFrame(lasting(device, begun, lambda led: _measured(led, paths, device), "growth"))
+    if rows.empty:
+        return rows
+    groups = rows[list(PLACES)].max(axis=1).groupby([rows["path"], rows["dtype"]])
+    return rows.assign(growth=groups.transform(lambda errors: law(rows.loc[errors.index, "classes"], errors)))
+
+
+def _measured(led: Led, paths: Sequence[Path], device: str) -> Iterator[dict[str, object]]:
+    reference, size = led.exact()
+    x, y = led.input.to(device), led.target.to(device)
+    for path in (p for p in paths if p.runs_on(device) and led.dtype in p.dtypes):
         result = measure(path, x, y)
         if not result.note:
             unit = FORMATS[result.dtype].unit_roundoff * size
             errors = [exact_error(value, reference, result.dtype) / unit for value in result.computed]
-            row = {"path": path.name, "dtype": dtype, "device": device, "classes": classes}
-            yield row | dict(zip(PLACES, errors, strict=True))
+            key = {"path": path.name, "dtype": led.dtype, "device": device, "classes": x.shape[1]}
+            yield key | dict(zip(PLACES, errors, strict=True))
 
 
 def law(classes: pd.Series, errors: pd.Series) -> str:

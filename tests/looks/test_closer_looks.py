@@ -10,7 +10,7 @@ from mpmath import mp
 from audit.base.formats import FORMATS
 from audit.cases import Problem, build, registered
 from audit.looks.attribution import measure_attribution
-from audit.looks.elements import measure_elements
+from audit.looks.elements import begin_problem, measure_elements
 from audit.publish.answer import origin
 from audit.reference.softmax import PARTS
 
@@ -24,7 +24,7 @@ def problem(name: str, dtype: str) -> Problem:
 @pytest.mark.parametrize("dtype", FORMATS)
 def test_an_elements_error_is_that_of_an_independent_computation(dtype: str) -> None:
     given = problem("random_scale1", dtype)
-    row = measure_elements([given], "cpu")().set_index("operation").loc["log_softmax"]
+    row = measure_elements([begin_problem(given)], "cpu").set_index("operation").loc["log_softmax"]
     i, j = row["worst_row"], row["worst_class"]
     x = given.input[i].double().tolist()
     assert x[j].hex() == row["worst_input"]
@@ -36,7 +36,7 @@ def test_an_elements_error_is_that_of_an_independent_computation(dtype: str) -> 
 
 
 def test_softmax_then_log_loses_small_probabilities_and_log_softmax_does_not() -> None:
-    table = measure_elements([problem("gap_104", "float32")], "cpu")().set_index("operation")
+    table = measure_elements([begin_problem(problem("gap_104", "float32"))], "cpu").set_index("operation")
     assert table.loc["log(softmax)", "non_finite"] > 0
     assert table.loc["log_softmax", "non_finite"] == 0
 
