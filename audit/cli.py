@@ -174,7 +174,7 @@ def run(
 
 @app.command()
 def compare(baseline: pathlib.Path, current: pathlib.Path, format: Format = "text") -> None:
-    """Compare two report folders; exit status 1 where the second is worse."""
+    """Compare two report folders, or runs as in reports/history.csv:12; exit status 1 where the second is worse."""
     _compare(baseline, None, current, format)
 
 

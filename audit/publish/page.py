@@ -36,8 +36,13 @@ _TIGHT = "Of errors.csv: near 1 the bound is tight, and the error no accident; a
 _FINDING = ["path", "dtype", "device", "symptom", "results", "cases", "worst_ratio"]
 
 
-def page(tables: Tables, environment: Mapping[str, Any], plots: Mapping[str, Plot]) -> str:
-    """The whole page: the answer beside a picture, findings, the matrix, plots, the summary, the environment."""
+def page(
+    tables: Tables, environment: Mapping[str, Any], plots: Mapping[str, Plot], history: pd.DataFrame | None = None
+) -> str:
+    """The whole page: the answer beside a picture, findings, the matrix, plots, the summary, the environment.
+
+    `history`: since when the numbers are what they are.
+    """
     told = answer(tables, environment)
     both = agreement(tables["errors"])
     drawn = {name: _figure(name, plot) for name, plot in plots.items()}
@@ -56,6 +61,8 @@ def page(tables: Tables, environment: Mapping[str, Any], plots: Mapping[str, Plo
         sections["The forum thread"] = words + _table(tables["thread"][_THREAD], "thread.csv", "thread")
     if "statistics" in tables:
         sections["The two models"] = _table(tables["statistics"], "statistics.csv", "statistics")
+    if history is not None:
+        sections["Since when"] = _table(history, "Of history.csv, runs of the same inputs, errors in roundoffs")
     sections["Summary"] = _summary(tables)
     command = escape(str(environment.get("command", "")))
     sections["Environment"] = f"<p>This report again: <code>{command}</code></p>{_list(environment)}"

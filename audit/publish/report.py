@@ -12,6 +12,7 @@ from hashlib import sha256
 from itertools import count
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from audit.base.kinds import failing
@@ -28,6 +29,9 @@ from audit.publish.tables import described, read_table, summarise, typed, write_
 from audit.publish.verdict import Tables, counted, example
 
 RUNS = 500  # of some 160 rows each, in history.csv: 30 MB
+# Only runs of the same inputs compare: each such series is told by itself.
+SERIES = ["path", "dtype", "device", "input_digest"]
+VERSIONS = ["torch", "driver", "model", "cpu_capability", "audit", "source"]
 
 
 def write_report(
@@ -60,7 +64,8 @@ def write_report(
             drawn |= draw({"bench": read_bench(out.parent / NAME)})()
         for name, plot in drawn.items():
             (folder / f"{name}.svg").write_text(plot.file, encoding="utf-8")
-        (folder / "report.html").write_text(page(tables, environment, drawn), encoding="utf-8")
+        history = since(tables["errors"], environment, out)
+        (folder / "report.html").write_text(page(tables, environment, drawn, history), encoding="utf-8")
     return add_run(tables["errors"], environment, out)
 
 
@@ -109,6 +114,29 @@ def add_run(errors: pd.DataFrame, environment: Mapping[str, Any], out: pathlib.P
     except OSError as error:
         raise UsageError(f"{file}: cannot be written: {error.strerror}") from None
     return remark
+
+
+def since(errors: pd.DataFrame, environment: Mapping[str, Any], out: pathlib.Path) -> pd.DataFrame:
+    """Of each path, dtype and device of a run to be written to `out`: for how many runs of the history beside it, and
+    since when, the numbers are what they are; the medians of scaled_error now and before; what changed with them.
+    """
+    new = _rows(errors, environment)
+    try:
+        old = read_table(pathlib.Path(os.path.abspath(out)).parent, "history")
+    except UsageError:
+        old = new.iloc[:0]
+    told = []
+    for key, series in pd.concat([old.merge(new[SERIES]), new]).groupby(SERIES, sort=False, dropna=False):
+        changed = np.flatnonzero(series["computed_digest"] != series["computed_digest"].iloc[-1])
+        begins = changed[-1] + 1 if len(changed) else 0
+        first, before = series.iloc[begins], series.iloc[begins - 1] if begins else None
+        row = {**dict(zip(SERIES, key, strict=True)), "runs": len(series) - begins, "since": first["created"]}
+        row |= {"median error": first["scaled_error_median"], "before": np.nan, "what changed": ""}
+        if before is not None:
+            moved = [f"{v} {before[v]} -> {first[v]}" for v in VERSIONS if before[v] != first[v]]
+            row |= {"before": before["scaled_error_median"], "what changed": ", ".join(moved) or "no version"}
+        told.append(row)
+    return pd.DataFrame(told).drop(columns="input_digest")
 
 
 def _rows(errors: pd.DataFrame, environment: Mapping[str, Any]) -> pd.DataFrame:

@@ -9,12 +9,10 @@ import pandas as pd
 
 from audit.base.text import plain
 from audit.base.usage import choose
+from audit.publish.report import SERIES, VERSIONS
 from audit.regress.changes import told
 from audit.regress.comparison import COLUMNS, METRICS, Changes, changed_errors
 
-# Only runs of the same inputs compare: each such series is told by itself.
-SERIES = ["path", "dtype", "device", "input_digest"]
-VERSIONS = ["torch", "driver", "model", "cpu_capability", "audit", "source"]
 FIGURES = [*METRICS, "n", "computed_digest"]
 SHOWN = 10
 VANISHED: dict[Hashable, Any] = {**dict.fromkeys(COLUMNS), "worse": True, "what": "nothing is computed any more"}
@@ -65,7 +63,8 @@ def _lines(row: dict[Hashable, Any]) -> list[str]:
     if pd.isna(row["negative_share"]):
         figures = "nothing was computed"
     changes = [f"    {'WORSE ' if change['worse'] else ''}{told(change)}" for change in row["changes"]]
-    return [f"  {row['created'][:16]}{until}: {figures}", f"    {row['versions'] or 'no version changed'}", *changes]
+    begun = f"  run {row['run']}, {row['created'][:16]}{until}: {figures}"
+    return [begun, f"    {row['versions'] or 'no version changed'}", *changes]
 
 
 def _versions(first: bool, before: Iterable[str], after: Iterable[str]) -> Iterator[str]:

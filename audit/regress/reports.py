@@ -9,13 +9,14 @@ import shutil
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from audit.base.kinds import failing
 from audit.base.usage import UsageError
 from audit.publish.bench import bench_file, measured_with, read_bench
 from audit.publish.folder import MARK, report_folder
-from audit.publish.tables import SCHEMA_VERSION, read_table
+from audit.publish.tables import SCHEMA_VERSION, read_table, typed
 
 FOLDER = pathlib.Path("reports/baselines")
 FILES = ("summary.csv", "findings.csv", MARK)
@@ -55,7 +56,13 @@ def machine_key(environment: dict[str, Any]) -> str:
 
 
 def read_report(folder: pathlib.Path) -> Report:
-    """A report or baseline. Raises UsageError for a folder that is none, or one of another schema version."""
+    """A report or baseline, or a run of a history, as in reports/history.csv:12.
+
+    Raises UsageError for a folder that is none, or one of another schema version, and for a run that is not there.
+    """
+    history, _, run = str(folder).rpartition(":")
+    if run.isdigit() and history.endswith("history.csv"):
+        return _read_run(pathlib.Path(history), int(run))
     if not (folder / MARK).is_file():
         raise UsageError(f"{folder} is no report of this audit: there is no {MARK} in it")
     try:
@@ -73,6 +80,23 @@ def read_report(folder: pathlib.Path) -> Report:
     if (other := measured_with(file)) != torch:
         return replace(report, unmeasured=f"{file} is of torch {other}, the report of {torch}")
     return replace(report, bench=read_bench(file))
+
+
+def _read_run(file: pathlib.Path, run: int) -> Report:
+    """What a history has of a run: no cases, so that only paths compare that ran on the same inputs."""
+    history = read_table(file.parent, "history")
+    rows = history[history["run"] == run]
+    if rows.empty:
+        raise UsageError(f"{file} has no run {run}: `history` shows those that are there")
+    # Over cases of few and of many correct bits their median stands between two cases, and judges neither.
+    summary = rows.assign(case="inputs " + rows["input_digest"].str[:12], reduction="", correct_bits_median=np.nan)
+    of = rows.iloc[0]
+    devices = rows[["device", "model"]].drop_duplicates().itertuples(index=False)
+    environment = {name: of[name] for name in ("created", "driver")}
+    environment["torch"] = {name: of[column] for name, column in (("version", "torch"), ("cpu_capability",) * 2)}
+    environment["devices"] = [{"name": name, "model": model, "status": "audited"} for name, model in devices]
+    name, why = f"run {run} of {file}", "a history has no benchmarks"
+    return Report(summary, typed(pd.DataFrame(), "findings"), environment, unmeasured=why, name=name)
 
 
 def record(report: pathlib.Path, reason: str, folder: pathlib.Path = FOLDER) -> pathlib.Path:

@@ -18,7 +18,7 @@ import audit
 from audit.cli import app
 from audit.machine.environment import source_digest
 from audit.publish import report as history
-from audit.publish.report import add_run
+from audit.publish.report import add_run, since
 from audit.publish.tables import read_table, typed, write_csv
 from audit.regress.history import stretches, text
 
@@ -157,3 +157,34 @@ def test_other_inputs_are_a_series_of_their_own(tmp_path: Path) -> None:
         add_run(results(scale).assign(input_digest=digest), ENVIRONMENT, tmp_path / "latest")
     rows = stretches(read_table(tmp_path / "history.csv", "history"))
     assert list(rows["runs"]) == [2, 1] and not any(rows["changes"])
+
+
+def of(torch: str, day: int) -> dict[str, Any]:
+    versions = {"version": torch, "cpu_capability": "AVX2"}
+    return ENVIRONMENT | {"torch": versions, "created": f"2026-11-{day}T03:00:00+00:00"}
+
+
+def test_a_report_says_since_when_its_numbers_are_what_they_are(tmp_path: Path) -> None:
+    out = tmp_path / "latest"
+    for day, (seed, torch) in enumerate(((0, "2.12.0"), (1, "2.13.0"), (1, "2.13.0")), start=20):
+        add_run(results(seed=seed), of(torch, day), out)
+    (row,) = since(results(seed=1), of("2.13.0", 23), out).to_dict("records")
+    assert (
+        row["runs"] == 3 and row["since"].startswith("2026-11-21") and row["what changed"] == "torch 2.12.0 -> 2.13.0"
+    )
+    assert row["median error"] == pytest.approx(results(seed=1)["scaled_error"].median())
+    assert row["before"] == pytest.approx(results(seed=0)["scaled_error"].median())
+    (first,) = since(results(), of("2.12.0", 20), tmp_path / "elsewhere" / "latest").to_dict("records")
+    assert first["runs"] == 1 and first["what changed"] == ""
+
+
+def test_two_runs_of_a_history_are_compared(tmp_path: Path) -> None:
+    for day, scale in enumerate((1.0, 1.0, 40.0), start=20):
+        add_run(results(scale), of("2.13.0", day), tmp_path / "latest")
+    file = f"{tmp_path}/history.csv"
+    same = CliRunner().invoke(app, ["compare", f"{file}:1", f"{file}:2"])
+    assert same.exit_code == 0
+    worse = CliRunner().invoke(app, ["compare", f"{file}:1", f"{file}:3", "--format", "json"])
+    assert worse.exit_code == 1 and "run 3 of" in worse.stdout
+    absent = CliRunner().invoke(app, ["compare", f"{file}:1", f"{file}:9"])
+    assert absent.exit_code == 2 and "no run 9" in absent.stderr
