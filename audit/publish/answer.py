@@ -276,15 +276,13 @@ def _thread(tables: Tables) -> str:
     parts = []
     for (implementation, device), rows in quotes.groupby(["implementation", "device"], sort=False):
         name = "today's torch" if implementation == "today" else "the kernels of 2017, emulated,"
-        parts.append(
-            f"{name} on {device} in {(rows['reproduced'] == 'yes').sum()} of {len(rows)} numbers (median magnitude "
-            f"{rows['median_magnitude'].iloc[0]:.1e})"
-        )
+        reproduced, size = (rows["reproduced"] == "yes").sum(), rows["median_magnitude"].iloc[0]
+        parts.append(f"{name} on {device} in {reproduced} of {len(rows)} numbers (median magnitude {size:.1e})")
+    if not parts:
+        return ""
     return (
         "The forum thread that started this audit quotes a KLDivLoss of 1.4934e-12, 1.8763e-11 and -2.3461e-11 for "
         f"equal inputs, where 0 is exact; such values are what rounding gives with {_listed(parts)}."
-        if parts
-        else ""
     )
 
 

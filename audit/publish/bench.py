@@ -7,9 +7,6 @@ import pathlib
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
 
 import pandas as pd
 
@@ -28,29 +25,19 @@ def bench_file(report: pathlib.Path) -> pathlib.Path:
 
 
 def read_bench(file: pathlib.Path) -> pd.DataFrame:
-    """The benchmarks of paths in a bench.json, with the columns of table `bench`.
+    """The benchmarks of paths in a bench.json, with the columns of table `bench`; `.attrs` has the version of torch.
 
     `seconds` is a call's median. Raises UsageError for a file that cannot be read as one.
     """
-    with _readable(file) as content:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
         benchmarks = [b for b in content["benchmarks"] if "ratio" in b["extra_info"]]
         rows = [{**b["params"], "seconds": b["stats"]["median"], **b["extra_info"]} for b in benchmarks]
         bench = typed(pd.DataFrame(rows), "bench")
-        return bench.assign(pareto=pareto(bench))
-
-
-def measured_with(file: pathlib.Path) -> str:
-    """The version of torch that a bench.json was measured with. Raises UsageError as read_bench does."""
-    with _readable(file) as content:
-        return str(content["machine_info"]["torch"])
-
-
-@contextmanager
-def _readable(file: pathlib.Path) -> Iterator[Any]:
-    try:
-        yield json.loads(file.read_text(encoding="utf-8"))
+        bench.attrs["torch"] = content.get("machine_info", {}).get("torch")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{file}: cannot be read as the benchmarks of `make bench`: {error!r}") from None
+    return bench.assign(pareto=pareto(bench))
 
 
 def pareto(bench: pd.DataFrame) -> pd.Series:

@@ -61,12 +61,13 @@ def draw(tables: Tables, submit: Submit = later) -> Later[dict[str, Plot]]:
 
     Of several devices the last is drawn, which is no CPU, but for the thread's plot.
     """
-    shown = {}
-    for table in dict.fromkeys(table for table, _ in _PLOTS.values()):
-        if len(rows := tables.get(table, pd.DataFrame())):
-            rows = rows[_NEEDED] if table == "errors" else rows
-            shown[table] = rows if table == "thread" else rows[rows["device"] == rows["device"].iloc[-1]]
-    begun = {name: submit(_drawn, name, shown[table]) for name, (table, _) in _PLOTS.items() if table in shown}
+    begun = {}
+    for name, (table, _) in _PLOTS.items():
+        rows = tables.get(table, pd.DataFrame())
+        if len(rows) and table != "thread":
+            rows = rows[rows["device"] == rows["device"].iloc[-1]]
+        if len(rows):
+            begun[name] = submit(_drawn, name, rows[_NEEDED] if table == "errors" else rows)
     return lambda: {name: plot for name, wait in begun.items() if (plot := wait()) is not None}
 
 
@@ -208,12 +209,11 @@ def _named_at_ends(axes: Axes) -> None:
 def _growth(growth: pd.DataFrame) -> Plot | None:
     rows = growth[growth["path"].isin(MAIN)] if growth["path"].isin(MAIN).any() else growth
     dtypes = list(rows["dtype"].unique())
+    worst = rows.assign(worst=rows[["first", "random", "last"]].max(axis=1).clip(lower=0.01))
     figure, panels = _figure(5.4, (len(dtypes) + 1) // 2, 2 if len(dtypes) > 1 else 1, sharex=True)
     for axes, dtype in zip(panels, dtypes, strict=False):
-        for path, colour in zip(rows["path"].unique(), COLOURS, strict=False):
-            drawn = rows[rows["dtype"].eq(dtype) & rows["path"].eq(path)].set_index("classes")
-            worst = drawn[["first", "random", "last"]].max(axis=1).clip(lower=0.01)
-            axes.plot(worst, ".-", color=colour, label=path)
+        drawn = worst[rows["dtype"] == dtype].pivot(index="classes", columns="path", values="worst")
+        drawn.reindex(columns=rows["path"].unique()).plot(ax=axes, style=".-", legend=False)
         _log(axes, "x", "y")
         axes.set(title=dtype, xlabel="classes", ylabel="scaled error, u")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
@@ -233,11 +233,8 @@ def _attribution(attribution: pd.DataFrame) -> Plot | None:
     shares = sizes.div(sizes.sum(axis=1), axis=0)[::-1]
     names = [case if rows["path"].nunique() == 1 else f"{path}: {case}" for path, case in shares.index]
     figure, (axes,) = _figure(1.9 + 0.3 * len(shares))
-    left = np.zeros(len(shares))
-    for part, words in PARTS.items():
-        label = words.removeprefix("the rounding of ")
-        axes.barh(names, shares[part], left=left, label=label, edgecolor="#ffffff", linewidth=0.8)
-        left += shares[part].to_numpy()
+    shares = shares.set_axis(names).rename(columns=lambda part: PARTS[part].removeprefix("the rounding of "))
+    shares.plot.barh(stacked=True, ax=axes, legend=False, width=0.8, edgecolor="#ffffff", linewidth=0.8)
     axes.set(xlim=(0, 1), xlabel="share of the error that the rounding of each makes")
     figure.legend(loc="outside upper center", ncols=2)
     same = (np.sign(rows["mass_difference"]) == np.sign(rows["drift"])).sum()

@@ -14,7 +14,7 @@ import pandas as pd
 
 from audit.base.kinds import failing
 from audit.base.usage import UsageError
-from audit.publish.bench import bench_file, measured_with, read_bench
+from audit.publish.bench import bench_file, read_bench
 from audit.publish.folder import MARK, report_folder
 from audit.publish.tables import SCHEMA_VERSION, read_table, typed
 
@@ -77,9 +77,10 @@ def read_report(folder: pathlib.Path) -> Report:
     file = bench_file(folder)
     if not file.exists():
         return replace(report, unmeasured=f"{folder} has no bench.json")
-    if (other := measured_with(file)) != torch:
+    bench = read_bench(file)
+    if (other := bench.attrs["torch"]) != torch:
         return replace(report, unmeasured=f"{file} is of torch {other}, the report of {torch}")
-    return replace(report, bench=read_bench(file))
+    return replace(report, bench=bench)
 
 
 def _read_run(file: pathlib.Path, run: int) -> Report:
