@@ -41,6 +41,8 @@ class Rows:
         self, input: Tensor, target: Tensor, kinds: tuple[str, str] = ("logits", "logits"), rounding: Rounding = PLAIN
     ) -> None:
         self.input, self.target, self.kinds, self.rounding = input, target, kinds, rounding
+        formats = rounding.formats(str(input.dtype).removeprefix("torch."))
+        self.storage, _, self.result = (getattr(torch, format.name) for format in formats)
         pairs = list(zip((input, target), kinds, strict=True))
         self.x, self.y = (t.double().log() if kind == "probs" else t.double() for t, kind in pairs)
         logs = zip((self.x, self.y), kinds, strict=True)
@@ -50,18 +52,11 @@ class Rows:
 
     def stored(self, t: Tensor) -> Tensor:
         """In the format that the path's tensors have."""
-        return t.to(self._format(self.rounding.storage or "logits"))
-
-    def _format(self, name: str) -> torch.dtype:
-        """What a Rounding's word for a format stands for."""
-        if name == "compute":
-            inside = torch.promote_types(self.input.dtype, torch.float32)
-            return getattr(torch, self.rounding.compute) if self.rounding.compute else inside
-        return self.input.dtype if name == "logits" else getattr(torch, name)
+        return t.to(self.storage)
 
     def shifted(self, t: Tensor) -> Tensor:
         """Logits less their maximum, in the format that kernels compute in: float32 for halves."""
-        wide = torch.promote_types(self.stored(t).dtype, torch.float32)
+        wide = torch.promote_types(self.storage, torch.float32)
         return t.to(wide) - t.to(wide).amax(-1, keepdim=True)
 
     def probabilities(self) -> Tensor:
@@ -70,8 +65,7 @@ class Rows:
 
     def divergence(self, log_q: Tensor, p: Tensor, log_p: Tensor) -> Terms:
         """The terms that the path makes of stored (log-)probabilities, in its formats."""
-        result = self._format(self.rounding.result) if self.rounding.result else log_q.dtype
-        log_q, p, log_p = (t.to(result) for t in (log_q, p, log_p))
+        log_q, p, log_p = (t.to(self.result) for t in (log_q, p, log_p))
         if self.rounding.target == "log_softmax":
             return F.kl_div(log_q, log_p, reduction="none", log_target=True)
         if self.rounding.masses:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from audit.base.formats import FORMATS, Format
+from audit.base.formats import Format
 from audit.paths.rounding import Promise, Rounding
 
 Rows = NDArray[np.float64]
@@ -168,10 +168,7 @@ class Kernel:
 
     @classmethod
     def of(cls, rounding: Rounding, dtype: str) -> Kernel:
-        stored = dtype if rounding.storage in ("", "compute") else rounding.storage
-        halves = FORMATS[stored].precision < FORMATS["float32"].precision
-        compute = FORMATS[rounding.compute or ("float32" if halves else stored)]
-        storage = compute if rounding.storage == "compute" else FORMATS[stored]
+        storage, compute, _ = rounding.formats(dtype)
         return cls(storage, compute, rounding.exp_slope, rounding.cascade, rounding.pairs)
 
     @property
@@ -184,10 +181,6 @@ class Kernel:
         """What an error of a logarithm of the sum becomes in log_softmax."""
         u = self.compute.unit_roundoff
         return (1 + self.storage.unit_roundoff) * (1 + u) * (1 + LOG * u)
-
-    def result(self, rounding: Rounding, dtype: str) -> Format:
-        """The format of what a path returns."""
-        return FORMATS[dtype if rounding.result == "logits" else rounding.result or self.storage.name]
 
 
 def gamma(steps: float, u: float) -> float:
@@ -457,7 +450,7 @@ def kl_bound(exact: Exact, rounding: Rounding, dtype: str, reduction: str = "non
         moved = 4 * lost * (logits.p * (1 + np.abs(logits.L))).sum(axis=1)
         return np.asarray(rounding.temperature**2 * (kl_bound(logits, plain, dtype, reduction) + moved))
     kernel = Kernel.of(rounding, dtype)
-    result = kernel.result(rounding, dtype)
+    result = rounding.formats(dtype)[2]
     rows, classes = exact.p.shape
     _add_moments(exact, [rounding], dtype)
     errors, size = _errors(exact, rounding, dtype)
@@ -479,7 +472,7 @@ def kl_bound(exact: Exact, rounding: Rounding, dtype: str, reduction: str = "non
 def difference_bound(exact: Exact, rounding: Rounding, dtype: str) -> NDArray[np.float64]:
     """The largest |sum of log(softmax(input)) - log_softmax(input)|, a row."""
     kernel = Kernel.of(rounding, dtype)
-    storage, compute, result = kernel.storage, kernel.compute, kernel.result(rounding, dtype)
+    storage, compute, result = rounding.formats(dtype)
     there = exact.q.log_p > -np.inf
     error = log_of_softmax_error(exact.q, kernel) + log_softmax_error(exact.q, kernel)
     each = np.where(there, error * (1 + storage.unit_roundoff), 0.0)

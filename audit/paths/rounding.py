@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+from audit.base.formats import FORMATS, Format
+
 
 @dataclass(frozen=True)
 class Rounding:
@@ -39,6 +41,15 @@ class Rounding:
     pairs: bool = False
     temperature: float = 1.0
     exp_slope: float = 3.0
+
+    def formats(self, dtype: str) -> tuple[Format, Format, Format]:
+        """Of what is stored, of what kernels compute in, and of the result, where logits are of a dtype."""
+        stored = dtype if self.storage in ("", "compute") else self.storage
+        halves = FORMATS[stored].precision < FORMATS["float32"].precision
+        compute = self.compute or ("float32" if halves else stored)
+        storage = compute if self.storage == "compute" else stored
+        result = dtype if self.result == "logits" else self.result or storage
+        return FORMATS[storage], FORMATS[compute], FORMATS[result]
 
 
 # What nearly every fused kernel keeps: float32 inside (float64 for float64), any order, a result in the logits' dtype.
