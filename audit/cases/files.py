@@ -262,13 +262,10 @@ def _notes(pair: Pair) -> list[str]:
 def _seems(rows: Rows, format: Format) -> str:
     """What rows given as logits look like: probs, log_probs, or "". A sum may be off by what rounding makes of it."""
     rows = rows[np.isfinite(rows).any(axis=1) & ~undefined(rows, "logits")]
-    if not len(rows) or rows.shape[1] < 2:
+    probs = bool((rows >= 0).all())
+    if not len(rows) or rows.shape[1] < 2 or not (probs or (rows <= 0).all()):
         return ""
-    if (rows >= 0).all():
-        slack = 2 * format.unit_roundoff + rows.shape[1] * format.smallest_subnormal + 1e-6
-        return "probs" if (np.abs(rows.sum(axis=1) - 1) <= slack).all() else ""
-    if (rows > 0).any():
-        return ""
-    p = np.exp(rows)
-    slack = 2 * format.unit_roundoff * (1 + (p * np.abs(np.maximum(rows, -1e30))).sum(axis=1)) + 1e-6
-    return "log_probs" if (np.abs(p.sum(axis=1) - 1) <= slack).all() else ""
+    p = rows if probs else np.exp(rows)
+    sizes = 1 if probs else 1 + (p * np.abs(np.maximum(rows, -1e30))).sum(axis=1)
+    slack = 2 * format.unit_roundoff * sizes + rows.shape[1] * format.smallest_subnormal + 1e-6
+    return ("probs" if probs else "log_probs") if (np.abs(p.sum(axis=1) - 1) <= slack).all() else ""
