@@ -67,25 +67,28 @@ def page(
     command = escape(str(environment.get("command", "")))
     sections["Environment"] = f"<p>This report again: <code>{command}</code></p>{_list(environment)}"
 
-    questions = "".join(f"<dt>{escape(q)}</dt><dd>{escape(said)}</dd>" for q, said in told.questions)
     limits = "".join(f"<li><strong>{escape(name)}</strong>, {escape(reason)}</li>" for name, reason in told.limits)
     if limits:
         limits = f"<h2>Known limits of torch</h2><p>Explained in {LIMITS}.</p><ul class='limits'>{limits}</ul>"
-    sign, word = ("good", "✓") if told.good else ("bad", "✗")
     links, bodies = "", ""
     for title, body in sections.items():
         if body:
             anchor = "section-" + re.sub(r"\W", "-", title.lower())
             links += f'<li><a href="#{anchor}">{escape(title)}</a></li>'
             bodies += f'<section><h2 id="{anchor}">{escape(title)}</h2>{body}</section>'
-    content = (
-        f'<header><h1 class="{sign}"><span aria-hidden="true">{word}</span> {escape(told.verdict)}</h1>'
-        f'<p class="ran">kl-audit · {escape(told.ran)}</p>'
-        f'<div class="first"><dl class="questions">{questions}</dl>{drawn.get(_BESIDE, "")}</div>{limits}'
-        f'<nav aria-label="Sections"><ul>{links}</ul></nav></header><main>{bodies}</main>'
-    )
+    holes = {
+        "verdict": escape(told.verdict),
+        "class": "good" if told.good else "bad",
+        "sign": "✓" if told.good else "✗",
+        "ran": escape(told.ran),
+        "questions": "".join(f"<dt>{escape(q)}</dt><dd>{escape(said)}</dd>" for q, said in told.questions),
+        "picture": drawn.get(_BESIDE, ""),
+        "limits": limits,
+        "links": links,
+        "sections": bodies,
+    }
     template = (files("audit.publish") / "page.html").read_text(encoding="utf-8")
-    return template.replace("{{title}}", escape(told.verdict)).replace("{{body}}", content)
+    return re.sub(r"{{(\w+)}}", lambda hole: holes[hole[1]], template)
 
 
 def _region(label: str, content: str, name: str = "") -> str:
