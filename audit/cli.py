@@ -19,7 +19,7 @@ import typer
 import typer.core
 
 from audit.base.kinds import TOKENS, failing
-from audit.base.supervision import Commands, Ended, complain, finished, supervise, unwritten
+from audit.base.supervision import Commands, Ended, asked_to_end, complain, finished, supervise, unwritten
 from audit.base.text import plain
 from audit.base.usage import UsageError
 
@@ -356,6 +356,16 @@ def diagnose(
     typer.echo(str(found))
 
 
+def _interrupted(number: int) -> int:
+    """The exit status, once it is said what is in place."""
+    # What a signal finds half imported cannot be imported here, and has made no report.
+    folder = sys.modules.get("audit.publish.folder")
+    new = folder.in_place() if folder else None
+    state = f"the new report is in place: {new}" if new else "the report in place, if any, is left as it was"
+    complain(f"interrupted; {state}")
+    return 128 + number
+
+
 def main() -> None:
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name) or open(os.devnull, "w")  # noqa: SIM115
@@ -369,16 +379,13 @@ def main() -> None:
         status = app(standalone_mode=False) or 0
         finished()
     except Ended as end:
-        # What an interrupt finds half imported cannot be imported here, and has made no report.
-        folder = sys.modules.get("audit.publish.folder")
-        new = folder.in_place() if folder else None
-        state = f"the new report is in place: {new}" if new else "the report in place, if any, is left as it was"
-        complain(f"interrupted; {state}")
-        status = 128 + end.number
+        status = _interrupted(end.number)
     except SystemExit:  # which click makes of a broken pipe
         status = 128 + SIGPIPE
     except Exception as error:
-        if message := getattr(error, "format_message", None):  # click's own, of what was typed
+        if number := asked_to_end():
+            status = _interrupted(number)
+        elif message := getattr(error, "format_message", None):  # click's own, of what was typed
             complain(message())
         elif isinstance(error, OSError):
             status = unwritten(error)

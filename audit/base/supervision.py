@@ -21,6 +21,7 @@ ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _SIZE = 1_000
 _page = mmap.mmap(-1, _SIZE)  # anonymous and shared: outlives whoever wrote into it
 _case = ""
+_asked = 0
 
 
 class Ended(BaseException):
@@ -99,7 +100,14 @@ def supervise() -> None:
             signal.signal(number, _end)
 
 
+def asked_to_end() -> int:
+    """The signal that asked this process to end, or 0: an import that it meets may raise another error for it."""
+    return _asked
+
+
 def _end(number: int, frame: FrameType | None) -> None:
+    global _asked
+    _asked = number
     for each in ENDING:  # Ctrl-C reaches both processes, so that the child may hear of it twice
         signal.signal(each, signal.SIG_IGN)
     raise Ended(number)
