@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import math
 from dataclasses import dataclass
+from importlib.resources import files
 
 import torch
 from torch import Tensor
@@ -45,36 +47,12 @@ class Diagnosis:
         return "\n".join(lines + ([f"instead: {self.call}"] if self.call else []))
 
 
-# verdict -> meaning
+# Of each verdict what is advised, one of _SIDES where `_call` makes it, and what it means.
 VERDICTS = {
-    "sound": "The loss is right.",
-    "identical": "Both sides are the same distribution, up to rounding: what the loss shows is rounding.",
-    "rounding": "A sound call, whose digits are lost by rounding.",
-    "mixed_dtypes": "The two sides have different dtypes, and kl_div rounds the target's terms in the target's.",
-    "padding": "Rows that are padding are counted: KLDivLoss has no mask.",
-    "impossible_class": "A class without target mass has a -inf: 0 * (-inf) is NaN in torch, and 0 in truth.",
-    "nan_in_data": "NaN went in, so NaN comes out.",
-    "infinite": "The target has mass where the input has none, so the divergence is infinite.",
-    "class_indices": "The target holds classes, not their probabilities: what is wanted is the cross entropy.",
-    "truncated": "Rows were cut to some of their classes (top-k): they are no distributions over all of them.",
-    "eps_in_log": "An eps was added, or a minimum set, inside the logarithm, which bounds log-probabilities below.",
-    "temperature": "A temperature is where it does not belong, or on one side alone.",
-    "raw_logits": "Both sides look like raw logits; kl_div takes log-probabilities and probabilities.",
-    "arguments_swapped": "input and target are swapped: the log-probabilities come first.",
-    "probs_as_input": "The input holds probabilities, not their logarithms: sum p (log p - q) is often negative.",
-    "logits_as_input": "The input holds raw logits; kl_div does not normalise them.",
-    "logits_as_target": "The target holds raw logits; kl_div takes probabilities.",
-    "log_probs_without_log_target": "The target holds log-probabilities, and log_target is False.",
-    "probs_with_log_target": "The target holds probabilities, and log_target is True.",
-    "different_dims": "The two sides are normalised along different dims.",
-    "wrong_dim": "Both sides are normalised along another dim than the one named.",
-    "unnormalised_target": "The target does not sum to 1: a mass of c adds c log c to c times the divergence.",
-    "unnormalised_input": "The input's exponentials do not sum to 1: as after a sigmoid, or with negative logits.",
-    "double_softmax": "The input looks like log_softmax of probabilities: softmax was applied twice.",
-    "cannot_tell": "The tensors fit no mistake known here, and are not what kl_div expects.",
+    row["verdict"]: row
+    for row in csv.DictReader((files("audit.explain") / "verdicts.csv").read_text(encoding="utf-8").splitlines())
 }
 _RIGHT = tuple(VERDICTS)[:6]  # the tensors are what kl_div takes
-_NO_CALL = ("sound", "nan_in_data", "infinite", "cannot_tell")
 _UNTOLD = ("nan_in_data", "different_dims", "double_softmax", "cannot_tell")
 # Where the divergence of the rows given does not show how near the two sides are.
 _DISTORTED = ("truncated", "eps_in_log", "temperature")
@@ -87,12 +65,14 @@ LOG_PROBS = ("input", "target.exp()", "input", "target")
 _SWAPPED = ("target", "input", "target", "input.double().log()")
 _NORMALISED = ("input", "target / target.sum({dim}, keepdim=True)", "input", "target.double().log()")
 _NORMALISED_LOG = ("input", "target.softmax({dim})", "input", "target")
-# verdict -> the same, with probabilities as target and with log_target; LOGITS for all others
-_SIDES = dict.fromkeys(_RIGHT, (PROBS, LOG_PROBS)) | {
-    "arguments_swapped": (_SWAPPED, _SWAPPED),
-    "log_probs_without_log_target": (LOG_PROBS, LOG_PROBS),
-    "probs_with_log_target": (PROBS, PROBS),
-    "unnormalised_target": (_NORMALISED, _NORMALISED_LOG),
+# advice -> the same, with probabilities as target and with log_target
+_SIDES = {
+    "logits": (LOGITS, LOGITS),
+    "given": (PROBS, LOG_PROBS),
+    "swapped": (_SWAPPED, _SWAPPED),
+    "probs": (PROBS, PROBS),
+    "log_probs": (LOG_PROBS, LOG_PROBS),
+    "normalised": (_NORMALISED, _NORMALISED_LOG),
 }
 
 
@@ -186,7 +166,7 @@ class _Call:
         others = each.movedim(self.dim, -1).reshape(len(self.keep), -1)[~self.keep]
         if verdict in _RIGHT and left_out and (self.divisor > 1 or float(others.sum()) != 0):
             verdict = "padding"
-            self.remarks += [VERDICTS["mixed_dtypes"]] if self.x.dtype != self.y.dtype else []
+            self.remarks += [VERDICTS["mixed_dtypes"]["meaning"]] if self.x.dtype != self.y.dtype else []
         elif verdict == "sound" and kl is not None and exact is not None:
             verdict = self._sound(value, exact, size, kl, agree, x, y)
         if verdict in _RIGHT and kl is not None and self.divisor != len(x.rows):
@@ -194,9 +174,10 @@ class _Call:
                 f'"{self.reduction}" divides the sum of {len(self.keep)} rows by {self.divisor}; the mean over '
                 f'{len(x.rows)} rows, {kl:.6g}, is what reduction="rowmean" of audit.kl_div_from_logits gives.'
             )
-        lost = kl == math.inf or (kl is None and verdict in _SIDES)
-        call = "" if verdict in _NO_CALL or lost else self._call(verdict, kl)
-        return Diagnosis(verdict, value, exact, kl, " ".join([VERDICTS[verdict], *self.remarks]), self.evidence, call)
+        advice, meaning = VERDICTS[verdict]["advice"], VERDICTS[verdict]["meaning"]
+        lost = kl == math.inf or (kl is None and advice != "logits")
+        call = self._call(verdict, kl) if advice and not lost else ""
+        return Diagnosis(verdict, value, exact, kl, " ".join([meaning, *self.remarks]), self.evidence, call)
 
     def of_classes(self, indices: Tensor) -> Diagnosis:
         """Where the target names a class a row, or is one-hot in integers."""
@@ -216,7 +197,7 @@ class _Call:
         wide = ".float()" if self.x.dtype in (torch.float16, torch.bfloat16) else ""
         logits = f"input_logits.movedim({self.dim}, -1){kept}.reshape(-1, {x.classes}){wide}"
         call = f"F.cross_entropy({logits}, {given}{kept}.reshape(-1))"
-        return Diagnosis("class_indices", value, None, kl, VERDICTS["class_indices"], evidence, call)
+        return Diagnosis("class_indices", value, None, kl, VERDICTS["class_indices"]["meaning"], evidence, call)
 
     def _leave_out_padding(self) -> None:
         if left_out := int((~self.keep).sum()):
@@ -308,7 +289,7 @@ class _Call:
                 self.evidence, kept = f"{infinite} such classes", int((~gone).sum(-1).max())
                 if kept * 2 > x.classes:
                     return "infinite"
-                self.remarks.append(VERDICTS["infinite"])
+                self.remarks.append(VERDICTS["infinite"]["meaning"])
                 self.evidence += f"; {kept} classes of {x.classes} at most are left in a row of the input"
                 return "truncated"
             self.evidence = f"{int((gone | ~mass if y.log else gone).sum())} classes have a -inf and no target"
@@ -383,7 +364,7 @@ class _Call:
 
     def _call(self, verdict: str, kl: float | None) -> str:
         """torch's own call where that is accurate; the remedy elsewhere, and where rows are left out."""
-        sides = _SIDES.get(verdict, (LOGITS, LOGITS))[self.log_target]
+        sides = _SIDES[VERDICTS[verdict]["advice"]][self.log_target]
         wide = self.x.dtype == self.y.dtype in (torch.float32, torch.float64)
         finite = self.x.isfinite().all() and (sides is not LOG_PROBS or self.y.isfinite().all())
         far = (kl is None or kl > 1e-3) and verdict not in _DISTORTED
