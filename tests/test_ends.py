@@ -90,6 +90,25 @@ def test_no_process_outlives_a_run(tmp_path: Path, number: int, status: int) -> 
     assert not (tmp_path / "reports" / ".partial").exists() or number == signal.SIGKILL
 
 
+def test_an_error_that_an_import_makes_of_a_signal_ends_as_the_signal_does(tmp_path: Path) -> None:
+    code = """
+import os, signal, sys
+import audit.cli as cli
+def imports(context):
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        signal.sigtimedwait([], 1)
+    except BaseException:
+        raise AttributeError("partially initialized module") from None
+cli._refuse_idle = imports
+sys.argv = ["kl-audit", "run"]
+cli.main()
+"""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    answer = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert (answer.returncode, answer.stderr.strip()) == (143, WORDS)
+
+
 @pytest.mark.slow
 def test_twenty_kills_at_random_moments_leave_a_whole_report_and_no_process(tmp_path: Path) -> None:
     chance = random.Random(17)
