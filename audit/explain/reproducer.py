@@ -21,7 +21,7 @@ from torch import Tensor
 from audit.base.formats import FORMATS
 from audit.base.kinds import LOSSY
 from audit.base.usage import UsageError
-from audit.judge.bounds import Exact, bound, keeps
+from audit.judge.bounds import Exact, bounds, keeps
 from audit.judge.errors import exact_error, result_class
 from audit.judge.gradients import Gradient, Truth
 from audit.judge.references import reduced
@@ -146,7 +146,7 @@ def _shows(path: Path, input: Tensor, target: Tensor, device: str, symptom: str)
         return False
     reference = reduced(references, path.reduction, input.shape[1])
     exact = Exact.of(*numbers, path.target_kind)
-    allowed = bound(path.promise, exact, str(input.dtype).removeprefix("torch."))
+    allowed, _ = bounds([path.promise], exact, str(input.dtype).removeprefix("torch."))[path.promise]
     error = exact_error(computed, reference, result.dtype)
     threshold, infinite = FORMATS[result.dtype].overflow_threshold, reference in ("inf", "-inf")
     judged = (computed, float(reference), error, allowed, np.nan, threshold, infinite)

@@ -16,7 +16,6 @@ from audit.base.usage import choose
 from audit.cases.worst import Record
 from audit.judge.bounds import Exact, bounds
 from audit.judge.errors import exact_error
-from audit.judge.limits import scale
 from audit.machine.plan import MAIN
 from audit.paths import Path, registered
 from audit.reference.exact import certified_rows
@@ -124,7 +123,7 @@ def measured(path: Path, dtype: str, input: Floats, target: Floats) -> Record:
     with torch.no_grad():
         result = path.function(*(torch.from_numpy(side).to(getattr(torch, dtype)) for side in (input, target))).item()
     exact = Exact.of(input, target, "logits")
-    unit = FORMATS[dtype].unit_roundoff * float(scale(exact)[0])
+    unit = FORMATS[dtype].unit_roundoff * float(exact.scale[0])
     error = exact_error(result, certified_rows(input, target, "logits")[0].value, dtype) / unit
     bound = float(bounds([path.promise], exact, dtype)[path.promise][0][0]) / unit
     versions = f"torch {torch.__version__} {torch.backends.cpu.get_cpu_capability()} {platform.machine()}"

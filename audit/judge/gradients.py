@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 
 import numpy as np
 import torch
@@ -13,20 +13,9 @@ from torch import Tensor
 
 from audit.base.formats import FORMATS
 from audit.base.workers import Submit, later
-from audit.judge.bounds import (
-    EXP,
-    OVERFLOWS,
-    Exact,
-    Kernel,
-    Rows,
-    gamma,
-    input_error,
-    log_of_softmax_error,
-    log_softmax_error,
-    softmax_error,
-    steps,
-)
+from audit.judge.bounds import OVERFLOWS, Exact
 from audit.judge.references import divisor
+from audit.judge.softmax import EXP, Kernel, Rounded, Rows, Softmax, log_sum_error, normaliser_growth
 from audit.machine.devices import here
 from audit.machine.guard import guarded
 from audit.machine.measure import TORCH
@@ -62,39 +51,48 @@ class Gradient:
 
 
 @OVERFLOWS
-def gradient_bounds(exact: Exact, rounding: Rounding, dtype: str) -> tuple[Rows, Rows]:
+def gradient_bounds(
+    exact: Exact, rounding: Rounding, dtype: str, rounded: Callable[[Softmax, Kernel], Rounded] = Rounded
+) -> tuple[Rows, Rows]:
     """The largest errors of autograd's gradients of a row's divergence, by input and by target logits.
 
     `exact` is of an input of logits. The gradients are q sum p - p and p (L - KL), each element's bound is its own. A
     target that is given as probabilities is rounded to the storage format at most, and has no second bound (NaN).
+    `rounded` may know what other roundings have in common with this.
     """
     if (degree := rounding.temperature) != 1:
         tempered = gradient_bounds(exact.tempered(degree), replace(rounding, temperature=1.0), dtype)
         return degree * tempered[0], degree * tempered[1]
-    kernel = Kernel.of(rounding, dtype)
-    storage, compute = kernel.storage, kernel.compute
+    storage, compute, _ = rounding.formats(dtype)
     us, uc, lost = storage.unit_roundoff, compute.unit_roundoff, storage.smallest_subnormal
-    p, q, classes = exact.p, exact.q.p, exact.p.shape[1]
-    growth = gamma(steps(classes, kernel), uc)
+    p, q, classes = exact.target.p, exact.input.p, exact.L.shape[1]
+    growth = normaliser_growth(classes, rounding, compute)
+    rounded_q, rounded_p = (rounded(side, Kernel.of(rounding, dtype)) for side in (exact.input, exact.target))
+    rho_q, rho_p = (log_sum_error(side, rounding, dtype) for side in (exact.input, exact.target))
 
     # A class that is ruled out has nothing to round.
-    there = np.isfinite(exact.log_p) & np.isfinite(exact.q.log_p)
-    log_p, log_q = (np.where(np.isfinite(log), np.abs(log), 0.0) for log in (exact.log_p, exact.q.log_p))
-    D = np.where(np.isfinite(exact.q.log_p), input_error(exact.q, rounding.input, kernel), 0.0)
-    eq = np.expm1(np.minimum(D, 1.0)) + (EXP + rounding.exp_slope * log_q) * uc
-    rq, tiny_q = softmax_error(exact.q, kernel)
-    eq = {"softmax": rq, "log_softmax": eq}.get(rounding.input, np.maximum(eq, rq))
+    p_there, q_there = np.isfinite(exact.target.log_p), np.isfinite(exact.input.log_p)
+    log_p = np.where(p_there, np.abs(exact.target.log_p), 0.0)
+    log_q = np.where(q_there, np.abs(exact.input.log_p), 0.0)
+    D = rounded_q.logarithms_but_sum(rounding.input, rho_q) + rounded_q.sum_in_logarithms(rounding.input, rho_q)
+    D = np.where(q_there, D, 0.0)
+    eq, tiny_q = rounded_q.softmax(rho_q)
+    if rounding.input != "softmax":
+        exponential = np.expm1(np.minimum(D, 1.0)) + (EXP + rounding.exp_slope * log_q) * uc
+        eq = exponential if rounding.input == "log_softmax" else np.maximum(eq, exponential)
     qe = q * eq + tiny_q
 
-    if exact.softmax is None:
+    given = exact.target.kind != "logits"
+    if given:
         r, tiny = np.full_like(p, us), np.full_like(p, lost)
     else:
-        r, tiny = softmax_error(exact.softmax, kernel)
-        Dp = log_softmax_error(exact.softmax, kernel)
-        log_error = log_of_softmax_error(exact.softmax, kernel) if rounding.target == "softmax" else Dp
-        if rounding.target != "softmax":
+        r, tiny = rounded_p.softmax(rho_p)
+        if rounding.target == "softmax":
+            log_error = rounded_p.log_of_softmax(rho_p)
+        else:
+            log_error = rounded_p.log_softmax(rho_p)
             exponential = (EXP + 1 + rounding.exp_slope * log_p) * uc + us
-            r = np.maximum(r, np.expm1(np.minimum(Dp, 1.0)) + exponential)
+            r = np.maximum(r, np.expm1(np.minimum(log_error, 1.0)) + exponential)
     pe = p * r + tiny
     P = p + pe
 
@@ -109,19 +107,19 @@ def gradient_bounds(exact: Exact, rounding: Rounding, dtype: str) -> tuple[Rows,
         return np.asarray(error * (1 + u) + (u + 2.0**-50) * size + 3 * (smallest + lost))
 
     # By input: -p^ + exp(l^) sum p^.
-    if exact.softmax is None:
+    if given:
         q, qe = q * total(p), qe * total(p)
     mass = total(pe) + (growth + 2 * uc + us) * total(P) + classes * lost
     if rounding.masses:
         mass = mass + total(qe) + growth * total(q + qe)
     by_input = pe + qe + (q + qe) * mass + (3 * uc + 2 * us) * (P + q + qe)
     by_input = widened(by_input, np.abs(q - p))
-    if exact.softmax is None:
+    if given:
         return by_input, np.full_like(p, np.nan)
 
     # By target: p^ (g - sum p^ g), with g = log p^ + 1 - l^.
-    log_error = np.where(np.isfinite(exact.log_p), log_error, 0.0)
-    L = np.where(there, exact.L, 0.0)
+    log_error = np.where(p_there, log_error, 0.0)
+    L = np.where(p_there & q_there, exact.L, 0.0)
     kl = total(p * L)
     size = log_p + log_q + 1
     slope, mean = (size, total(p * size)) if rounding.separate else (np.abs(L + 1), np.abs(kl + 1))
@@ -173,7 +171,7 @@ class Truth:
         self.dtype = str(input.dtype).removeprefix("torch.")
         self._exact = {1.0: submit(exact_gradients, *self.numbers, target_kind)}
         exact = Exact.of(*self.numbers, target_kind)
-        self.bounds = cache(lambda rounding: gradient_bounds(exact, rounding, self.dtype))
+        self.bounds = cache(partial(gradient_bounds, exact, dtype=self.dtype, rounded=cache(Rounded)))
 
     def exact(self, degree: float) -> tuple[Rows, Rows]:
         """The gradients at a temperature, of the tempered logits."""

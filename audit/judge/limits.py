@@ -8,11 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from audit.base.formats import FORMATS
 from audit.base.kinds import TOKENS
 from audit.base.workers import Later, Submit, later
 from audit.cases import Problem, Rows
-from audit.judge.bounds import OVERFLOWS, Both, Exact, bounds
+from audit.judge.bounds import Both, Exact, bounds
 from audit.judge.tokens import token_bound
 from audit.paths import Path
 from audit.paths.rounding import Promise
@@ -21,7 +20,7 @@ from audit.reference.values import undefined
 
 @dataclass(frozen=True)
 class Limits:
-    """Of each row: its scale, its rest (see `scale` and `rest`), and by what a path promises, its bound and attainable.
+    """Of each row: its scale, its rest (see `Exact`), and by what a path promises, its bound and attainable.
 
     A path that reduces has one bound in all.
     """
@@ -48,27 +47,8 @@ def _limits(
     lost = undefined(input, input_kind) | undefined(target, target_kind)
     if lost.any():  # the reference is NaN, and a NaN passes whatever the bound
         found = {promise: (_lifted(own, lost), _lifted(paired, lost)) for promise, (own, paired) in found.items()}
-    return Limits(scale(exact), rest(exact, dtype), found)
+    return Limits(exact.scale, exact.rest(dtype), found)
 
 
 def _lifted(bound: Rows, lost: NDArray[np.bool_]) -> Rows:
     return np.where(lost if len(bound) == len(lost) else lost.any(), np.inf, bound)
-
-
-@OVERFLOWS
-def scale(exact: Exact) -> NDArray[np.float64]:
-    """1 + sum p (|log p| + |log q|) a row: what rounding errors of a sound computation are proportional to.
-
-    In binary64, which is ample for a scale; infinite where q = 0 under p > 0.
-    """
-    terms = exact.p * (np.abs(exact.log_p) + np.abs(exact.q.log_p))
-    return np.asarray(1 + np.where(exact.p > 0, terms, 0.0).sum(axis=1))
-
-
-@OVERFLOWS
-def rest(exact: Exact, dtype: str) -> NDArray[np.float64]:
-    """Of rows where p > 0 stands over q = 0: the sum of the other terms, or NaN where such a p is no underflow."""
-    unmatched = (exact.p > 0) & (exact.q.log_p == -np.inf)
-    vanishing = exact.p <= FORMATS[dtype].smallest_subnormal / 2
-    terms = (exact.p * exact.L * exact.there).sum(axis=1)
-    return np.where((unmatched <= vanishing).all(axis=1), terms, np.nan)

@@ -22,7 +22,6 @@ from torch import Tensor
 from torch.linalg import vecdot
 
 from audit.base.formats import FORMATS
-from audit.judge.bounds import Kernel
 from audit.paths.rounding import Promise
 
 Rows = NDArray[np.float64]
@@ -155,9 +154,7 @@ def least_bound(promise: Promise, enclosed: Enclosure, dtype: str) -> Rows:
     rounding = promise.rounding
     if promise.kind != "kl":
         return np.full(len(enclosed.kl), np.nan)
-    kernel = Kernel.of(rounding, dtype)
-    compute, storage = kernel.compute.unit_roundoff, kernel.storage.unit_roundoff
-    result = FORMATS[rounding.result or kernel.storage.name].unit_roundoff
+    storage, compute, result = (format.unit_roundoff for format in rounding.formats(dtype))
     kl = np.maximum(enclosed.kl - enclosed.radius, 0.0)
     entropy = enclosed.entropy
     cross = entropy + kl  # sum p |log q|

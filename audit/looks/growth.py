@@ -15,7 +15,6 @@ from audit.base.workers import Later, Submit, later
 from audit.cases import Rows, logarithm, normal, uniform
 from audit.judge.bounds import Exact
 from audit.judge.errors import exact_error
-from audit.judge.limits import scale
 from audit.looks import Look, Run, together
 from audit.machine.devices import lasting
 from audit.machine.measure import measure
@@ -68,7 +67,7 @@ def begin_rows(dtypes: Sequence[str], submit: Submit = later) -> list[Led]:
 
 
 def _exact(input: Rows, target: Rows) -> tuple[str, float]:
-    return row_references(input, target, "logits")[0], float(scale(Exact.of(input, target, "logits"))[0])
+    return row_references(input, target, "logits")[0], float(Exact.of(input, target, "logits").scale[0])
 
 
 def measure_growth(begun: Sequence[Led], paths: Sequence[Path], device: str) -> pd.DataFrame:

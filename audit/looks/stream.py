@@ -222,9 +222,8 @@ def _reverse(problem: Problem, enclosed: Enclosure) -> Rows:
     if len(rows):
         input, target = (t[rows].double().numpy() for t in (problem.input, problem.target))
         turned = Exact.of(target, input, input_kind, target_kind)
-        values = np.where(turned.there, turned.p * turned.L, 0.0).sum(axis=1)
         lost = undefined(input, input_kind) | undefined(target, target_kind)
-        values = np.where(((turned.p > 0) & ~turned.there).any(axis=1), np.inf, values)
+        values = np.where(((turned.target.p > 0) & ~turned.there).any(axis=1), np.inf, turned.kl)
         enclosed.reverse[rows] = np.where(lost, np.nan, values)
     return enclosed.reverse
 

@@ -25,7 +25,6 @@ from audit.base.formats import FORMATS
 from audit.cases import normal
 from audit.judge.bounds import Exact
 from audit.judge.errors import error_columns
-from audit.judge.limits import scale
 from audit.machine.devices import select, synchronize
 from audit.paths import Path, registered
 from audit.reference.exact import row_references
@@ -111,7 +110,7 @@ def problem(rows: int, classes: int, dtype: str) -> Problem:
         input,
         target,
         row_references(*numbers, "logits"),
-        scale(Exact.of(*numbers, "logits")),
+        Exact.of(*numbers, "logits").scale,
         gradient,
         2 * p + gradient,
     )
