@@ -18,11 +18,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from audit.base.formats import FORMATS
 from audit.base.kinds import LOSSY
 from audit.base.usage import UsageError
-from audit.judge.bounds import Exact, bounds, keeps
-from audit.judge.errors import exact_error, result_class
+from audit.judge.bounds import Exact, bounds
+from audit.judge.errors import exact_error, result_class, within_bound
 from audit.judge.gradients import Gradient, Truth
 from audit.judge.references import reduced
 from audit.machine.devices import lost
@@ -148,9 +147,9 @@ def _shows(path: Path, input: Tensor, target: Tensor, device: str, symptom: str)
     exact = Exact.of(*numbers, path.target_kind)
     allowed, _ = bounds([path.promise], exact, str(input.dtype).removeprefix("torch."))[path.promise]
     error = exact_error(computed, reference, result.dtype)
-    threshold, infinite = FORMATS[result.dtype].overflow_threshold, reference in ("inf", "-inf")
-    judged = (computed, float(reference), error, allowed, np.nan, threshold, infinite)
-    return not (np.isnan(allowed).all() or keeps(*map(np.asarray, judged)).all())
+    row = {"computed": computed, "reference": reference, "abs_error": error, "bound": allowed, "rest": np.nan}
+    table = pd.DataFrame(row | {"result_dtype": result.dtype, "result_class": given})
+    return not within_bound(table).all()
 
 
 def _gradients(path: Path, input: Tensor, target: Tensor, device: str) -> list[Gradient]:

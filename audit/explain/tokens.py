@@ -13,7 +13,7 @@ from torch import Tensor
 from audit.base.formats import FORMATS
 from audit.base.kinds import TOKENS
 from audit.base.usage import UsageError
-from audit.judge.tokens import token_bound
+from audit.judge.limits import token_bound
 from audit.paths import registered
 from audit.reference.quantities import quantity_references
 

@@ -293,20 +293,3 @@ def bounds(promises: Sequence[Promise], exact: Exact, dtype: str) -> dict[Promis
                 own = in_pairs = np.full(len(numbers.L) if promise.reduction == "none" else 1, np.nan)
             found[promise] = own, np.minimum(own, in_pairs)
     return found
-
-
-def keeps(
-    computed: Rows, reference: Rows, error: Rows, bound: Rows, rest: Rows, threshold: Rows, infinite: NDArray[np.bool_]
-) -> NDArray[np.bool_]:
-    """Whether results keep their bounds, of arrays of one shape.
-
-    `error` is |computed - reference|, `infinite` says where the reference is an infinity and no number too large for
-    binary64, `rest` is the finite sum that is as good as one (NaN where there is none), and from `threshold` on a
-    result overflows.
-    """
-    with np.errstate(invalid="ignore"):
-        overflow = (np.abs(reference) + bound >= threshold) & (np.sign(computed) == np.sign(reference))
-        finite = np.where(infinite, np.abs(computed - rest), error) <= bound
-    unbounded = np.where(infinite, computed == reference, overflow)
-    kept = np.select([np.isnan(computed), np.isinf(computed)], [np.isnan(reference), unbounded], finite)
-    return np.asarray(kept, np.bool_)

@@ -70,6 +70,26 @@ def result_class(computed: NDArray[np.float64]) -> NDArray[np.str_]:
     return np.select(special, ["not_a_number", "plus_infinity", "minus_infinity"], "finite")
 
 
+def within_bound(table: pd.DataFrame) -> pd.Series:
+    """Whether each result keeps its bound; NA where it has none or nothing was computed.
+
+    Taken are `computed`, `reference`, `abs_error`, `bound`, `result_dtype`, `result_class`, and `rest`: the finite sum
+    that is as good as an infinity, where there is one.
+    """
+    computed, bound, rest = (table[name].to_numpy(np.float64) for name in ("computed", "bound", "rest"))
+    # Decimal text beyond binary64's range is an infinity here, as it is in every result_dtype.
+    reference = table["reference"].map(float).to_numpy(np.float64)
+    infinite = table["reference"].isin(["inf", "-inf"]).to_numpy(bool)
+    threshold = table["result_dtype"].map({f.name: f.overflow_threshold for f in FORMATS.values()})
+    with np.errstate(invalid="ignore"):
+        overflow = (np.abs(reference) + bound >= threshold) & (np.sign(computed) == np.sign(reference))
+        finite = np.where(infinite, np.abs(computed - rest), table["abs_error"]) <= bound
+    unbounded = np.where(infinite, computed == reference, overflow)
+    kept = np.select([np.isnan(computed), np.isinf(computed)], [np.isnan(reference), unbounded], finite)
+    judged = ~np.isnan(bound) & (table["result_class"] != "not_computed").to_numpy(bool)
+    return pd.Series(kept, table.index, dtype="boolean").where(judged)
+
+
 def exact_error(computed: float, reference: str, dtype: str) -> float:
     """|computed - reference|, rounded once; NaN where either is not finite."""
     return _exact_errors(computed, reference, dtype)[1]

@@ -11,14 +11,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from audit.base.formats import FORMATS
 from audit.base.supervision import on_case
 from audit.base.text import describe
 from audit.base.workers import Later
 from audit.cases import Problem, Rows
 from audit.causes.matching import Given, Results, name_causes
-from audit.judge.bounds import keeps
-from audit.judge.errors import error_columns
+from audit.judge.errors import error_columns, within_bound
 from audit.judge.findings import symptoms
 from audit.judge.references import References, divisor, published, reduced
 from audit.looks import Look, Run, Trial
@@ -155,22 +153,6 @@ def _columns(trial: Trial, measured: Measured) -> Mapping[str, Sequence[object] 
         "attainable": attainable,
         "rest": limits.rest if each else [np.nan],
     }
-
-
-def within_bound(table: pd.DataFrame) -> pd.Series:
-    """Whether each result keeps its bound; NA where it has none or nothing was computed.
-
-    Taken are `computed`, `reference`, `abs_error`, `bound`, `result_dtype`, `result_class`, and `rest`, see `keeps`.
-    """
-    computed, bound = table["computed"].to_numpy(np.float64), table["bound"].to_numpy(np.float64)
-    # Decimal text beyond binary64's range is an infinity here, as it is in every result_dtype.
-    reference = table["reference"].map(float).to_numpy(np.float64)
-    thresholds = table["result_dtype"].map({f.name: f.overflow_threshold for f in FORMATS.values()})
-    infinite = table["reference"].isin(["inf", "-inf"]).to_numpy(bool)
-    error, rest, threshold = (np.asarray(c, np.float64) for c in (table["abs_error"], table["rest"], thresholds))
-    kept = keeps(computed, reference, error, bound, rest, threshold, infinite)
-    judged = ~np.isnan(bound) & (table["result_class"] != "not_computed").to_numpy(bool)
-    return pd.Series(kept, table.index, dtype="boolean").where(judged)
 
 
 def _difference(exact: str, before: str) -> float:

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from audit.base.formats import FORMATS
+from audit.judge.errors import within_bound
 from audit.judge.findings import find
 from audit.looks import errors as errors_look
 from audit.looks import gradients
-from audit.looks.errors import within_bound
 from audit.machine.plan import plan
 from audit.pipeline import loop
 from audit.pipeline.loop import Audit, execute

@@ -17,9 +17,8 @@ from audit.base.formats import FORMATS
 from audit.cases import build
 from audit.cases import registered as registered_cases
 from audit.judge.bounds import Exact, bounds
-from audit.judge.errors import error_columns
+from audit.judge.errors import error_columns, within_bound
 from audit.judge.references import reduced
-from audit.looks.errors import within_bound
 from audit.paths import Path, registered
 from audit.paths.rounding import Promise, Rounding, torch_rounding
 from audit.reference.exact import row_references

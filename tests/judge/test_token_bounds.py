@@ -12,7 +12,7 @@ import torch
 
 from audit.base.formats import FORMATS
 from audit.base.kinds import TOKENS
-from audit.judge.tokens import token_bound
+from audit.judge.limits import token_bound
 from audit.paths import registered
 from audit.reference.quantities import quantity_references
 
