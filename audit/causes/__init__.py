@@ -1,5 +1,5 @@
-"""Known defects, by name (`CAUSES`): what torch's kernels do, in their own arithmetic (docs/torch.md has the scripts),
-and what kernels of one's own do, in binary64 but for the one operation that is at fault.
+"""Known defects, by name (`CAUSES`; causes.csv says what each is): what torch's kernels do, in their own arithmetic
+(docs/torch.md has the scripts), and what kernels of one's own do, in binary64 but for the one operation at fault.
 
 A cause takes `Rows` and returns the terms of its sum, rows x classes, or several sets of them that are summed apart.
 In binary64 they say what the defect means; where it is a rounding they are tensors of the path's own formats.
@@ -7,9 +7,11 @@ In binary64 they say what the defect means; where it is a rounding they are tens
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from importlib.resources import files
 from math import log
 from typing import Any
 
@@ -105,10 +107,7 @@ class Cause:
 
 
 def flushed_probability(of: str, rows: Rows) -> Terms:
-    """softmax rounds a small probability to 0, whose logarithm is -inf: infinity, or NaN for 0 * (-inf)
-
-    rel_entr and Categorical mask where the target's is 0; the latter's logits had a log-sum-exp subtracted before.
-    """
+    """rel_entr and Categorical mask where the target's is 0; from the latter's logits a log-sum-exp was subtracted."""
     input, target = rows.input, rows.target
     if of == "categorical":
         input, target = (t - logsumexp(t, -1, keepdim=True) for t in (input, target))
@@ -119,16 +118,12 @@ def flushed_probability(of: str, rows: Rows) -> Terms:
 
 
 def zero_times_infinity(rows: Rows) -> Terms:
-    """A class that has no probability on either side gives 0 * (-inf), which is NaN; the limit is 0"""
     log_q = rows.stored(rows.shifted(rows.input).log_softmax(-1))
     return rows.terms.masked_fill((rows.probabilities() == 0) & (log_q == -torch.inf), torch.nan)
 
 
 def half_rounded_sum(rows: Rows) -> Terms:
-    """log_softmax rounds its sum of exponentials, and that sum's logarithm, to the logits' half format
-
-    So does torch's CPU kernel over the last dimension. Above 65,504 the sum overflows in float16.
-    """
+    """As torch's CPU kernel does over the last dimension. Above 65,504 the sum overflows in float16."""
 
     def log_softmax(t: Tensor) -> Tensor:
         a = rows.shifted(t)
@@ -139,10 +134,7 @@ def half_rounded_sum(rows: Rows) -> Terms:
 
 
 def stagnating_sum(lanes: int, rows: Rows) -> Terms:
-    """Exponentials are added one by one in a few lanes, where those that come after a leading 1 are lost
-
-    torch's CPU kernels have the lanes of a vector register over the last dimension, and one over any other.
-    """
+    """torch's CPU kernels have the lanes of a vector register over the last dimension, and one over any other."""
 
     def total(a: Tensor) -> Tensor:
         e = F.pad(a.exp(), (0, -a.shape[-1] % lanes)).reshape(len(a), -1, lanes)
@@ -155,7 +147,6 @@ def stagnating_sum(lanes: int, rows: Rows) -> Terms:
 
 
 def unshifted_log_sum_exp(rows: Rows) -> Terms:
-    """Log-probabilities are logits less a log-sum-exp that is rounded with the logits' offset in it"""
     log_p, log_q = (t - logsumexp(t, -1, keepdim=True) for t in (rows.target, rows.input))
     return log_p.softmax(-1) * (log_p - log_q)
 
@@ -163,10 +154,6 @@ def unshifted_log_sum_exp(rows: Rows) -> Terms:
 def _whole_blocks(t: Tensor, block: int) -> Tensor:
     """The classes in whole blocks, at least one class."""
     return t[:, : max(1, t.shape[-1] // block * block)]
-
-
-def _tempered(r: Rows, degree: float) -> Tensor:
-    return kl_terms((r.y / degree).log_softmax(-1), (r.x / degree).log_softmax(-1))
 
 
 def _shortened(values: Tensor, bits: int) -> Tensor:
@@ -204,142 +191,69 @@ def _unshifted(r: Rows) -> Tensor:
     return kl_terms(log_p.double(), log_q.double())
 
 
-def _of_torch(function: Callable[..., Terms], paths: tuple[str, ...], values: tuple[object, ...] = ()) -> Cause:
-    return Cause(function.__name__, (function.__doc__ or "").partition("\n")[0], function, values, paths, emulated=True)
-
-
-# Name, what it is, the terms, and the values that their parameter may have.
-CAUSES = [
-    _of_torch(flushed_probability, _STORED, ("kl_div", "rel_entr", "categorical")),
-    _of_torch(zero_times_infinity, (*_FORMS, *_CASTS)),
-    _of_torch(half_rounded_sum, _FORMS),
-    _of_torch(stagnating_sum, (*_FORMS, "first_dim", "softmax_log"), (1, 4, 8, 16)),
-    _of_torch(unshifted_log_sum_exp, ("categorical",)),
-    Cause("swapped_sides", "input and target swapped: the reverse divergence", lambda r: kl_terms(r.log_q, r.log_p)),
-    Cause(
-        "symmetrised",
-        "both directions added, or their mean",
-        lambda v, r: v * (r.terms + kl_terms(r.log_q, r.log_p)),
-        (1.0, 0.5),
-    ),
-    Cause("mean_over_classes", "the mean over the classes for their sum", lambda r: r.terms / r.x.shape[-1]),
-    Cause("in_bits", "logarithms to base 2: bits for nats", lambda r: r.terms / log(2)),
-    Cause("wrong_temperature", "a temperature forgotten, or applied twice", lambda v, r: _tempered(r, v), _DEGREES),
-    Cause(
-        "wrong_temperature_squared",
-        "the same, with its square as a factor",
-        lambda v, r: v**2 * _tempered(r, v),
-        _DEGREES,
-    ),
-    Cause(
-        "tail_left_out", "classes after the last whole block left out", lambda v, r: _whole_blocks(r.terms, v), _BLOCKS
-    ),
-    Cause(
-        "tail_left_out_of_normaliser",
-        "classes after the last whole block left out of the input's normaliser",
-        lambda v, r: kl_terms(r.log_p, r.x - logsumexp(_whole_blocks(r.x, v), -1, keepdim=True)),
+# The formula, the values that its parameter may have, and the paths.
+_OF_TORCH: dict[str, tuple[Callable[..., Terms], tuple[Any, ...], tuple[str, ...]]] = {
+    "flushed_probability": (flushed_probability, ("kl_div", "rel_entr", "categorical"), _STORED),
+    "zero_times_infinity": (zero_times_infinity, (), (*_FORMS, *_CASTS)),
+    "half_rounded_sum": (half_rounded_sum, (), _FORMS),
+    "stagnating_sum": (stagnating_sum, (1, 4, 8, 16), (*_FORMS, "first_dim", "softmax_log")),
+    "unshifted_log_sum_exp": (unshifted_log_sum_exp, (), ("categorical",)),
+}
+_OF_ROWS: dict[str, Callable[[Rows], Terms]] = {
+    "swapped_sides": lambda r: kl_terms(r.log_q, r.log_p),
+    "mean_over_classes": lambda r: r.terms / r.x.shape[-1],
+    "in_bits": lambda r: r.terms / log(2),
+    "last_class_left_out": lambda r: r.terms[:, :-1],
+    "first_class_left_out": lambda r: r.terms[:, 1:],
+    "last_class_twice": lambda r: torch.cat([r.terms, r.terms[:, -1:]], -1),
+    "first_row": lambda r: r.terms[:1].expand_as(r.terms),
+    "nan_at_zero_probability": lambda r: r.terms.masked_fill(r.shifted(r.target).softmax(-1) == 0, torch.nan),
+    "unshifted_exponentials": _unshifted,
+    "unnormalised_target": lambda r: kl_terms(_shifted(r.y), r.log_q),
+    "entropy_left_out": lambda r: torch.where(r.p > 0, -r.p * r.log_q, 0.0),
+    "negative_terms_dropped": lambda r: r.terms.clamp(min=0),
+    "absolute_terms": lambda r: r.terms.abs(),
+    "always_zero": lambda r: torch.zeros_like(r.terms),
+}
+_OF_VALUES: dict[str, tuple[tuple[Any, ...], Callable[[Any, Rows], Terms]]] = {
+    "symmetrised": ((1.0, 0.5), lambda v, r: v * (r.terms + kl_terms(r.log_q, r.log_p))),
+    "wrong_temperature": (_DEGREES, lambda v, r: _of_logits(lambda t: t / v, r)),
+    "wrong_temperature_squared": (_DEGREES, lambda v, r: v**2 * _of_logits(lambda t: t / v, r)),
+    "tail_left_out": (_BLOCKS, lambda v, r: _whole_blocks(r.terms, v)),
+    "tail_left_out_of_normaliser": (
         _BLOCKS,
+        lambda v, r: kl_terms(r.log_p, r.x - logsumexp(_whole_blocks(r.x, v), -1, keepdim=True)),
     ),
-    Cause("last_class_left_out", "the last class left out", lambda r: r.terms[:, :-1]),
-    Cause("first_class_left_out", "the first class left out, as by an ignore_index of 0", lambda r: r.terms[:, 1:]),
-    Cause("last_class_twice", "the last class counted twice", lambda r: torch.cat([r.terms, r.terms[:, -1:]], -1)),
-    Cause("another_row", "the result of the row before, or after", lambda v, r: r.terms.roll(v, 0), (1, -1)),
-    Cause("first_row", "every row has the first one's result", lambda r: r.terms[:1].expand_as(r.terms)),
-    Cause(
-        "eps_in_log",
-        "log(p + eps) on both sides",
-        lambda v, r: _of_logarithms(r, (r.p + v).log(), (r.q + v).log()),
-        _SMALL,
-    ),
-    Cause("eps_in_log_of_input", "log(q + eps)", lambda v, r: _of_logarithms(r, r.log_p, (r.q + v).log()), _SMALL),
-    Cause(
-        "clamp_in_log",
-        "log(max(p, eps)) on both sides",
-        lambda v, r: _of_logarithms(r, r.p.clamp(min=v).log(), r.q.clamp(min=v).log()),
-        _SMALL,
-    ),
-    Cause(
-        "clamp_in_log_of_input",
-        "log(max(q, eps))",
-        lambda v, r: _of_logarithms(r, r.log_p, r.q.clamp(min=v).log()),
-        _SMALL,
-    ),
-    Cause(
-        "eps_in_normaliser",
-        "eps added to the input's sum of exponentials",
-        lambda v, r: kl_terms(r.log_p, _normalised(r.x, eps=v)),
-        _SMALL,
-    ),
-    Cause(
-        "threshold",
-        "terms of small target probabilities left out",
-        lambda v, r: torch.where(r.p > v, r.terms, 0.0),
-        _SMALL,
-    ),
-    Cause(
-        "clamped_shifts",
-        "no logit let far below the largest",
-        lambda v, r: _of_logits(lambda t: _shifted(t).clamp(min=v), r),
-        (-20.0, -30.0, -50.0, -100.0),
-    ),
-    Cause(
-        "short_products",
-        "products of 11 or 8 bits, as of TF32 or bfloat16",
-        lambda v, r: _shortened(r.terms, v),
+    "another_row": ((1, -1), lambda v, r: r.terms.roll(v, 0)),
+    "eps_in_log": (_SMALL, lambda v, r: _of_logarithms(r, (r.p + v).log(), (r.q + v).log())),
+    "eps_in_log_of_input": (_SMALL, lambda v, r: _of_logarithms(r, r.log_p, (r.q + v).log())),
+    "clamp_in_log": (_SMALL, lambda v, r: _of_logarithms(r, r.p.clamp(min=v).log(), r.q.clamp(min=v).log())),
+    "clamp_in_log_of_input": (_SMALL, lambda v, r: _of_logarithms(r, r.log_p, r.q.clamp(min=v).log())),
+    "eps_in_normaliser": (_SMALL, lambda v, r: kl_terms(r.log_p, _normalised(r.x, eps=v))),
+    "threshold": (_SMALL, lambda v, r: torch.where(r.p > v, r.terms, 0.0)),
+    "clamped_shifts": ((-20.0, -30.0, -50.0, -100.0), lambda v, r: _of_logits(lambda t: _shifted(t).clamp(min=v), r)),
+    "short_products": ((11, 8), lambda v, r: _shortened(r.terms, v)),
+    "short_factors": (
         (11, 8),
-    ),
-    Cause(
-        "short_factors",
-        "factors of 11 or 8 bits, as TF32 or bfloat16 has",
         lambda v, r: _shortened(r.p, v) * _shortened((r.log_p - r.log_q).nan_to_num(0.0), v),
-        (11, 8),
     ),
-    Cause(
-        "half_normaliser",
-        "the input's sum of exponentials in a half format",
-        lambda v, r: kl_terms(r.log_p, _normalised(r.x, v)),
-        _HALVES,
-    ),
-    Cause(
-        "half_normalisers",
-        "both sums of exponentials in a half format",
-        lambda v, r: kl_terms(_normalised(r.y, v), _normalised(r.x, v)),
-        _HALVES,
-    ),
-    Cause(
-        "half_logits",
-        "logits rounded to a half format",
-        lambda v, r: _of_logits(lambda t: t.to(v).double(), r),
-        _HALVES,
-    ),
-    Cause(
-        "truncated_logits",
-        "logits cut, not rounded, to bfloat16 or TF32",
-        lambda v, r: _of_logits(lambda t: _chopped(t, v), r),
-        (16, 19),
-    ),
-    Cause(
-        "truncated_result",
-        "the result cut, not rounded, to bfloat16 or TF32",
-        lambda v, r: _chopped(r.terms.sum(-1, keepdim=True), v),
-        (16, 19),
-        chance=0.5,  # of a number and its neighbours in a short format, a cut and a rounded one agree half the time
-    ),
-    Cause(
-        "nan_at_zero_probability",
-        "p log p is NaN where p underflows to 0",
-        lambda r: r.terms.masked_fill(r.shifted(r.target).softmax(-1) == 0, torch.nan),
-    ),
-    Cause("unshifted_exponentials", "no maximum subtracted: exponentials overflow or underflow", _unshifted),
-    Cause(
-        "unnormalised_target", "the logarithm of the target's sum left out", lambda r: kl_terms(_shifted(r.y), r.log_q)
-    ),
-    Cause(
-        "entropy_left_out",
-        "the cross-entropy: the entropy is not subtracted",
-        lambda r: torch.where(r.p > 0, -r.p * r.log_q, 0.0),
-    ),
-    Cause("negative_terms_dropped", "negative terms taken for 0", lambda r: r.terms.clamp(min=0)),
-    Cause("absolute_terms", "each term without its sign", lambda r: r.terms.abs()),
-    Cause("always_zero", "0, whatever is given", lambda r: torch.zeros_like(r.terms)),
-]
+    "half_normaliser": (_HALVES, lambda v, r: kl_terms(r.log_p, _normalised(r.x, v))),
+    "half_normalisers": (_HALVES, lambda v, r: kl_terms(_normalised(r.y, v), _normalised(r.x, v))),
+    "half_logits": (_HALVES, lambda v, r: _of_logits(lambda t: t.to(v).double(), r)),
+    "truncated_logits": ((16, 19), lambda v, r: _of_logits(lambda t: _chopped(t, v), r)),
+    "truncated_result": ((16, 19), lambda v, r: _chopped(r.terms.sum(-1, keepdim=True), v)),
+}
+
+
+def _cause(name: str, summary: str) -> Cause:
+    if name in _OF_TORCH:
+        return Cause(name, summary, *_OF_TORCH[name], emulated=True)
+    if name in _OF_ROWS:
+        return Cause(name, summary, _OF_ROWS[name])
+    values, terms = _OF_VALUES[name]
+    # Of a number and its neighbours in a short format, a cut and a rounded one agree half the time.
+    return Cause(name, summary, terms, values, chance=0.5 if name == "truncated_result" else 0.0)
+
+
+_LINES = (files("audit.causes") / "causes.csv").read_text(encoding="utf-8").splitlines()
+CAUSES = [_cause(**row) for row in csv.DictReader(_LINES)]

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from audit.causes import CAUSES, Rows
+from audit.causes import _OF_ROWS, _OF_TORCH, _OF_VALUES, CAUSES, Rows
 from audit.causes.matching import Given, Results, name_causes
 from audit.machine.plan import plan, plan_file
 from audit.pipeline.loop import execute
@@ -148,5 +148,5 @@ def test_confident_half_logits_of_a_users_file_are_explained(dtype: torch.dtype,
 
 
 def test_every_cause_is_listed_with_what_it_is() -> None:
-    assert len({cause.name for cause in CAUSES}) == len(CAUSES) > 30
+    assert len({cause.name for cause in CAUSES}) == len(CAUSES) == len(_OF_TORCH) + len(_OF_ROWS) + len(_OF_VALUES) > 30
     assert all(cause.summary and cause.variants for cause in CAUSES)
