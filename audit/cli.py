@@ -263,7 +263,7 @@ def references(
 @app.command("list")
 def list_(what: Annotated[str, typer.Argument(help="cases, paths, devices or causes.")]) -> None:
     """One line for each case, path, device or known defect there is."""
-    from audit.explain.listing import listing
+    from audit.explain import listing
 
     for name, text in listing(what):
         typer.echo(f"{name:28s} {text}")

@@ -12,7 +12,7 @@ sys.path.insert(0, str(ROOT))  # this checkout's audit, wherever it is called fr
 from audit import cases, paths  # noqa: E402
 from audit.base.formats import FORMATS  # noqa: E402
 from audit.base.kinds import KINDS  # noqa: E402
-from audit.explain.listing import all_cases, all_paths  # noqa: E402
+from audit.explain import all_cases, all_paths  # noqa: E402
 from audit.paths.execution import EXECUTIONS  # noqa: E402
 
 FILE = ROOT / "docs" / "coverage.md"

@@ -10,7 +10,7 @@ import pytest
 from audit import cases, paths
 from audit.base.usage import UsageError
 from audit.cases import PROFILES
-from audit.explain.listing import listing
+from audit.explain import listing
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE = DOCS / "coverage.md"
