@@ -16,7 +16,7 @@ from audit.base.kinds import ACKNOWLEDGED, LOSSY, failing
 from audit.publish.answer import LIMITS, agreement, answer
 from audit.publish.figures import Plot
 from audit.publish.matrix import MEDIANS, Cell, cell, folded
-from audit.publish.verdict import Tables, counted, example
+from audit.publish.verdict import Tables, counted, example, headline
 
 # Section -> its plots. The first plot stands beside the answer.
 _BESIDE = "closeness"
@@ -136,9 +136,8 @@ def _findings(findings: pd.DataFrame) -> str:
     """New findings one by one; what is lossy in one table; acknowledged ones by reason, each with one reproducer."""
     parts = []
     for finding in failing(findings).to_dict("records"):
-        title = f"New: {finding['path']} {finding['dtype']} {finding['device']}: {finding['symptom']}"
-        what = f"{counted(finding['results'], 'result')} of {finding['cases']}; {example(finding)}."
-        parts.append(f"<h3>{escape(title)}</h3><p>{escape(what)}</p>{_script(finding['script'])}")
+        what = f"of {finding['cases']}; {example(finding)}."
+        parts.append(f"<h3>New: {escape(headline(finding))}</h3><p>{escape(what)}</p>{_script(finding['script'])}")
     if not parts:
         parts.append("<p>Nothing new.</p>")
     lossy = findings[findings["status"] == LOSSY]

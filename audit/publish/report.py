@@ -26,7 +26,7 @@ from audit.publish.folder import report_folder
 from audit.publish.matrix import MEDIANS, grid
 from audit.publish.page import page
 from audit.publish.tables import described, read_table, summarise, typed, write_csv
-from audit.publish.verdict import Tables, counted, example
+from audit.publish.verdict import Tables, example, headline
 
 RUNS = 500  # of some 160 rows each, in history.csv: 30 MB
 # Only runs of the same inputs compare: each such series is told by itself.
@@ -75,10 +75,9 @@ def markdown(tables: Tables, environment: Mapping[str, object]) -> str:
     lines = [f"# {escape(told.verdict)}", "", escape(told.ran), ""]
     for question, said in told.questions:
         lines.append(f"- **{escape(question)}** " + "\\\n  ".join(map(escape, said.split("\n"))))
-    for f in failing(tables["findings"]).to_dict("records"):
-        what = f"{escape(f['path'])} {f['dtype']} {f['device']}, {f['symptom']}, {counted(f['results'], 'result')}"
-        lines += ["", f"**New**: {what}"]
-        lines += [f"of {escape(f['cases'])}; {escape(example(f))}. findings.csv has a script that shows it."]
+    for new in failing(tables["findings"]).to_dict("records"):
+        lines += ["", f"**New**: {escape(headline(new))}"]
+        lines += [f"of {escape(new['cases'])}; {escape(example(new))}. findings.csv has a script that shows it."]
     columns, rows = grid(tables["errors"])
     lines += ["", MEDIANS, "", "| way | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
     lines += ["| " + " | ".join(map(escape, row)) + " |" for row in rows]

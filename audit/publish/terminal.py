@@ -20,7 +20,7 @@ from audit.base.kinds import GATED, LOSSY, failing
 from audit.base.text import plain
 from audit.publish.answer import LIMITS, answer
 from audit.publish.matrix import grid
-from audit.publish.verdict import counted, example
+from audit.publish.verdict import counted, example, headline
 
 
 def console() -> Console:
@@ -64,9 +64,8 @@ def show(
         row = "" if pd.isna(finding["row"]) else f" row {finding['row']}"
         say(
             console,
-            f"FINDING {finding['path']} {finding['dtype']} {finding['device']}: {finding['symptom']}, "
-            f"{counted(finding['results'], 'result')}, as in {finding['case']}{row}: {example(finding)}; "
-            "findings.csv has a script that reproduces it",
+            f"FINDING {headline(finding)}, as in {finding['case']}{row}: {example(finding)}; findings.csv has a script "
+            "that reproduces it",
         )
     uncomputed = errors[(errors["result_class"] == "not_computed") & errors["kind"].isin(GATED)]
     for note, count in uncomputed["note"].value_counts().items():

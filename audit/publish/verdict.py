@@ -21,6 +21,12 @@ def counted(number: int, what: str) -> str:
     return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
+def headline(finding: Mapping[Hashable, Any]) -> str:
+    """What is wrong where, and how often."""
+    where = f"{finding['path']} {finding['dtype']} {finding['device']}"
+    return f"{where}: {finding['symptom']}, {counted(finding['results'], 'result')}"
+
+
 def example(finding: Mapping[Hashable, Any]) -> str:
     """The result that a finding shows, in the digits that tell it; its note where nothing was computed."""
     if finding["symptom"] == LOSSY:

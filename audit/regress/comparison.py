@@ -85,11 +85,9 @@ def compare(
         *_speed(baseline, current, same_machine, repeat),
         *_versions(baseline.environment, current.environment),
     ]
-    found = pd.DataFrame(changes, columns=COLUMNS)
-    found["unit"] = found["unit"].fillna("")
-    excess = (found["times"] / found["allowed"]).astype("float64")
-    order = found.assign(excess=excess).sort_values(["worse", "excess"], ascending=False, kind="stable")
-    return order[COLUMNS].reset_index(drop=True)
+    found = pd.DataFrame(changes, columns=COLUMNS).fillna({"unit": ""})
+    excess = found.assign(excess=(found["times"] / found["allowed"]).astype("float64"))
+    return excess.sort_values(["worse", "excess"], ascending=False, kind="stable", ignore_index=True)[COLUMNS]
 
 
 def _paired(old: pd.DataFrame, new: pd.DataFrame, key: list[str]) -> tuple[pd.DataFrame, pd.DataFrame]:

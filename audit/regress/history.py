@@ -19,7 +19,7 @@ VANISHED: dict[Hashable, Any] = {**dict.fromkeys(COLUMNS), "worse": True, "what"
 
 
 def stretches(history: pd.DataFrame, paths: list[str] | None = None) -> pd.DataFrame:
-    """The rows of table `history` whose figures, or versions, are not those of the run before: a row a stretch.
+    """The rows of table `history` whose results, or versions, are not those of the run before: a row a stretch.
 
     `runs` and `until` say how many it spans, and when the last was; `versions` which changed with its first, or all of
     a series' first; `changes` holds what a comparison with the run before says, in its words. `paths`: names or globs.
@@ -29,12 +29,11 @@ def stretches(history: pd.DataFrame, paths: list[str] | None = None) -> pd.DataF
     rows = history[chosen].sort_values("run", kind="stable").reset_index(drop=True)
     before = rows.groupby(SERIES)[[*FIGURES, *VERSIONS, "run"]].shift()
     first = before["run"].isna()
-    same = (rows[FIGURES] == before[FIGURES]).fillna(False) | (rows[FIGURES].isna() & before[FIGURES].isna())
-    changed = ~same.all(axis=1) & ~first
+    changed = rows["computed_digest"] != before["computed_digest"]
     pairs = zip(first, before[VERSIONS].to_numpy(), rows[VERSIONS].to_numpy(), strict=True)
     rows["versions"] = [", ".join(_versions(*pair)) for pair in pairs]
     rows["changes"] = _changes(rows, before)
-    begins = first | changed | (rows["versions"] != "")
+    begins = changed | (rows["versions"] != "")
     stretch = rows.groupby([*(rows[name] for name in SERIES), begins.groupby([rows[n] for n in SERIES]).cumsum()])
     rows["runs"], rows["until"] = stretch["run"].transform("size"), stretch["created"].transform("last")
     return rows[begins]
