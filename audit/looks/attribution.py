@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import pandas as pd
 import torch
 
 from audit.base.workers import Later, Submit, later
 from audit.cases import Problem
-from audit.looks import CLOSER, Look, Run, together
+from audit.looks import CLOSER, Look, Run
 from audit.machine.devices import here, lasting
 from audit.reference.softmax import split_drift
 
@@ -20,13 +21,13 @@ ROWS, THREAD_ROWS = 2, 8  # the first of a case
 def begin(run: Run) -> Later[pd.DataFrame]:
     """Splits the drift of a few problems' rows; then says of each what rounding the inputs alone has done."""
     problems = [trial.problem for trial in run.some((*CLOSER, THREAD))]
-    parts = [measure_attribution(problems, device, run.submit) for device in run.devices]
+    split = begin_attribution(problems, run.devices, run.submit)
 
     def rows() -> pd.DataFrame:
         key = ["case", "row", "path", "dtype", "device"]
         errors = run.tables["errors"]
         known = errors[errors["target_kind"] == "logits"][[*key, "input_error"]]
-        return together(part() for part in parts).astype({"row": "Int64"}).merge(known, on=key, how="left")
+        return split().astype({"row": "Int64"}).merge(known, on=key, how="left")
 
     return rows
 
@@ -34,13 +35,15 @@ def begin(run: Run) -> Later[pd.DataFrame]:
 LOOK = Look("attribution", ("whole",), begin)
 
 
-def measure_attribution(problems: Sequence[Problem], device: str, submit: Submit = later) -> Later[pd.DataFrame]:
-    """Begins the rows of attribution.csv, and waits for them when called: a row of a case x dtype on one device."""
-    begun = list(lasting(device, problems, lambda problem: _rows(problem, device, submit), "attribution"))
+def begin_attribution(
+    problems: Sequence[Problem], devices: Sequence[str], submit: Submit = later
+) -> Later[pd.DataFrame]:
+    """Begins the rows of attribution.csv, and waits for them when called: a row of a case x dtype on a device."""
+    begun = list(lasting(devices, problems, partial(_rows, submit), "attribution"))
     return lambda: pd.DataFrame([row | parts() for row, parts in begun])
 
 
-def _rows(problem: Problem, device: str, submit: Submit) -> Iterator[tuple[dict[str, object], Later[dict[str, float]]]]:
+def _rows(submit: Submit, problem: Problem, device: str) -> Iterator[tuple[dict[str, object], Later[dict[str, float]]]]:
     """Of the staged log_softmax path."""
     rows = THREAD_ROWS if problem.case.name == THREAD else ROWS
     x, y = (t[:rows].to(device) for t in (problem.input, problem.target))

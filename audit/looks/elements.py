@@ -12,7 +12,7 @@ from torch import Tensor
 from audit.base.formats import FORMATS
 from audit.base.workers import Later, Submit, later
 from audit.cases import Problem
-from audit.looks import Look, Run, together
+from audit.looks import Look, Run
 from audit.machine.devices import here, lasting
 from audit.reference.softmax import Pair, exact_softmax
 
@@ -32,7 +32,7 @@ def begin(run: Run) -> Later[pd.DataFrame]:
     # How errors go with the number of classes is growth.csv's to say.
     narrow = [p for p in logits if p.input.shape[1] <= NARROW and not p.case.name.startswith("width_")]
     begun = [begin_problem(problem, run.submit) for problem in narrow]
-    return lambda: together(measure_elements(begun, device) for device in run.devices)
+    return lambda: measure_elements(begun, run.devices)
 
 
 LOOK = Look("elements", ("whole",), begin)
@@ -43,12 +43,13 @@ def begin_problem(problem: Problem, submit: Submit = later) -> Begun:
     return problem, submit(exact_softmax, problem.input[:ROWS].double().numpy())
 
 
-def measure_elements(begun: Sequence[Begun], device: str) -> pd.DataFrame:
-    """The rows of elements.csv: a case x operation x dtype on one device."""
-    return pd.DataFrame(lasting(device, begun, lambda one: _elements(*one, device), "elements"))
+def measure_elements(begun: Sequence[Begun], devices: Sequence[str]) -> pd.DataFrame:
+    """The rows of elements.csv: a case x operation x dtype on a device."""
+    return pd.DataFrame(lasting(devices, begun, _elements, "elements"))
 
 
-def _elements(problem: Problem, exact: Later[tuple[Pair, Pair]], device: str) -> Iterator[dict[str, object]]:
+def _elements(begun: Begun, device: str) -> Iterator[dict[str, object]]:
+    problem, exact = begun
     x = problem.input[:ROWS]
     p, log_p = exact()
     format = FORMATS[problem.dtype]

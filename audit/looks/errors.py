@@ -68,8 +68,7 @@ def run_paths(run: Run, problem: Problem, paths: Sequence[Path]) -> Iterator[Mea
         for path in (path for path in paths if path.runs_on(device)):
             stopped = run.stopped.get((path.name, device))
             if unable or stopped:
-                rows = len(problem.input) if path.reduction == "none" else 1
-                result = Result(np.full(rows, np.nan), note=unable or f"not run: {stopped}")
+                result = Result.none(path, len(problem.input), unable or f"not run: {stopped}")
             else:
                 result = measure(path, x, y)
                 if result.too_slow:

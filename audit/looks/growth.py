@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -15,7 +16,7 @@ from audit.base.workers import Later, Submit, later
 from audit.cases import Rows, logarithm, normal, uniform
 from audit.judge.bounds import Exact
 from audit.judge.errors import exact_error
-from audit.looks import Look, Run, together
+from audit.looks import Look, Run
 from audit.machine.devices import lasting
 from audit.machine.measure import measure
 from audit.paths import Path
@@ -44,7 +45,7 @@ def begin(run: Run) -> Later[pd.DataFrame]:
     # The emulated kernels of 2017 go class by class, which takes longer than all others together.
     paths = [p for p in kl if p.input_kind == p.target_kind == "logits" and p.name != "thread_era"]
     begun = begin_rows(plan.dtypes, run.submit)
-    return lambda: together(measure_growth(begun, paths, device) for device in run.devices)
+    return lambda: measure_growth(begun, paths, run.devices)
 
 
 LOOK = Look("growth", ("whole", "kernel"), begin)
@@ -70,16 +71,16 @@ def _exact(input: Rows, target: Rows) -> tuple[str, float]:
     return row_references(input, target, "logits")[0], float(Exact.of(input, target, "logits").scale[0])
 
 
-def measure_growth(begun: Sequence[Led], paths: Sequence[Path], device: str) -> pd.DataFrame:
-    """The rows of growth.csv of one device."""
-    rows = pd.DataFrame(lasting(device, begun, lambda led: _measured(led, paths, device), "growth"))
+def measure_growth(begun: Sequence[Led], paths: Sequence[Path], devices: Sequence[str]) -> pd.DataFrame:
+    """The rows of growth.csv."""
+    rows = pd.DataFrame(lasting(devices, begun, partial(_measured, paths), "growth"))
     if rows.empty:
         return rows
-    groups = rows[list(PLACES)].max(axis=1).groupby([rows["path"], rows["dtype"]])
+    groups = rows[list(PLACES)].max(axis=1).groupby([rows["path"], rows["dtype"], rows["device"]])
     return rows.assign(growth=groups.transform(lambda errors: law(rows.loc[errors.index, "classes"], errors)))
 
 
-def _measured(led: Led, paths: Sequence[Path], device: str) -> Iterator[dict[str, object]]:
+def _measured(paths: Sequence[Path], led: Led, device: str) -> Iterator[dict[str, object]]:
     reference, size = led.exact()
     x, y = led.input.to(device), led.target.to(device)
     for path in (p for p in paths if p.runs_on(device) and led.dtype in p.dtypes):

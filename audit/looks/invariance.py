@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 
@@ -13,11 +13,10 @@ from audit.base.formats import FORMATS
 from audit.base.supervision import on_case
 from audit.base.workers import Later
 from audit.cases import Rows
-from audit.looks import CLOSER, Look, Run, Trial, together
+from audit.looks import CLOSER, Look, Run, Trial
 from audit.machine.devices import lasting
 from audit.machine.measure import Result, measure
 from audit.machine.plan import COMPARISON, MAIN
-from audit.paths import Path
 from audit.paths.execution import EXECUTIONS, NO_COMPILER
 
 WIDE = "zipf_n128256"  # of more than 32,768 classes: torch shares those among threads
@@ -29,37 +28,15 @@ COMPILED = {"quick": (), "standard": (COMPARISON,), "full": MAIN}
 
 def begin(run: Run) -> Later[pd.DataFrame]:
     """Every path that gives a value a row, and the user's own, on some problems; none of it can be begun before."""
-    plan = run.plan
-    each = [p for p in plan.paths if p.reduction == "none" or p.name in plan.own]
-    kl = [p for p in each if p.kind == "kl" and p.target_kind == "logits"]
-    # Every check of a compiled path would be another compilation: its eager form is compared with it instead.
-    paths = [p for p in kl if not p.compiles]
-    trials = run.some((*CLOSER, WIDE, *([NARROW] if plan.own else [])))
-    compiled = () if plan.own else COMPILED[plan.profile]
-
-    def rows(device: str) -> pd.DataFrame:
-        quick = [p for p in paths if (p.name, device) not in run.stopped]
-        return measure_invariance(trials, quick, device, compiled, plan.own)
-
-    return lambda: together(rows(device) for device in run.devices)
+    trials = run.some((*CLOSER, WIDE, *([NARROW] if run.plan.own else [])))
+    return lambda: _table(pd.DataFrame(lasting(run.devices, trials, partial(_checks, run), "invariance")))
 
 
 LOOK = Look("invariance", ("whole", "kernel"), begin)
 
 
-def measure_invariance(
-    trials: Sequence[Trial],
-    paths: Sequence[Path],
-    device: str,
-    compiled: Collection[str] = (),
-    own: Collection[str] = (),
-) -> pd.DataFrame:
-    """The rows of invariance.csv: path x dtype x check on one device, over the problems' rows.
-
-    `compiled` names the paths that are compared with their compiled form, `own` those of the user's own.
-    """
-    checked = lasting(device, trials, lambda trial: _checks(trial, paths, device, compiled, own), "invariance")
-    cases = pd.DataFrame(checked)
+def _table(cases: pd.DataFrame) -> pd.DataFrame:
+    """What changed in all cases together."""
     if cases.empty:
         return cases
     groups = cases.groupby(["path", "dtype", "device", "check"], sort=False)
@@ -69,23 +46,22 @@ def measure_invariance(
     return table.assign(changed_share=table["changed"] / table["rows"]).reset_index()
 
 
-def _checks(
-    trial: Trial, paths: Sequence[Path], device: str, compiled: Collection[str], own: Collection[str]
-) -> Iterator[dict[str, object]]:
+def _checks(run: Run, trial: Trial, device: str) -> Iterator[dict[str, object]]:
     """What each check that means something here changed in a problem's rows."""
-    problem, limits = trial.problem, trial.limits()
+    problem, own = trial.problem, run.plan.own
     on_case(problem.case.name)
     x, y = problem.input.to(device), problem.target.to(device)
     where = "cpu" if device == "cpu" else "accelerator"
-    checks = {name: c for name, c in EXECUTIONS.items() if c.where in ("", where)}
-    for path in paths:
-        if not (path.runs_on(device) and path.takes(problem.case.name, problem.dtype, *problem.case.kinds)):
+    compiled = () if own or NO_COMPILER[where] else COMPILED[run.plan.profile]
+    for path in (p for p in trial.paths if p.runs_on(device) and (p.name, device) not in run.stopped):
+        # Every check of a compiled path would be another compilation: its eager form is compared with it instead.
+        if path.kind != "kl" or path.compiles or (path.reduction != "none" and path.name not in own):
             continue
-        plain, limit = measure(path, x, y), limits.bounds[path.promise][0]
-        for name, check in checks.items():
-            unfit = check.each and path.reduction != "none"
+        plain, limit = measure(path, x, y), trial.limits().bounds[path.promise][0]
+        for name, check in EXECUTIONS.items():
+            unfit = check.where not in ("", where) or (check.each and path.reduction != "none")
             unasked = check.own and (path.name not in own or x.numel() > SMALL)
-            if unfit or unasked or (check.costly and (NO_COMPILER[where] or path.name not in compiled)):
+            if unfit or unasked or (check.costly and path.name not in compiled):
                 continue
             # Under the check, beside what the path gives as it is.
             changed = replace(path, function=partial(check.run, path.function), compiles=check.costly)

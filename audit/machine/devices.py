@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pathlib
 import platform
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from time import perf_counter, sleep
 from typing import TypeVar
 
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from audit.base.text import describe
 from audit.base.usage import UsageError, choose
-from audit.machine.nvidia import visible_nvidia
+from audit.machine.environment import visible_nvidia
 
 # Of one path on one problem, compiling apart. The slowest of ours take a second on the widest problem.
 LIMIT_SECONDS = 30.0
@@ -104,10 +105,8 @@ def _fault(device: str | torch.device) -> str:
     """Why a device does not add two numbers, empty where it does; one that is full may do so later."""
     try:
         here(torch.ones(2, device=device) + 1)
-    except torch.OutOfMemoryError:
-        return ""
     except Exception as error:
-        return describe(error)
+        return "" if isinstance(error, torch.OutOfMemoryError) else describe(error)
     return ""
 
 
@@ -123,16 +122,18 @@ def examine(device: str | torch.device) -> None:
         LOST[device] = f"device lost: {fault}"
 
 
-def lasting(device: str, items: Iterable[Item], work: Callable[[Item], Iterable[Row]], what: str) -> Iterator[Row]:
-    """What `work` makes of the items, one after the other, as long as the device lasts.
+def lasting(
+    devices: Iterable[str], items: Sequence[Item], work: Callable[[Item, str], Iterable[Row]], what: str
+) -> Iterator[Row]:
+    """What `work` makes of the items on each device, one after the other, as long as it lasts.
 
     An accelerator that fails at one, say for want of memory or of float64, leaves that out, which is remarked.
     """
-    for item in items:
+    for device, item in product(devices, items):
         if lost(device):
-            return
+            continue
         try:
-            yield from work(item)
+            yield from work(item, device)
         except Exception as error:
             if device == "cpu":
                 raise
@@ -154,9 +155,3 @@ def here(tensor: Tensor) -> Tensor:
                 raise TimeoutError(f"a kernel has not ended after {LIMIT_SECONDS:g} s")
             sleep(min(waited / 10, 1e-3))
     return tensor.detach().cpu()
-
-
-def synchronize(device: str) -> None:
-    """Waits until everything queued on `device` is done."""
-    if torch.device(device).type != "cpu":
-        torch.accelerator.synchronize(torch.device(device))

@@ -20,7 +20,7 @@ from torch import Tensor
 from audit.base.formats import FORMATS
 from audit.base.text import describe
 from audit.machine import devices
-from audit.machine.devices import REMARKS, examine, here, lost, synchronize
+from audit.machine.devices import REMARKS, examine, here, lost
 from audit.machine.guard import Misbehaved, TooSlow, guarded
 from audit.paths import Path
 
@@ -54,6 +54,10 @@ class Result:
     note: str = ""
     too_slow: bool = False
 
+    @classmethod
+    def none(cls, path: Path, rows: int, note: str, too_slow: bool = False) -> Result:
+        return cls(np.full(rows if path.reduction == "none" else 1, np.nan), note=note, too_slow=too_slow)
+
 
 def measure(path: Path, input: Tensor, target: Tensor) -> Result:
     """Runs the path on copies of two tensors of shape (rows, classes), checks what it returns, and brings that back.
@@ -63,10 +67,9 @@ def measure(path: Path, input: Tensor, target: Tensor) -> Result:
     kept wherever Python has the word, in the main thread; a call that never returns from C is the user's to interrupt.
     Where a device has no room for all rows, they are computed in halves; one that is lost says so.
     """
-    rows = len(input) if path.reduction == "none" else 1
     note, start, full = lost(input.device), perf_counter(), False
     if note:
-        return Result(np.full(rows, np.nan), note=note)
+        return Result.none(path, len(input), note)
     try:
         given = input.clone(), target.clone()
         # Whoever wrote the call may need torch's advice on reductions; a table made of it does not.
@@ -94,8 +97,8 @@ def measure(path: Path, input: Tensor, target: Tensor) -> Result:
         return _in_halves(path, input, target)
     if note:
         examine(input.device)
-        return Result(np.full(rows, np.nan), note=lost(input.device) or note, too_slow=too_slow)
-    return Result(computed.reshape(rows).double().numpy(), str(computed.dtype).removeprefix("torch."))
+        return Result.none(path, len(input), lost(input.device) or note, too_slow)
+    return Result(computed.reshape(-1).double().numpy(), str(computed.dtype).removeprefix("torch."))
 
 
 def _in_halves(path: Path, input: Tensor, target: Tensor) -> Result:
@@ -104,7 +107,7 @@ def _in_halves(path: Path, input: Tensor, target: Tensor) -> Result:
     first = measure(path, input[:half], target[:half])
     second = first if first.note else measure(path, input[half:], target[half:])
     if second.note:
-        return replace(second, computed=np.full(len(input), np.nan), too_slow=first.too_slow or second.too_slow)
+        return Result.none(path, len(input), second.note, first.too_slow or second.too_slow)
     REMARKS.add(f"{path.name} on {input.device.type}: out of memory, computed in halves")
     return replace(second, computed=np.concatenate((first.computed, second.computed)))
 
@@ -166,9 +169,7 @@ def pace(path: Path, other: Path, device: str) -> float:
     with torch.no_grad():
         while len(taken[other]) < ROUNDS and perf_counter() - start < PACE_SECONDS:
             for each, seconds in taken.items():
-                synchronize(device)
                 begun = perf_counter()
-                each.function(x, y)
-                synchronize(device)
+                here(each.function(x, y))
                 seconds.append(perf_counter() - begun)
     return median(taken[other]) / median(taken[path])

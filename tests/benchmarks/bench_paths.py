@@ -25,7 +25,7 @@ from audit.base.formats import FORMATS
 from audit.cases import normal
 from audit.judge.bounds import Exact
 from audit.judge.errors import error_columns
-from audit.machine.devices import select, synchronize
+from audit.machine.devices import select
 from audit.paths import Path, registered
 from audit.reference.exact import row_references
 
@@ -156,6 +156,12 @@ def numbers(errors: pd.DataFrame) -> dict[str, float]:
 def marked(point: Point) -> object:
     timer = TIMERS.get(point.device, perf_counter)
     return pytest.param(*point, id="-".join(map(str, point)), marks=pytest.mark.benchmark(timer=timer))
+
+
+def synchronize(device: str) -> None:
+    """Waits until everything queued on `device` is done."""
+    if torch.device(device).type != "cpu":
+        torch.accelerator.synchronize(torch.device(device))
 
 
 def device_seconds(work: Callable[[], object], device: str) -> float:

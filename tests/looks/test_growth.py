@@ -43,7 +43,7 @@ def stumbles_over_an_early_leader(input: Tensor, target: Tensor) -> Tensor:
 def test_what_grows_and_where_it_is_worst_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(growth, "WIDTHS", [2**k for k in range(1, 14)])
     kernels = (in_double, an_error_a_class, stumbles_over_an_early_leader)
-    table = measure_growth(begin_rows(["float32"]), [Path(f.__name__, f, "") for f in kernels], "cpu")
+    table = measure_growth(begin_rows(["float32"]), [Path(f.__name__, f, "") for f in kernels], ["cpu"])
     assert len(table) == len(kernels) * 13 and torch.tensor(table[list(PLACES)].to_numpy()).isfinite().all()
     told = table.groupby("path")["growth"].first()
     assert told["in_double"] == "flat" and told["an_error_a_class"] == "n"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from itertools import count
 
 import numpy as np
@@ -13,10 +13,12 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from audit.base.formats import FORMATS
-from audit.cases import Problem, build, registered
-from audit.judge.limits import begin_limits
-from audit.looks import Trial
-from audit.looks.invariance import measure_invariance
+from audit.cases import build, registered
+from audit.judge.references import Engine
+from audit.looks import Run
+from audit.looks.invariance import begin
+from audit.machine.devices import Device
+from audit.machine.plan import Plan
 from audit.paths import Path
 from audit.paths import registered as registered_paths
 from audit.paths.execution import EXECUTIONS, NO_COMPILER, coarse, constant
@@ -53,14 +55,12 @@ def two_threads():
     torch.set_num_threads(before)
 
 
-def measured(problem: Problem, paths: list[Path], compiled: Collection[str] = ()) -> pd.DataFrame:
-    trial = Trial(problem, paths, begin_limits(problem, paths), {})
-    return measure_invariance([trial], paths, "cpu", compiled)
+def measured(case: str, dtype: str, paths: list[Path], profile: str = "quick") -> pd.DataFrame:
+    return begin(Run(Plan(profile, [CASES[case]], paths, [dtype], [Device("cpu")], "whole"), Engine()))()
 
 
 def shares(function: Callable[[Tensor, Tensor], Tensor], dtype: str = "float32") -> pd.Series:
-    problem = build(CASES["random_scale10"], dtype)
-    return measured(problem, [Path("tried", function, "")]).set_index("check")["changed_share"]
+    return measured("random_scale10", dtype, [Path("tried", function, "")]).set_index("check")["changed_share"]
 
 
 def test_every_check_that_means_something_here_has_its_defect() -> None:
@@ -98,9 +98,8 @@ def test_a_check_that_raises_loses_the_rows() -> None:
             raise ValueError("a batch of one")
         return steady(x, y)
 
-    problem = build(CASES["random_scale10"], "float32")
-    table = measured(problem, [Path("tried", picky, "")]).set_index("check")
-    assert table.loc["row alone", "non_finite"] == len(problem.input)
+    table = measured("random_scale10", "float32", [Path("tried", picky, "")]).set_index("check")
+    assert table.loc["row alone", "non_finite"] == len(build(CASES["random_scale10"], "float32").input)
     assert np.isnan(table.loc["row alone", "largest_ulp"])
     assert table.loc["run to run", "non_finite"] == 0
 
@@ -110,16 +109,15 @@ def test_ulp_are_those_of_the_result_and_a_multiple_of_the_bound_is_that() -> No
         ones = torch.ones(len(x), dtype=torch.float32)
         return torch.nextafter(ones, 2 * ones) if len(x) == 1 else ones
 
-    table = measured(build(CASES["random_scale10"], "bfloat16"), [Path("tried", nudged, "")])
+    table = measured("random_scale10", "bfloat16", [Path("tried", nudged, "")])
     assert table.set_index("check").loc["row alone", "largest_ulp"] == 1
 
 
 def test_a_check_that_compiles_is_done_where_it_is_asked_for() -> None:
     if NO_COMPILER["cpu"]:
         pytest.skip(NO_COMPILER["cpu"])
-    problem = build(CASES["random_scale1"], "float32")
     both = [PATHS["log_softmax"], PATHS["log_target"]]
-    table = measured(problem, both, compiled=["log_softmax"])
+    table = measured("random_scale1", "float32", both, "standard")
     assert set(table.loc[table["check"] == "compiled", "path"]) == {"log_softmax"}
     assert (table["non_finite"][table["check"] == "compiled"] == 0).all()
 

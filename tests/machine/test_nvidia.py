@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from audit.machine import nvidia
-from audit.machine.nvidia import STATE, cards, driver, visible_nvidia
+from audit.machine import environment
+from audit.machine.environment import STATE, cards, driver, visible_nvidia
 
 pytestmark = pytest.mark.skipif(
     any(Path("/dev").glob("nvidia[0-9]*")) or Path("/proc/driver/nvidia/gpus").exists(), reason="a device of its own"
@@ -22,8 +22,8 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def make(script: str | None = None, *cards: tuple[str, str]) -> None:
         monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-        monkeypatch.setattr(nvidia, "PCI", tmp_path / "pci")
-        monkeypatch.setattr(nvidia, "MODULE", tmp_path / "version")
+        monkeypatch.setattr(environment, "PCI", tmp_path / "pci")
+        monkeypatch.setattr(environment, "MODULE", tmp_path / "version")
         if script is not None:
             (tmp_path / "nvidia-smi").write_bytes(b"#!/bin/sh\n" + script.encode())
             (tmp_path / "nvidia-smi").chmod(0o755)
@@ -64,7 +64,7 @@ def test_nvidia_smi_that_is_no_program_is_no_evidence(machine, tmp_path: Path) -
 
 def test_nvidia_smi_that_hangs_tells_of_a_device_and_is_ended(machine, tmp_path: Path, monkeypatch) -> None:
     machine(f"sleep 30 & echo $! > {tmp_path}/child; wait")
-    monkeypatch.setattr(nvidia, "SECONDS", 0.5)
+    monkeypatch.setattr(environment, "SECONDS", 0.5)
     start = time.monotonic()
     assert "does not answer" in visible_nvidia()
     assert driver(cards()) is None
