@@ -142,7 +142,7 @@ def run(
         parts = spool.parts() if all_rows else ()
         remark = write_report(audit.tables, audit.environment, out, audit.plots, parts)
         spool.close()
-    total, seconds = perf_counter() - start, audit.seconds
+    total, seconds = perf_counter() - start, audit.environment["seconds"]
     terminal.show(audit.tables, audit.environment, out, console)
     spent = f"{total:.1f} s, {seconds['compiling']:.1f} of them compiling"
     if seconds["torch"] > 0.01:

@@ -19,17 +19,9 @@ ROWS, THREAD_ROWS = 2, 8  # the first of a case
 
 
 def begin(run: Run) -> Later[pd.DataFrame]:
-    """Splits the drift of a few problems' rows; then says of each what rounding the inputs alone has done."""
+    """Of a few problems."""
     problems = [trial.problem for trial in run.some((*CLOSER, THREAD))]
-    split = begin_attribution(problems, run.devices, run.submit)
-
-    def rows() -> pd.DataFrame:
-        key = ["case", "row", "path", "dtype", "device"]
-        errors = run.tables["errors"]
-        known = errors[errors["target_kind"] == "logits"][[*key, "input_error"]]
-        return split().astype({"row": "Int64"}).merge(known, on=key, how="left")
-
-    return rows
+    return begin_attribution(problems, run.devices, run.submit)
 
 
 LOOK = Look("attribution", ("whole",), begin)

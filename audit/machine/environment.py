@@ -17,7 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 from inspect import getfile, unwrap
 from signal import SIGKILL
 from subprocess import DEVNULL, PIPE, Popen, TimeoutExpired
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -37,7 +37,7 @@ STATE = ("driver_version", "index", "name", "pstate", "clocks.sm", "clocks.max.s
          "power.limit", "temperature.gpu", "ecc.mode.current", "mig.mode.current")  # fmt: skip
 
 
-def describe_environment(devices: Sequence[Device], found: Sequence[Device], **run: object) -> dict[str, object]:
+def describe_environment(devices: Sequence[Device], found: Sequence[Device], **run: object) -> dict[str, Any]:
     """The contents of environment.json; `run` holds what the run itself knows: its profile, filters and timings."""
     known = cards()
     return {

@@ -6,7 +6,9 @@ import pathlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from inspect import getsource
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from torch import Tensor
 
 from audit.base.formats import FORMATS
 from audit.base.kinds import TOKENS
@@ -18,13 +20,9 @@ from audit.machine.devices import Device, select
 from audit.paths import Path, own_path
 from audit.paths import registered as registered_paths
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    Own = Callable[[Tensor, Tensor], Tensor]
-    Names = Iterable[str] | str | None
-    Chosen = Iterable[str | Own | Path] | str | Own | Path | None
-
+Own = Callable[[Tensor, Tensor], Tensor]
+Names = Iterable[str] | str | None
+Chosen = Iterable[str | Own | Path] | str | Own | Path | None
 RUNS = ("whole", "part", "kernel", "file")
 # Beside a path of the user's own: for logits, for other kinds, and for what reduces.
 COMPARISON, GIVEN, REDUCED = "log_softmax", "kl_div", "kl_div_loss"

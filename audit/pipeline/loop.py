@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import Any
 
 import pandas as pd
 
@@ -23,15 +23,12 @@ from audit.looks import Run, attribution, elements, errors, gradients, growth, i
 from audit.machine.devices import REMARKS, found
 from audit.machine.environment import describe_environment, source_digest
 from audit.machine.measure import COMPILING, TORCH, pace
-from audit.machine.plan import Plan, beside, plan
+from audit.machine.plan import Names, Own, Plan, beside, plan
 from audit.publish.answer import failed_devices
 from audit.publish.figures import Plot, draw
 from audit.publish.folder import Spool, check_replaceable
 from audit.publish.tables import SCHEMA_VERSION, summarise, typed
 from audit.reference.gold import COMMITTED_GOLD, Cache, default_file, read_gold
-
-if TYPE_CHECKING:
-    from audit.machine.plan import Names, Own
 
 # In the order in which they are taken: the others may want the table of errors.
 LOOKS = (errors.LOOK, stream.LOOK, thread.LOOK, invariance.LOOK, elements.LOOK, attribution.LOOK, growth.LOOK,
@@ -42,19 +39,16 @@ LOOKS = (errors.LOOK, stream.LOOK, thread.LOOK, invariance.LOOK, elements.LOOK, 
 class Audit:
     """A finished run: the tables by name, the plots as they were begun, and what environment.json holds.
 
-    `seconds` says how many it took in all, torch alone, and compiling. `stale` names the acknowledgements that met no
-    finding, `damaged` the gold records that were not used, `failed_devices` says which were lost or computed nothing.
-    `paces`: how many times as fast as torch's path each kernel of the user's own is.
+    `stale` names the acknowledgements that met no finding, `damaged` the gold records that were not used,
+    `failed_devices` says which were lost or computed nothing.
     """
 
     tables: dict[str, pd.DataFrame]
     plots: Later[dict[str, Plot]]
-    environment: dict[str, object]
-    seconds: dict[str, float]
+    environment: dict[str, Any]
     stale: list[str]
     damaged: list[str]
     failed_devices: list[str]
-    paces: dict[str, float]
 
     @property
     def new_findings(self) -> pd.DataFrame:
@@ -97,7 +91,7 @@ def execute(
     if "summary" not in run.tables:  # as it is of a file, of whose rows not all may be in errors.csv
         run.tables["summary"] = summarise(run.tables["errors"])
     seconds = {"torch": TORCH.seconds, "compiling": COMPILING.seconds, "total": perf_counter() - start}
-    paces, own = _paces(plan), [p for p in plan.paths if p.name in plan.own]
+    own = [p for p in plan.paths if p.name in plan.own]
     environment = describe_environment(
         plan.devices,
         found(),
@@ -108,7 +102,7 @@ def execute(
         dtypes=plan.dtypes,
         kernels={p.name: beside(p.reduction) for p in own},
         sources={p.name: source_digest(p.function) for p in own},
-        paces=paces,
+        paces=_paces(plan) if plan.kind == "kernel" else {},
         workers=workers.count,
         seconds={name: round(value, 3) for name, value in seconds.items()},
         remarks=sorted(REMARKS),
@@ -116,15 +110,15 @@ def execute(
     # A file's numbers are none of those the acknowledgements are about.
     stale = stale if plan.file is None else []
     failed = failed_devices(run.tables["errors"])
-    return Audit(run.tables, plots, environment, seconds, stale, gold.damaged, failed, paces)
+    return Audit(run.tables, plots, environment, stale, gold.damaged, failed)
 
 
 def _paces(plan: Plan) -> dict[str, float]:
     """How many times as fast as torch's the kernels of the user's own are that take logits."""
-    logits = [p for p in plan.paths if p.input_kind == p.target_kind == "logits" and plan.kind == "kernel"]
-    known, device = {p.name: p for p in logits}, plan.devices[-1].name
-    pairs = {p.name: (p, known.get(beside(p.reduction))) for p in logits if p.name in plan.own and p.runs_on(device)}
-    return {name: round(pace(own, torchs, device), 3) for name, (own, torchs) in pairs.items() if torchs is not None}
+    device = plan.devices[-1].name
+    logits = [p for p in plan.paths if p.input_kind == p.target_kind == "logits" and p.runs_on(device)]
+    torchs = {p.reduction: p for p in logits if p.name == beside(p.reduction)}
+    return {p.name: round(pace(p, torchs[p.reduction], device), 3) for p in logits if p.name in plan.own}
 
 
 def run(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
 
 import pandas as pd
 
@@ -13,14 +12,11 @@ from audit.base.kinds import failing
 from audit.base.usage import UsageError
 from audit.base.workers import Workers
 from audit.cases import registered as registered_cases
-from audit.machine.plan import beside, plan
+from audit.machine.plan import Names, Own, beside, plan
 from audit.paths import Path, own_path
 from audit.paths.rounding import Rounding
 from audit.pipeline.loop import execute
 from audit.publish.verdict import verdict
-
-if TYPE_CHECKING:
-    from audit.machine.plan import Names, Own
 
 # Cases whose logits times a temperature leave the format.
 AT_THE_LIMIT = ("largest", "offset_limit")
@@ -85,7 +81,9 @@ def check(
         done = execute(plan(profile, cases, paths, dtypes, devices), processes)
     names = [path.name for path in paths]
     mine = {name: table[table["path"].isin(names)] for name, table in done.tables.items() if "path" in table}
-    texts = [verdict(done.tables, p.name, beside(p.reduction), strict, done.paces.get(p.name)) for p in paths]
+    texts = [
+        verdict(done.tables, p.name, beside(p.reduction), strict, done.environment["paces"].get(p.name)) for p in paths
+    ]
     return Verdict(
         sound=failing(mine["findings"], strict).empty and not done.failed_devices,
         **{name: mine[name] for name in ("findings", "errors", "gradients", "invariance")},
