@@ -229,8 +229,15 @@ class _Call:
         if x.log_probs:
             return self._distributions(x, y) if y.right else self._target(y)
         for d in (d for d in range(self.x.dim()) if d != self.dim % self.x.dim() and self.x.shape[d] > 1):
-            if self._rows(d)[0].log_probs:
-                return self._other_dim(d)
+            other_x, other_y = self._rows(d)
+            if other_x.log_probs:
+                self.evidence = f"the input is normalised along dim {d}"
+                if other_y.right and d == 1 and self.dim == -1 and self.x.dim() > 2:
+                    self.dim = 1
+                    self.remarks.append(
+                        "The classes are along dim 1: give dim=1, and this call of kl_div may be right as it is."
+                    )
+                return "wrong_dim" if other_y.right else "different_dims"
         return self._input(x, y)
 
     def _target(self, y: Rows) -> str:
@@ -249,18 +256,6 @@ class _Call:
         if alike and is_temperature(factor, 8 * y.slack):
             self.remarks.append(f"As if divided by {factor:.4g}, a temperature outside the softmax.")
         return "unnormalised_target"
-
-    def _other_dim(self, d: int) -> str:
-        """Where the input is normalised along `d`, not along the dim that was named."""
-        self.evidence = f"the input is normalised along dim {d}"
-        if not self._rows(d)[1].right:
-            return "different_dims"
-        if d == 1 and self.dim == -1 and self.x.dim() > 2:
-            self.dim = 1
-            self.remarks.append(
-                "The classes are along dim 1: give dim=1, and this call of kl_div may be right as it is."
-            )
-        return "wrong_dim"
 
     def _input(self, x: Rows, y: Rows) -> str:
         """Where the input is neither probabilities nor log-probabilities along any dim."""
