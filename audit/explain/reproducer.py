@@ -10,6 +10,7 @@ import textwrap
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cache, partial
+from importlib.resources import files
 from time import perf_counter
 from types import BuiltinFunctionType, FunctionType, ModuleType
 
@@ -177,39 +178,23 @@ def _script(path: Path, input: Tensor, target: Tensor, texts: Sequence[str], dev
         i = int(np.argmax(gradient.ratio))
         value = f"torch.autograd.grad({value}.sum(), {side}, materialize_grads=True)[0][0, {i}]"
         exact = f"x[{i}] * mp.fsum(y) - y[{i}]" if side == "input" else f"y[{i}] * (mp.log(y[{i}] / x[{i}]) - {exact})"
-    return f"""\
-import functools
-from functools import partial
-
-import torch
-from mpmath import mp
-from torch import Tensor, nn
-from torch.nn import functional as F
-
-{sources}
-
-def row(text):
-    pairs = [run.partition("*")[::2] for run in text.split()]
-    values = [float.fromhex(v) for v, n in pairs for _ in range(int(n or 1))]
-    return torch.tensor([values], dtype=torch.float64).to({input.dtype})
-
-
-def distribution(logits):
-    weights = [mp.exp(mp.mpf(v)) for v in logits[0].tolist()]
-    total = mp.fsum(weights)
-    return [w / total for w in weights]
-
-
-mp.prec = 2000
-input = row({texts[0]!r})
-target = row({texts[1]!r})
-x = distribution(input.double(){degree})
-y = {"target[0].double().tolist()" if path.target_kind == "probs" else f"distribution(target.double(){degree})"}
-y = list(map(mp.mpf, y))
-{"input.requires_grad_(), target.requires_grad_()" if side else ""}
-print("computed", {value}.item())
-print("exact   ", mp.nstr(({exact}){scale}, 17))
-"""
+    given = path.target_kind == "probs"
+    return (
+        (files("audit.explain") / "script.txt")
+        .read_text(encoding="utf-8")
+        .format(
+            sources=sources,
+            dtype=input.dtype,
+            input=texts[0],
+            target=texts[1],
+            degree=degree,
+            probabilities="target[0].double().tolist()" if given else f"distribution(target.double(){degree})",
+            gradients="input.requires_grad_(), target.requires_grad_()" if side else "",
+            value=value,
+            exact=exact,
+            scale=scale,
+        )
+    )
 
 
 @cache
