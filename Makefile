@@ -2,6 +2,8 @@
 PROFILE ?= standard
 pick = python=$$(sh .ci/interpreter.sh $(1))
 audit = "$$python" -m audit run --profile "$(PROFILE)"
+# Test files side by side, where pytest-xdist is installed.
+tests = "$$python" -m pytest $$("$$python" -c 'import xdist' 2>/dev/null && echo --numprocesses auto --dist loadfile)
 bench = mkdir -p reports && "$$python" -m pytest tests/benchmarks --benchmark-json=reports/bench.json
 
 .PHONY: help audit numbers test test-oldest test-slow test-browser bench regress baseline references exhaustive check
@@ -12,7 +14,7 @@ audit: ## audit every device found into reports/latest/ (PROFILE=quick|standard|
 numbers: ## write the figures that README and docs quote anew, from reports/latest (a standard audit)
 	@$(call pick,core) && "$$python" docs/renew.py reports/latest
 test: ## the whole test suite, with ruff and mypy where they are installed
-	@$(call pick,test) && sh .ci/check.sh "$$python" && "$$python" -m pytest
+	@$(call pick,test) && sh .ci/check.sh "$$python" && $(tests)
 test-oldest: ## the test suite with the oldest supported packages beside the torch there is
 	@$(call pick,oldest) && "$$python" -m pytest
 test-slow: ## the tests that take minutes

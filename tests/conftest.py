@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import torch
 from hypothesis import HealthCheck, settings
 
 settings.register_profile(
@@ -16,6 +17,10 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("audit")
+
+# Processes of tests side by side share the cores.
+if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(workers)))
 
 # Neither read nor fill the user's cache; matplotlib keeps its own, whose fonts take seconds to list.
 os.environ.setdefault("MPLCONFIGDIR", str(Path.home() / ".cache" / "matplotlib"))
