@@ -38,7 +38,7 @@ CHANCE = 1e-6
 STAKE = 0.999  # of each row's evidence, on a match
 SHARE = 0.5  # of the results that a cause should explain, what it must
 SAMPLE = 2**14  # numbers of a problem on which causes are tried that are not shown yet
-FEWEST, MOST = 8, 2**18  # problems, and numbers of all together
+FEWEST, MOST = 8, 2**18  # problems, and numbers of all together, of those that fail and of the others
 
 
 class Hypothesis(NamedTuple):
@@ -167,19 +167,19 @@ def name_causes(results: Sequence[Results]) -> list[list[str]]:
     for path, device in dict.fromkeys((results[i].path, results[i].device) for i in unnamed):
         own = [i for i, r in enumerate(results) if (r.path, r.device) == (path, device)]
         wrong = [i for i in own if results[i].failing.any()]
-        likely = _shown(_sampled([results[i] for i in wrong]), HYPOTHESES)
-        tried = list(dict.fromkeys(hypothesis for hypothesis, _ in likely))
+        failing = _sampled([results[i] for i in wrong])
+        tried = list(dict.fromkeys(hypothesis for hypothesis, _ in _shown(failing, HYPOTHESES)))
         # What is shown where results are wrong must also be borne out where they are right.
-        for hypothesis, finite in _shown(_sampled([results[i] for i in own]), tried) if tried else ():
+        sound = _sampled([results[i] for i in own if i not in wrong]) if tried else []
+        for hypothesis, finite in _shown([*failing, *sound], tried) if tried else ():
             for i in wrong:
                 _name(results[i], names[i], [hypothesis], (finite,))
     return [list(n) for n in names]
 
 
 def _sampled(results: Sequence[Results]) -> list[Results]:
-    """Samples of the narrowest, as many as numbers may be tried; those first of which some are to be named."""
-    samples = [r.sample() for r in results]
-    samples.sort(key=lambda r: (not r.failing.any(), r.given.input.numel()))
+    """Samples of the narrowest, as many as numbers may be tried."""
+    samples = sorted((r.sample() for r in results), key=lambda r: r.given.input.numel())
     numbers = np.cumsum([r.given.input.numel() for r in samples])
     return samples[: max(FEWEST, int(np.searchsorted(numbers, MOST)))]
 

