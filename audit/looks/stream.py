@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from audit.base.kinds import TOKENS
 from audit.base.text import describe
 from audit.base.usage import UsageError
-from audit.base.workers import Later, later
+from audit.base.workers import later
 from audit.cases import Problem, build
 from audit.judge.bounds import OVERFLOWS, Exact
 from audit.judge.limits import Limits
@@ -45,21 +46,18 @@ PERCENTILES = {"p1": 1, "p5": 5, "p10": 10, "p50": 50, "p90": 90, "p95": 95, "p9
 UNDEFINED = "holds a NaN, +inf, or -inf throughout: KL is NaN"
 
 
-def begin(run: Run) -> Later[pd.DataFrame]:
-    def judged() -> pd.DataFrame:
-        """With all rows in the spool: summary and statistics of them all, and the rows that errors.csv shows."""
-        for part, reached in _parts(run):
-            if len(part):
-                run.spool.put(part, reached)
-        run.tables["summary"] = summarise(together(run.spool.parts(SUMMARISED)))
-        if run.plan.given.input.kind != TOKENS:  # of which one a row there is no divergence
-            run.tables["statistics"] = typed(statistics(together(run.spool.parts(COLUMNS))), "statistics")
-        return _shown(run.spool, int(run.tables["summary"]["n"].sum()))
-
-    return judged
+def _table(run: Run) -> pd.DataFrame:
+    """With all rows in the spool: summary and statistics of them all, and the rows that errors.csv shows."""
+    for part, reached in _parts(run):
+        if len(part):
+            run.spool.put(part, reached)
+    run.tables["summary"] = summarise(together(run.spool.parts(SUMMARISED)))
+    if run.plan.given.input.kind != TOKENS:  # of which one a row there is no divergence
+        run.tables["statistics"] = typed(statistics(together(run.spool.parts(COLUMNS))), "statistics")
+    return _shown(run.spool, int(run.tables["summary"]["n"].sum()))
 
 
-LOOK = Look("errors", ("file",), begin)
+LOOK = Look("errors", ("file",), lambda run: partial(_table, run))
 
 
 def _parts(run: Run) -> Iterator[tuple[pd.DataFrame, int]]:
