@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
@@ -17,8 +16,7 @@ from audit.judge.bounds import OVERFLOWS, Exact
 from audit.judge.references import divisor
 from audit.judge.softmax import EXP, Kernel, Rounded, Rows, Softmax, log_sum_error, normaliser_growth
 from audit.machine.devices import here
-from audit.machine.guard import guarded
-from audit.machine.measure import TORCH
+from audit.machine.measure import guarded
 from audit.paths import Path
 from audit.paths.rounding import Rounding
 from audit.reference.softmax import exact_gradients
@@ -218,8 +216,7 @@ def autograd(
     """The gradients of the sum of the path's values, each times its weight."""
     x, y = (t.to(device, copy=True).requires_grad_() for t in (input, target))
     sides = (x,) if backward.detached else (x, y)
-    with TORCH, warnings.catch_warnings(), guarded(path.name, input.dtype, device):
-        warnings.simplefilter("ignore")
+    with guarded(path.name, input.dtype, device):
         value = path.function(x, y.detach() if backward.detached else y)
         if not value.requires_grad:
             return [None, None]

@@ -19,8 +19,7 @@ from torch import Tensor
 from audit.base.text import describe
 from audit.base.usage import UsageError
 from audit.base.workers import end_with_parent
-from audit.machine.guard import Misbehaved
-from audit.machine.measure import bits
+from audit.machine.measure import Misbehaved, bits
 
 if TYPE_CHECKING:
     from audit.paths import Function

@@ -1,16 +1,23 @@
-"""One path, once, on one device, for all rows of a problem."""
+"""One path, once, on one device, for all rows of a problem: what it gives, and what it does wrong.
+
+What a call of anyone's code may leave behind is undone, and said; what it raises is an Exception.
+"""
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from statistics import median
 from time import perf_counter
 from types import FrameType
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,15 +25,30 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from audit.base.formats import FORMATS
+from audit.base.supervision import Ended, calling
 from audit.base.text import describe
 from audit.machine import devices
 from audit.machine.devices import REMARKS, examine, here, lost
-from audit.machine.guard import Misbehaved, TooSlow, guarded
 from audit.paths import Path
 
 TOO_SLOW = "too slow"
 # What a kernel's pace is told by: rows and classes, calls at most, and seconds.
 PACED, ROUNDS, PACE_SECONDS = (64, 1_000), 25, 0.5
+_TINY = 2.0**-1022
+# How each is read, and how it is put back.
+_STATE: dict[str, tuple[Callable[[], Any], Callable[[Any], object]]] = {
+    "default dtype": (torch.get_default_dtype, torch.set_default_dtype),
+    "default device": (torch.get_default_device, torch.set_default_device),
+    "number of threads": (torch.get_num_threads, torch.set_num_threads),
+    "gradient mode": (torch.is_grad_enabled, torch.set_grad_enabled),
+    "deterministic algorithms": (torch.are_deterministic_algorithms_enabled, torch.use_deterministic_algorithms),
+    "matmul precision": (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+    "autocast": (partial(torch.is_autocast_enabled, "cpu"), partial(torch.set_autocast_enabled, "cpu")),
+    "flush to zero": (lambda: _TINY / 2 == 0, torch.set_flush_denormal),
+    "random seed": (torch.initial_seed, lambda _: None),  # put back with the generator's state
+    "numpy's error state": (np.geterr, lambda state: np.seterr(**state)),
+    "working folder": (os.getcwd, os.chdir),
+}
 
 
 class Stopwatch:
@@ -43,6 +65,14 @@ class Stopwatch:
 
 # What this process has spent in the paths themselves, until their numbers were here; and in compiling some of them.
 TORCH, COMPILING = Stopwatch(), Stopwatch()
+
+
+class TooSlow(BaseException):
+    """No Exception, so that a kernel that survives everything does not survive this."""
+
+
+class Misbehaved(RuntimeError):
+    """Says what a call did that no function may do."""
 
 
 @dataclass(frozen=True)
@@ -72,14 +102,13 @@ def measure(path: Path, input: Tensor, target: Tensor) -> Result:
         return Result.none(path, len(input), note)
     try:
         given = input.clone(), target.clone()
-        # Whoever wrote the call may need torch's advice on reductions; a table made of it does not.
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        called = path.name, input.dtype, str(input.device)
+        with torch.no_grad():
             if path.compiles:  # which takes as long as it takes
-                with COMPILING, guarded(path.name, input.dtype, str(input.device)):
+                with guarded(*called, COMPILING):
                     path.function(*given)
                 start = perf_counter()
-            with TORCH, guarded(path.name, input.dtype, str(input.device)), _limited():
+            with guarded(*called), _limited():
                 output = path.function(*given)
                 note = _objection(path, output, input)
                 if not note:
@@ -123,25 +152,6 @@ def _same(tensor: Tensor, original: Tensor) -> bool:
     return layout == (tensor.shape, tensor.dtype, tensor.device) and torch.equal(bits(tensor), bits(original))
 
 
-@contextmanager
-def _limited() -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
-        yield
-        return
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise TooSlow
-
-    handler = signal.signal(signal.SIGALRM, stop)
-    # Again every second: Python swallows what is raised in a callback of its garbage collector.
-    others = signal.setitimer(signal.ITIMER_REAL, devices.LIMIT_SECONDS, 1.0)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, *others)
-        signal.signal(signal.SIGALRM, handler)
-
-
 def _objection(path: Path, output: object, input: Tensor) -> str:
     if not isinstance(output, Tensor):
         return f"returned {type(output).__name__}, expected a tensor"
@@ -173,3 +183,69 @@ def pace(path: Path, other: Path, device: str) -> float:
                 here(each.function(x, y))
                 seconds.append(perf_counter() - begun)
     return median(taken[other]) / median(taken[path])
+
+
+@contextmanager
+def guarded(path: str, dtype: torch.dtype, device: str, stopwatch: Stopwatch = TORCH) -> Iterator[None]:
+    """Around a call: raises Misbehaved for what is no Exception, and for state of the process that it changed.
+
+    That state is restored: torch's, its seeds, and standard output and error where they were closed. Whoever wrote the
+    call may need torch's warnings; a table made of it does not.
+    """
+    calling(path, str(dtype).removeprefix("torch."), device)
+    before, seeds = [read() for read, _ in _STATE.values()], torch.get_rng_state()
+    changed: list[str] = []
+    try:
+        with stopwatch, warnings.catch_warnings(), _open("stdout", 1, changed), _open("stderr", 2, changed):
+            warnings.simplefilter("ignore")
+            yield
+    except (Exception, TooSlow, Ended):
+        raise
+    except BaseException as error:
+        # Under `supervise` who presses Ctrl-C raises Ended.
+        if isinstance(error, KeyboardInterrupt) and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            raise
+        raise Misbehaved(describe(error)) from error
+    finally:
+        for (name, (read, restore)), value in zip(_STATE.items(), before, strict=True):
+            if read() != value:
+                restore(value)
+                changed.append(name)
+        torch.set_rng_state(seeds)
+    if changed:
+        raise Misbehaved(f"changed the {', the '.join(changed)}")
+
+
+@contextmanager
+def _open(name: str, number: int, changed: list[str]) -> Iterator[None]:
+    """A standard stream that is there afterwards too."""
+    stream = getattr(sys, name)
+    spare = os.dup(number)
+    try:
+        yield
+    finally:
+        os.dup2(spare, number)
+        if stream.closed:
+            stream = open(number, "w", encoding=stream.encoding, errors="backslashreplace", closefd=False)  # noqa: SIM115
+            changed.append(name)
+        setattr(sys, name, stream)
+        os.close(spare)
+
+
+@contextmanager
+def _limited() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise TooSlow
+
+    handler = signal.signal(signal.SIGALRM, stop)
+    # Again every second: Python swallows what is raised in a callback of its garbage collector.
+    others = signal.setitimer(signal.ITIMER_REAL, devices.LIMIT_SECONDS, 1.0)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, *others)
+        signal.signal(signal.SIGALRM, handler)

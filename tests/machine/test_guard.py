@@ -12,8 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from audit.machine.guard import _STATE
-from audit.machine.measure import measure
+from audit.machine.measure import _STATE, measure
 from audit.paths import Path
 
 

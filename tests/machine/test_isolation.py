@@ -10,9 +10,8 @@ import torch
 
 from audit.base.usage import UsageError
 from audit.machine import devices
-from audit.machine.guard import Misbehaved
 from audit.machine.isolation import isolated, load
-from audit.machine.measure import TOO_SLOW, measure
+from audit.machine.measure import TOO_SLOW, Misbehaved, measure
 from audit.paths import own_path
 
 KERNELS = """
