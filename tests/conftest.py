@@ -18,7 +18,8 @@ settings.register_profile(
 )
 settings.load_profile("audit")
 
-# Processes of tests side by side share the cores.
+# Processes of tests side by side share the cores; what a test begins is none of them.
+os.environ.pop("PYTEST_XDIST_WORKER", None)
 if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(workers)))
 

@@ -56,13 +56,15 @@ def test_the_bits_of_four_dtypes_fits_80_columns_uncut(errors: pd.DataFrame) -> 
 
 
 def test_answers_fold_between_words_and_known_limits_are_counted_in_a_line(
-    errors: pd.DataFrame, tmp_path: Path
+    errors: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("latest").mkdir()
     out, path = io.StringIO(), errors["path"].iloc[0]
     known = {"status": "acknowledged", "path": path, "results": 3, "reason": "A limit. " * 40}
     findings = typed(pd.DataFrame([known | {"acknowledged_by": name} for name in ("one", "other")]), "findings")
     tables = {"errors": errors, "findings": findings, "summary": summarise(errors)}
-    terminal.show(tables, {}, tmp_path, Console(file=out, width=80))
+    terminal.show(tables, {}, Path("latest"), Console(file=out, width=80))
     *text, written = out.getvalue().splitlines()
     assert max(map(len, text)) <= 80 and written.startswith("written: ")
     assert "2 known limits, listed in" in out.getvalue() and "A limit" not in out.getvalue()
