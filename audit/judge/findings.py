@@ -11,6 +11,7 @@ from fnmatch import fnmatchcase
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from audit.base.formats import FORMATS
 from audit.base.kinds import ACKNOWLEDGED, GATED, LOSSY, NEW, SHARED
@@ -18,9 +19,10 @@ from audit.base.text import plain
 from audit.base.usage import UsageError
 
 SCOPE = ("path", "case", "dtype", "device", "symptom", "cause")
-GROUP = ["path", "dtype", "device", "symptom", "shared", "acknowledged_by"]
-_KEY = ["path", "case", "dtype", "device"]
 _WHERE = ["path", "dtype", "device"]
+_KEY = [*_WHERE, "case"]
+GROUP = [*_WHERE, "symptom", "shared", "acknowledged_by"]
+_EXAMPLE = ["case", "row", "reduction", "reference", "computed", "bound", "scaled_error", "note"]
 _DTYPES = ("dtype", "result_dtype")
 # Two results that each keep their bound lie no further apart than two of them.
 APART = 2.0
@@ -66,11 +68,8 @@ def read_acknowledgements(*files: pathlib.Path) -> list[Acknowledgement]:
             raise UsageError(f"acknowledgement [{name}]: {', '.join(unknown)} is none of {', '.join(SCOPE)}, reason")
         if not reason or "path" not in fields:
             raise UsageError(f"acknowledgement [{name}]: expected a path and a reason")
-        stanzas.append(
-            Acknowledgement(
-                plain(name), {k: tuple(v.replace(",", " ").split()) for k, v in fields.items()}, plain(reason)
-            )
-        )
+        scope = {field: tuple(globs.replace(",", " ").split()) for field, globs in fields.items()}
+        stanzas.append(Acknowledgement(plain(name), scope, reason))
     return stanzas
 
 
@@ -135,31 +134,39 @@ def _changed(invariance: pd.DataFrame) -> pd.DataFrame:
     return named.assign(classes=np.nan, computed=np.nan, abs_error=np.nan, bound=np.nan)
 
 
-def _shared(rows: pd.DataFrame, torchs: pd.DataFrame) -> pd.Series:
+def _within(rows: pd.DataFrame, others: pd.DataFrame, columns: list[str]) -> NDArray[np.bool_]:
+    """Which rows have in these columns what some of the others have."""
+    known = pd.MultiIndex.from_frame(others[columns])
+    return np.asarray(pd.MultiIndex.from_frame(rows[columns]).isin(known))
+
+
+def _shared(rows: pd.DataFrame, torchs: pd.DataFrame) -> NDArray[np.bool_]:
     """Which rows torch's paths have too: the same symptom of the same case, row and dtype.
 
     Of a gradient, of any row; of what should change nothing, by the same check.
     """
 
-    def key(table: pd.DataFrame) -> pd.MultiIndex:
+    def keyed(table: pd.DataFrame) -> pd.DataFrame:
         change, gradient = table["symptom"].eq("changes"), table["symptom"].str.contains("gradient")
         row = table["row"].astype("Int64").fillna(-1).mask(gradient | change, -1)
-        case = table["case"].mask(change, table["note"].astype(str).str.split(":").str[0])
-        return pd.MultiIndex.from_frame(table[["dtype", "device", "reduction", "symptom"]].assign(row=row, case=case))
+        return table.assign(row=row, case=table["case"].mask(change, table["note"].astype(str).str.split(":").str[0]))
 
-    return pd.Series(key(rows).isin(key(torchs)), rows.index)
+    return _within(keyed(rows), keyed(torchs), ["dtype", "device", "reduction", "symptom", "row", "case"])
 
 
-def _together(tables: Iterable[pd.DataFrame]) -> pd.DataFrame:
+def _together(tables: list[pd.DataFrame]) -> pd.DataFrame:
     """Their rows; columns that have nothing in a table are left to the others, as pandas would have it."""
-    given = list(tables)
-    columns = list(dict.fromkeys(name for table in given for name in table))
-    some = [table.dropna(axis=1, how="all") for table in given if len(table)]
-    return pd.concat(some, ignore_index=True).reindex(columns=columns) if some else given[0].iloc[:0]
+    columns = list(dict.fromkeys(name for table in tables for name in table))
+    some = [table.dropna(axis=1, how="all") for table in tables if len(table)]
+    return pd.concat(some, ignore_index=True).reindex(columns=columns) if some else tables[0]
 
 
-def _classes(rows: pd.DataFrame) -> str:
-    return " ".join(map(str, sorted(rows["classes"].dropna().astype(int).unique())))
+def _numbers(classes: Iterable[float]) -> str:
+    return " ".join(map(str, sorted({int(n) for n in classes if pd.notna(n)})))
+
+
+def _words(values: pd.Series) -> str:
+    return " ".join(name for name in dict.fromkeys(values) if name)
 
 
 def find(
@@ -177,82 +184,71 @@ def find(
     for. The rows have the columns of findings.csv but for the reproducer; their example is the result with the fewest
     classes, the furthest beyond its bound of those; of what is lossy, the worst.
     """
-    slopes = errors.iloc[:0].assign(symptom="") if gradients is None else _as_errors(gradients)
     uncomputed = _uncomputed(errors, own, asked)
     errors = errors.assign(symptom=symptoms(errors))
+    slopes = errors.iloc[:0] if gradients is None else _as_errors(gradients)
     changed = errors.iloc[:0] if invariance is None or not own else _changed(invariance)
     torchs = _together([errors, slopes, changed])
     torchs = torchs[~torchs["path"].isin(own) & (torchs["symptom"] != "")]
     if own:
         errors, slopes, changed = (table[table["path"].isin(own)] for table in (errors, slopes, changed))
-    gated = errors["kind"].isin(GATED)
     # One defect is not to be two findings: a gradient is judged where the value is right, and what is beyond its bound
     # in one place is no less wrong where it is near to it.
-    beyond = pd.MultiIndex.from_frame(errors.loc[errors["symptom"] == "beyond_bound", _WHERE])
-    inside = pd.MultiIndex.from_frame(errors[_WHERE]).isin(beyond) & errors["symptom"].eq(LOSSY)
-    errors["symptom"] = errors["symptom"].mask(inside, "")
-    wrong = pd.MultiIndex.from_frame(pd.concat([errors[~errors["symptom"].isin(["", LOSSY])], uncomputed])[_KEY])
-    slopes = slopes[~pd.MultiIndex.from_frame(slopes[_KEY]).isin(wrong)]
+    beyond = _within(errors, errors[errors["symptom"] == "beyond_bound"], _WHERE)
+    errors["symptom"] = errors["symptom"].mask(beyond & errors["symptom"].eq(LOSSY), "")
+    wrong = pd.concat([errors[~errors["symptom"].isin(["", LOSSY])], uncomputed])
+    slopes = slopes[~_within(slopes, wrong, _KEY)]
     rows = _together([errors, slopes, uncomputed, changed])
     rows = rows[rows["symptom"] != ""].assign(acknowledged_by="").fillna({"cause": ""})
     rows["shared"] = _shared(rows, torchs) if own else False
-    stale = []
-    scope = [field for field in SCOPE if field not in ("symptom", "cause")]
-    ran = {True: slopes[scope].drop_duplicates(), False: errors.loc[gated, scope].drop_duplicates()}
+    values = errors[errors["kind"].isin(GATED)]
+    stale = _acknowledge(rows, acknowledgements, values, slopes, next(iter(torchs["path"]), ""))
+    findings = _summed_up(rows, values, slopes)
+    findings["reason"] = findings["acknowledged_by"].map({a.name: a.reason for a in acknowledgements}).fillna("")
+    return findings, stale
+
+
+def _acknowledge(
+    rows: pd.DataFrame, acknowledgements: list[Acknowledgement], values: pd.DataFrame, slopes: pd.DataFrame, torchs: str
+) -> list[str]:
+    """Says in the rows by what they are `acknowledged_by`, and returns what is stale of what ran."""
     # Whatever is known of torch's path is the reason of what is shared with it.
-    known_of = rows.assign(path=rows["path"].mask(rows["shared"], next(iter(torchs["path"]), "")))
+    known_of, stale = rows.assign(path=rows["path"].mask(rows["shared"], torchs)), []
+    ran = {of_gradients: table[_KEY].drop_duplicates() for of_gradients, table in ((True, slopes), (False, values))}
     for known in acknowledgements:
         covered = known.covers(known_of)
         rows.loc[covered & (rows["acknowledged_by"] == ""), "acknowledged_by"] = known.name
         # That no input of a run shows a cause says nothing of it.
         if "cause" not in known.scope and known.covers(ran[known.of_gradients]).any() and not covered.any():
             stale.append(known.name)
-    reasons = {a.name: a.reason for a in acknowledgements}
+    return stale
+
+
+def _summed_up(rows: pd.DataFrame, values: pd.DataFrame, slopes: pd.DataFrame) -> pd.DataFrame:
+    """A row a group, by status, with an example; `values` and `slopes` are what was judged."""
+    lossy = rows["symptom"] == LOSSY
     with np.errstate(divide="ignore", invalid="ignore"):
-        limit = rows["bound"].where(rows["symptom"] != LOSSY, rows["attainable"])
-        rows["ratio"] = rows["abs_error"] / limit
-        rows["width"] = rows["classes"].where(rows["symptom"] != LOSSY, 0)
-    of_values = dict(iter(errors[gated].groupby(_WHERE, sort=False)))
-    of_slopes = dict(iter(slopes.groupby(_WHERE, sort=False)))
-    findings = []
-    for key, group in rows.groupby(GROUP, sort=False):
-        example = group.sort_values(["width", "ratio"], ascending=[True, False], kind="stable").iloc[0]
-        ways = of_slopes if "gradient" in example["symptom"] else of_values
-        everywhere = ways.get(tuple(example[_WHERE]), errors.iloc[:0])
-        findings.append(
-            dict(zip(GROUP, key, strict=True))
-            | {
-                "status": _status(example),
-                "reason": reasons.get(str(key[-1]), ""),
-                "cause": " ".join(name for name in dict.fromkeys(group["cause"]) if name),
-                "results": len(group),
-                "cases": " ".join(dict.fromkeys(group["case"])),
-                "reductions": " ".join(dict.fromkeys(group["reduction"])),
-                "worst_ratio": group["ratio"].max(),
-                "case": example["case"],
-                "row": example["row"],
-                "reduction": example["reduction"],
-                "reference": example["reference"],
-                "computed": example["computed"],
-                "bound": example["bound"],
-                "scaled_error": example["scaled_error"],
-                "note": "; ".join(dict.fromkeys(group["note"])) if example["symptom"] == "changes" else example["note"],
-                "fails_at": _classes(group),
-                "passes_at": _classes(everywhere[~everywhere["classes"].isin(group["classes"])]),
-            }
-        )
-    table = pd.DataFrame(findings, columns=[*GROUP, *(_FIELDS)])
+        rows["ratio"] = rows["abs_error"] / rows["bound"].mask(lossy, rows["attainable"])
+    rows["width"] = rows["classes"].mask(lossy, 0)
+    examples = rows.sort_values(["width", "ratio"], ascending=[True, False], kind="stable").drop_duplicates(GROUP)
+    table = rows.groupby(GROUP, sort=False).agg(
+        cause=("cause", _words),
+        results=("case", "size"),
+        cases=("case", _words),
+        reductions=("reduction", _words),
+        worst_ratio=("ratio", "max"),
+        notes=("note", lambda notes: "; ".join(dict.fromkeys(notes))),
+        classes=("classes", set),
+    )
+    table = table.join(examples.set_index(GROUP)[_EXAMPLE]).reset_index()
+    table["note"] = table["note"].mask(table["symptom"] == "changes", table["notes"])
+    kinds = [table["shared"].astype(bool), table["acknowledged_by"] != "", table["symptom"] == LOSSY]
+    table["status"] = np.select(kinds, [SHARED, ACKNOWLEDGED, LOSSY], NEW)
+    widths = [judged.groupby(_WHERE)["classes"].agg(set).to_dict() for judged in (values, slopes)]
+    of = table["symptom"].str.contains("gradient").astype(int)
+    everywhere = [widths[i].get(tuple(where), set()) for i, *where in zip(of, *(table[n] for n in _WHERE), strict=True)]
+    table["fails_at"] = [_numbers(some) for some in table["classes"]]
+    table["passes_at"] = [_numbers(every - some) for every, some in zip(everywhere, table["classes"], strict=True)]
     order = [NEW, SHARED, LOSSY, ACKNOWLEDGED]
-    return table.sort_values("status", key=lambda s: s.map(order.index), kind="stable", ignore_index=True), stale
-
-
-def _status(row: pd.Series) -> str:
-    if row["shared"]:
-        return SHARED
-    return ACKNOWLEDGED if row["acknowledged_by"] else LOSSY if row["symptom"] == LOSSY else NEW
-
-
-_FIELDS = [
-    "status", "reason", "cause", "results", "cases", "reductions", "worst_ratio", "case", "row", "reduction",
-    "reference", "computed", "bound", "scaled_error", "note", "fails_at", "passes_at",
-]  # fmt: skip
+    table = table.sort_values("status", key=lambda s: s.map(order.index), kind="stable", ignore_index=True)
+    return table.drop(columns=["notes", "classes"]).astype({"row": "Int64"})
