@@ -128,24 +128,13 @@ def gradient_bounds(
     return by_input, widened(by_target, p * np.abs(L - kl))
 
 
-@dataclass(frozen=True)
-class Backward:
-    """How a gradient is asked for: with the teacher detached, of the sum, a second time, or of a scaled loss."""
-
-    detached: bool = False
-    summed: bool = False
-    times: int = 1
-    scaled: bool = False
-
-
-PLAIN = Backward()
-# What a training loop does; each must give the same gradient.
-BACKWARDS = {
-    "with the target detached": Backward(detached=True),
-    "of the sum, whose upstream is expanded": Backward(summed=True),
-    "asked for a second time": Backward(times=2),
-    "of a scaled loss": Backward(scaled=True),
-}
+# What a training loop does; each must give the same gradient as the sum of weighted rows does, asked for once.
+BACKWARDS = DETACHED, SUMMED, AGAIN, SCALED = (
+    "with the target detached",
+    "of the sum, whose upstream is expanded",
+    "asked for a second time",
+    "of a scaled loss",
+)
 # What losses are multiplied by so that halves' gradients do not underflow; float16 itself ends at 65,504.
 LOSS_SCALE = {"float16": 2.0**8}
 
@@ -177,7 +166,7 @@ class Truth:
             self._exact[degree] = later(exact_gradients, *(side / degree for side in self.numbers))
         return self._exact[degree]()
 
-    def gradients(self, path: Path, device: str, backward: Backward = PLAIN) -> list[Gradient]:
+    def gradients(self, path: Path, device: str, backward: str = "") -> list[Gradient]:
         """What autograd gives of all rows, for each side that has a gradient; of a reduced path, times its divisor.
 
         Raises what the path raises.
@@ -186,13 +175,13 @@ class Truth:
         scale, degree = divisor(path.reduction, rows, classes), path.rounding.temperature
         # Rows weigh 1 and 1/2 in turn, exactly: a backward that makes nothing of its upstream gradient shows.
         weights = 0.5 ** (torch.arange(rows if path.reduction == "none" else 1) % 2)
-        weights = torch.ones_like(weights) if backward.summed else weights
-        weights = weights * (LOSS_SCALE.get(self.dtype, 2.0**17) if backward.scaled else 1)
+        weights = torch.ones_like(weights) if backward == SUMMED else weights
+        weights = weights * (LOSS_SCALE.get(self.dtype, 2.0**17) if backward == SCALED else 1)
         found = [
             None if grad is None else (grad / weights[:, None].numpy())[self.rows]
             for grad in autograd(path, self.input, self.target, device, weights, backward)
         ]
-        if found[0] is None and (found[1] is not None or backward.detached):
+        if found[0] is None and (found[1] is not None or backward == DETACHED):
             found[0] = np.zeros_like(self.numbers[0])  # a loss of the target alone moves no student
         given = []
         for side, grad, exact, bound in zip(SIDES, found, self.exact(degree), self.bounds(path.rounding), strict=True):
@@ -211,19 +200,20 @@ def autograd(
     target: Tensor,
     device: str,
     weights: Tensor | None = None,
-    backward: Backward = PLAIN,
+    backward: str = "",
 ) -> list[Rows | None]:
     """The gradients of the sum of the path's values, each times its weight."""
     x, y = (t.to(device, copy=True).requires_grad_() for t in (input, target))
-    sides = (x,) if backward.detached else (x, y)
+    sides = (x,) if backward == DETACHED else (x, y)
     with guarded(path.name, input.dtype, device):
-        value = path.function(x, y.detach() if backward.detached else y)
+        value = path.function(x, y.detach() if backward == DETACHED else y)
         if not value.requires_grad:
             return [None, None]
         upstream = torch.ones_like(value) if weights is None else weights.to(value).reshape(value.shape)
-        if backward.summed:
+        if backward == SUMMED:
             value, upstream = value.sum(), torch.ones_like(value.sum())
-        for again in reversed(range(backward.times)):
-            found = torch.autograd.grad(value, sides, upstream, retain_graph=again > 0, allow_unused=True)
+        if backward == AGAIN:
+            torch.autograd.grad(value, sides, upstream, retain_graph=True, allow_unused=True)
+        found = torch.autograd.grad(value, sides, upstream, allow_unused=True)
     grads = [None if grad is None else here(grad).double().numpy() for grad in found]
     return [*grads, None][:2]

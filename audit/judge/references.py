@@ -19,10 +19,11 @@ from audit.reference.quantities import quantity_references
 from audit.reference.values import Rows, undefined
 
 PUBLISHED_DIGITS = 50
-SCREENED = "screened"  # as an engine's name
+GOLD, SCREENED = "gold", "screened"  # as an engine's name
 _WIDE = Context(prec=400, Emin=MIN_EMIN, Emax=MAX_EMAX)
 _PUBLISHED = Context(prec=PUBLISHED_DIGITS, Emin=MIN_EMIN, Emax=MAX_EMAX)
 CLASSES_A_TASK = 4_000
+Key = tuple[str, str]
 
 
 def divisor(reduction: str, rows: int, classes: int) -> int:
@@ -47,7 +48,7 @@ def reduced(rows: Sequence[str], reduction: str, classes: int) -> str:
     return published(_WIDE.divide(total, Decimal(divisor(reduction, len(rows), classes))))
 
 
-def reference_keys(problem: Problem, quantity: str) -> list[tuple[str, str]]:
+def reference_keys(problem: Problem, quantity: str) -> list[Key]:
     """What identifies each row's reference: a digest, and the quantity with all that it depends on besides."""
     if quantity == "kl":
         case = problem.case
@@ -61,7 +62,6 @@ class References:
     """A problem's exact values, one a row, as text of 60 digits."""
 
     rows: list[Certified]
-    gold: list[bool]
 
     @cached_property
     def values(self) -> list[str]:
@@ -69,12 +69,10 @@ class References:
 
     @cached_property
     def sources(self) -> list[str]:
-        """ "exact" for an exact 0, an infinity or a NaN, which are decided, else "gold" or "computed"."""
+        """ "exact" for an exact 0, an infinity or a NaN, which are decided, else "gold", "screened" or "computed"."""
         decided = [not number.is_finite() or not number for number in map(Decimal, self.values)]
-        return [
-            "exact" if exact else "gold" if gold else row.engine if row.engine == SCREENED else "computed"
-            for exact, gold, row in zip(decided, self.gold, self.rows, strict=True)
-        ]
+        engines = [row.engine if row.engine in (GOLD, SCREENED) else "computed" for row in self.rows]
+        return ["exact" if exact else engine for exact, engine in zip(decided, engines, strict=True)]
 
 
 class Engine:
@@ -84,53 +82,41 @@ class Engine:
     """
 
     def __init__(
-        self,
-        submit: Submit = later,
-        gold: Mapping[tuple[str, str], str] | None = None,
-        cache: Cache | None = None,
+        self, submit: Submit = later, gold: Mapping[Key, str] | None = None, cache: Cache | None = None
     ) -> None:
         self._submit, self._gold, self._cache = submit, gold or {}, cache
-        self._known: dict[tuple[str, str], Later[Certified]] = {}
+        self._known: dict[Key, Later[Certified]] = {}
 
     def request(self, problem: Problem, quantity: str = "kl") -> Later[References]:
         """Starts the references of a problem; the callable returned waits for them.
 
         `quantity` is "kl", "zero", or one of reference.quantities.
         """
-        rows, classes = problem.input.shape
-        if quantity == "zero":
-            lost = undefined(problem.numbers[0], problem.case.input_kind)
-            return lambda: References([Certified("nan" if row else "0", "proof") for row in lost], [False] * rows)
-        if quantity == "kl" and problem.case.input_kind == TOKENS:
-            # One token of a distribution does not tell its KL.
-            return lambda: References([Certified("nan", "proof")] * rows, [False] * rows)
-        keys = reference_keys(problem, quantity)
+        (rows, classes), case = problem.input.shape, problem.case
+        # One token of a distribution does not tell its KL.
+        if quantity == "zero" or (quantity == "kl" and case.input_kind == TOKENS):
+            lost = undefined(problem.numbers[0], case.input_kind) | (quantity == "kl")
+            return lambda: References([Certified("nan" if row else "0", "proof") for row in lost])
+        keys, step, work = reference_keys(problem, quantity), rows, partial(_formula, quantity)
+        settled: dict[Key, tuple[str, str]] = {}
         if quantity == "kl":
-            for row in np.flatnonzero(undefined_rows(problem)):
-                self._known[keys[row]] = partial(Certified, "nan", "proof")
+            settled = {keys[row]: ("nan", "proof") for row in np.flatnonzero(undefined_rows(problem))}
             step = max(1, CLASSES_A_TASK // classes)
-            work = partial(certified_rows, target_kind=problem.case.target_kind, input_kind=problem.case.input_kind)
-        else:
-            step = rows
-            work = partial(_formula, quantity)
-        gold = [key in self._gold for key in keys]
-        for key in keys:
-            if key in self._gold:
-                self._known[key] = partial(Certified, self._gold[key], "gold")
+            work = partial(certified_rows, target_kind=case.target_kind, input_kind=case.input_kind)
+        settled |= {key: (self._gold[key], GOLD) for key in keys if key in self._gold}
         if self._cache is not None:
-            missing = [key for key in keys if key not in self._known]
-            for key, record in self._cache.read(missing, versions()).items():
-                self._known[key] = partial(Certified, record.value, record.engine)
+            missing = [key for key in keys if key not in self._known and key not in settled]
+            settled |= {key: (r.value, r.engine) for key, r in self._cache.read(missing, versions()).items()}
+        self._known |= {key: partial(Certified, *value) for key, value in settled.items()}
         fresh = [row for row, key in enumerate(keys) if key not in self._known]
         input, target = problem.numbers if fresh else (np.empty(0), np.empty(0))
         for start in range(0, len(fresh), step):
             part = fresh[start : start + step]
             answer = self._submit(work, input[part], target[part])
-            for place, row in enumerate(part):
-                self._known[keys[row]] = partial(_take, answer, place)
+            self._known |= {keys[row]: partial(_take, answer, place) for place, row in enumerate(part)}
 
         def wait() -> References:
-            references = References([self._known[key]() for key in keys], gold)
+            references = References([self._known[key]() for key in keys])
             if self._cache is not None and fresh:
                 self._cache.write([sealed(keys[row], references.rows[row]) for row in fresh])
             return references
@@ -152,7 +138,7 @@ def _formula(quantity: str, input: Rows, target: Rows) -> list[Certified]:
     return [Certified(value, "formula") for value in quantity_references(quantity, input, target)]
 
 
-def sealed(key: tuple[str, str], row: Certified) -> Record:
+def sealed(key: Key, row: Certified) -> Record:
     """The record of a value that was computed here."""
     radius = radius_of(row.value, DIGITS)
     return Record(*key, row.value, radius, str(DIGITS), row.engine, versions()).sealed()

@@ -96,8 +96,8 @@ LOOK = Look("gradients", ("whole", "kernel"), begin)
 def _furthest(truth: Truth, path: Path, device: str, every: bool) -> Iterator[tuple[str, Gradient]]:
     """Of each side the plain gradient, or the first that is wrong of those asked for in `every` way of BACKWARDS."""
     found = {gradient.side: ("", gradient) for gradient in truth.gradients(path, device)}
-    for way, backward in BACKWARDS.items() if every and found else ():
-        for gradient in truth.gradients(path, device, backward):
+    for way in BACKWARDS if every and found else ():
+        for gradient in truth.gradients(path, device, way):
             if gradient.symptom and not found[gradient.side][1].symptom:
                 found[gradient.side] = way, gradient
     yield from found.values()

@@ -179,7 +179,7 @@ def _lots(
         rest = Problem(problem.case, problem.dtype, problem.input[screened], problem.target[screened]).slim()
         bounds = {p.promise: (least_bound(p.promise, enclosed, problem.dtype)[screened],) * 2 for p in paths}
         limits = Limits(enclosed.scale[screened], np.full(len(screened), np.nan), bounds)
-        values = References([Certified(texts[row], SCREENED) for row in screened], [False] * len(screened))
+        values = References([Certified(texts[row], SCREENED) for row in screened])
         yield screened, Trial(rest, paths, lambda: limits, {"kl": lambda: values})
 
 

@@ -66,7 +66,7 @@ def audit() -> Audit:
         patch.setattr("audit.explain.reproducer.Shrinker.reproduce", lambda *_: None)
         # What is planted here are values and gradients; how a kernel is called is tests/pipeline/test_verdict.py's.
         patch.setattr(loop, "LOOKS", (errors_look.LOOK, gradients.LOOK))
-        patch.setattr(gradients, "BACKWARDS", {})
+        patch.setattr(gradients, "BACKWARDS", ())
         return execute(plan("standard", paths=[*SOUND, *DEFECTS, drops_a_block_now_and_then], devices="cpu"))
 
 
