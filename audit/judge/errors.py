@@ -18,15 +18,7 @@ _WIDE = Context(prec=2_500, Emin=MIN_EMIN, Emax=MAX_EMAX, traps=[])
 # Quotients are not exact; 40 digits leave binary64 one rounding in all but a share of 1e-23 of them.
 _QUOTIENT = Context(prec=40, Emin=MIN_EMIN, Emax=MAX_EMAX, traps=[])
 _LOG10_2 = _QUOTIENT.log10(Decimal(2))
-_NAN = float("nan")
-_EXACT_COLUMNS = {
-    "drift": "float64",
-    "abs_error": "float64",
-    "rel_error": "float64",
-    "ulp_error": "float64",
-    "correct_bits": "float64",
-    "false_zero": "boolean",
-}
+_EXACT = ["drift", "abs_error", "rel_error", "ulp_error", "correct_bits", "false_zero"]
 
 
 def error_columns(table: pd.DataFrame) -> pd.DataFrame:
@@ -46,21 +38,17 @@ def error_columns(table: pd.DataFrame) -> pd.DataFrame:
     triples = list(zip(computed.tolist(), table["reference"], table["result_dtype"], strict=True))
     # Rows share results, above all zeros; the exact arithmetic is done once for each.
     known = {triple: _exact_errors(*triple) for triple in set(triples)}
-    exact = [known[triple] for triple in triples]
-    errors = pd.DataFrame(exact, index=table.index, columns=list(_EXACT_COLUMNS)).astype(_EXACT_COLUMNS)
+    errors = pd.DataFrame([known[triple] for triple in triples], table.index, _EXACT)
+    errors = errors.astype(dict.fromkeys(_EXACT, "float64") | {"false_zero": "boolean"})
 
     present = (table["result_class"] != "not_computed").to_numpy(bool)
     roundoff = table["result_dtype"].map({f.name: f.unit_roundoff for f in FORMATS.values()}).to_numpy(np.float64)
     scale = table["scale"].to_numpy(np.float64)
-    return pd.DataFrame(
-        {
-            "result_class": np.where(present, result_class(computed), "not_computed"),
-            **errors[["drift", "abs_error", "rel_error", "ulp_error", "correct_bits"]],
-            "scaled_error": errors["abs_error"] / (roundoff * np.where(np.isinf(scale), _NAN, scale)),
-            "negative": pd.Series(computed < 0, table.index, dtype="boolean").where(present),
-            "false_zero": errors["false_zero"].where(present),
-        },
-        index=table.index,
+    return errors.assign(
+        result_class=np.where(present, result_class(computed), "not_computed"),
+        scaled_error=errors["abs_error"] / (roundoff * np.where(np.isinf(scale), np.nan, scale)),
+        negative=pd.Series(computed < 0, table.index, dtype="boolean").where(present),
+        false_zero=errors["false_zero"].where(present),
     )
 
 
@@ -95,20 +83,23 @@ def exact_error(computed: float, reference: str, dtype: str) -> float:
     return _exact_errors(computed, reference, dtype)[1]
 
 
-def _exact_errors(computed: float, reference: str, dtype: str) -> tuple[float, float, float, float, float, bool]:
-    """`_EXACT_COLUMNS` of one result."""
-    exact = _number(reference)
-    false_zero = computed == 0 and dtype != "" and _rounds_away_from_zero(exact, FORMATS[dtype])
-    if dtype == "" or not math.isfinite(computed) or not exact.is_finite():
-        return _NAN, _NAN, _NAN, _NAN, _NAN, false_zero
-    format = FORMATS[dtype]
+def _exact_errors(computed: float, reference: str, dtype: str) -> tuple[float, ...]:
+    """Of one result the columns of _EXACT."""
+    if dtype == "":
+        return *[math.nan] * 5, False
+    exact, format = _number(reference), FORMATS[dtype]
+    # Half the smallest subnormal is a tie, which goes to the even 0.
+    least = _WIDE.divide(Decimal(format.smallest_subnormal), Decimal(2))
+    false_zero = computed == 0 and not exact.is_nan() and exact.copy_abs() > least
+    if not math.isfinite(computed) or not exact.is_finite():
+        return *[math.nan] * 5, false_zero
     # -0.0 + 0.0 is 0.0: the difference of two zeros has no sign.
     difference = _WIDE.subtract(Decimal(computed + 0.0), exact)
     # copy_abs, as abs() rounds to the ambient context's 28 digits.
     size, magnitude = difference.copy_abs(), exact.copy_abs()
     ulps = float(_QUOTIENT.divide(size, Decimal(format.ulp(_exponent(magnitude, format)))))
     if not exact:
-        return float(difference), float(size), _NAN, ulps, _NAN, false_zero
+        return float(difference), float(size), math.nan, ulps, math.nan, false_zero
     quotient = _QUOTIENT.divide(size, magnitude)
     relative = float(quotient)
     if math.isinf(relative):  # an error beyond binary64's range beside the reference
@@ -129,11 +120,6 @@ def _number(text: str) -> Decimal:
     except InvalidOperation:
         digits, _, exponent = text.lower().partition("e")
         return Decimal(f"{digits}e{'-' if int(exponent) < 0 else '+'}{10**15}")
-
-
-def _rounds_away_from_zero(exact: Decimal, format: Format) -> bool:
-    """Whether a reference rounds to anything but 0; half the smallest subnormal is a tie, which goes to the even 0."""
-    return not exact.is_nan() and exact.copy_abs() > _WIDE.divide(Decimal(format.smallest_subnormal), Decimal(2))
 
 
 def _exponent(magnitude: Decimal, format: Format) -> int:

@@ -48,12 +48,10 @@ def _limits(
     found = bounds(promises, exact, dtype)
     lost = undefined(input, input_kind) | undefined(target, target_kind)
     if lost.any():  # the reference is NaN, and a NaN passes whatever the bound
-        found = {promise: (_lifted(own, lost), _lifted(paired, lost)) for promise, (own, paired) in found.items()}
+        for promise, both in found.items():
+            for bound in both:
+                bound[lost if promise.reduction == "none" else slice(None)] = np.inf
     return Limits(exact.scale, exact.rest(dtype), found)
-
-
-def _lifted(bound: Rows, lost: NDArray[np.bool_]) -> Rows:
-    return np.where(lost if len(bound) == len(lost) else lost.any(), np.inf, bound)
 
 
 @OVERFLOWS
