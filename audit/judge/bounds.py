@@ -44,18 +44,25 @@ class Exact:
 
     input: Softmax
     target: Softmax
-    there: NDArray[np.bool_]
-    L: Rows
 
     @classmethod
     def of(cls, input: Rows, target: Rows, target_kind: str, input_kind: str = "logits") -> Exact:
-        return cls.between(Softmax.of(input, input_kind), Softmax.of(target, target_kind))
+        return cls(Softmax.of(input, input_kind), Softmax.of(target, target_kind))
 
-    @classmethod
-    def between(cls, input: Softmax, target: Softmax) -> Exact:
-        there = (target.p > 0) & (input.log_p > -np.inf)
-        L = np.where(there, np.where(there, target.log_p, 0.0) - np.where(there, input.log_p, 0.0), 0.0)
-        return cls(input, target, there, L)
+    @cached_property
+    def there(self) -> NDArray[np.bool_]:
+        return (self.target.p > 0) & (self.input.log_p > -np.inf)
+
+    @cached_property
+    def L(self) -> Rows:
+        log_p, log_q = (np.where(self.there, side.log_p, 0.0) for side in (self.target, self.input))
+        return np.asarray(np.where(self.there, log_p - log_q, 0.0))
+
+    @cached_property
+    def sizes(self) -> tuple[Rows, Rows, Rows]:
+        """|log p| and |log q|, and what L is off by in binary64."""
+        log_p, log_q = (np.abs(np.where(self.there, side.log_p, 0.0)) for side in (self.target, self.input))
+        return log_p, log_q, _SLACK * (log_p + log_q)
 
     @cached_property
     def kl(self) -> Rows:
@@ -81,14 +88,14 @@ class Exact:
 
     def tempered(self, temperature: float) -> Exact:
         """The same of the logits over `temperature`, both sides being logits."""
-        return Exact.between(*(Softmax.of(side.a / temperature) for side in (self.input, self.target)))
+        return Exact(*(Softmax.of(side.a / temperature) for side in (self.input, self.target)))
 
     def parts(self) -> Iterator[Exact]:
         """Its classes a few at a time: arrays that stay in a core's cache take half as long."""
-        rows, classes = self.L.shape
+        rows, classes = self.target.p.shape
         step = max(MOST // rows, MOST // 8)
         for some in (slice(start, start + step) for start in range(0, classes, step)):
-            yield Exact(self.input.part(some), self.target.part(some), self.there[:, some], self.L[:, some])
+            yield Exact(self.input.part(some), self.target.part(some))
 
 
 @dataclass(frozen=True)
@@ -143,8 +150,7 @@ def _moments_of(exact: Exact, rounding: Rounding, input: Rounded, target: Rounde
         return values if everywhere else np.where(there, values, 0.0)
 
     p, D = masked(exact.target.p), masked(input.logarithms_but_sum(rounding.input, rho))
-    log_p, log_q = np.abs(masked(exact.target.log_p)), np.abs(masked(exact.input.log_p))
-    blurred = _SLACK * (log_p + log_q)
+    log_p, log_q, blurred = exact.sizes
     L = np.abs(exact.L) + blurred
     slope, Dp = L + 1, np.zeros_like(p)
     if exact.target.kind != "logits":

@@ -216,14 +216,15 @@ def _enclosed(problem: Problem, paths: Sequence[Path], device: str) -> Enclosure
 @OVERFLOWS
 def _reverse(problem: Problem, enclosed: Enclosure) -> Rows:
     """KL(input || target) of each row, in binary64: from the screen, or as it is defined."""
-    rows, (target_kind, input_kind) = np.flatnonzero(np.isnan(enclosed.reverse)), problem.case.kinds
+    reverse, (target_kind, input_kind) = enclosed.reverse.copy(), problem.case.kinds
+    rows = np.flatnonzero(np.isnan(reverse))
     if len(rows):
         input, target = (t[rows].double().numpy() for t in (problem.input, problem.target))
         turned = Exact.of(target, input, input_kind, target_kind)
         lost = undefined(input, input_kind) | undefined(target, target_kind)
         values = np.where(((turned.target.p > 0) & ~turned.there).any(axis=1), np.inf, turned.kl)
-        enclosed.reverse[rows] = np.where(lost, np.nan, values)
-    return enclosed.reverse
+        reverse[rows] = np.where(lost, np.nan, values)
+    return reverse
 
 
 def statistics(rows: pd.DataFrame) -> pd.DataFrame:
