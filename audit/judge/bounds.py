@@ -59,15 +59,25 @@ class Exact:
         return np.asarray(np.where(self.there, log_p - log_q, 0.0))
 
     @cached_property
-    def sizes(self) -> tuple[Rows, Rows, Rows]:
-        """|log p| and |log q|, and what L is off by in binary64."""
+    def p(self) -> Rows:
+        """The target's probabilities, where there is a term."""
+        return np.where(self.there, self.target.p, 0.0)
+
+    @cached_property
+    def sizes(self) -> tuple[Rows, Rows, Rows, Rows]:
+        """1, |log p|, |log q|, and |L| with what it is off by in binary64."""
         log_p, log_q = (np.abs(np.where(self.there, side.log_p, 0.0)) for side in (self.target, self.input))
-        return log_p, log_q, _SLACK * (log_p + log_q)
+        return np.ones_like(log_p), log_p, log_q, np.abs(self.L) + _SLACK * (log_p + log_q)
+
+    @cached_property
+    def means(self) -> list[Rows]:
+        """The sums of those weighted by p."""
+        return [_dot(self.p, size) for size in self.sizes]
 
     @cached_property
     def kl(self) -> Rows:
         """Each row's divergence, but for infinite terms."""
-        return np.asarray((np.where(self.there, self.target.p, 0.0) * self.L).sum(axis=1))
+        return np.asarray((self.p * self.L).sum(axis=1))
 
     @property
     @OVERFLOWS
@@ -149,9 +159,8 @@ def _moments_of(exact: Exact, rounding: Rounding, input: Rounded, target: Rounde
     def masked(values: Rows) -> Rows:
         return values if everywhere else np.where(there, values, 0.0)
 
-    p, D = masked(exact.target.p), masked(input.logarithms_but_sum(rounding.input, rho))
-    log_p, log_q, blurred = exact.sizes
-    L = np.abs(exact.L) + blurred
+    p, D = exact.p, masked(input.logarithms_but_sum(rounding.input, rho))
+    _, log_p, log_q, L = exact.sizes
     slope, Dp = L + 1, np.zeros_like(p)
     if exact.target.kind != "logits":
         # Given log-probabilities have their exponentials rounded; given probabilities are what they are.
@@ -161,22 +170,22 @@ def _moments_of(exact: Exact, rounding: Rounding, input: Rounded, target: Rounde
     else:
         r, tiny = target.softmax_but_sum
         if rounding.target == "softmax":
-            slope = np.abs(exact.L + 1) + blurred
+            slope = np.abs(exact.L + 1) + _SLACK * (log_p + log_q)
         else:
             Dp = masked(target.log_softmax_but_sum)
             other = np.expm1(np.minimum(Dp, 1.0)) + ((EXP + 1) * uc + us)
             r = other if rounding.target == "log_softmax" else np.maximum(r, other)
     # With nothing at classes that are too small to be told from 0.
     error = masked(p * r + tiny)
-    values = (np.ones_like(p), log_p, log_q, L, slope, D, Dp, error / np.where(p > 0, p, 1.0))
+    values = (slope, D, Dp, error / np.where(p > 0, p, 1.0))
     masses = np.zeros((3, len(p)))
     if rounding.masses:
         q = masked(exact.input.p)
         risen = masked(np.exp(np.minimum(exact.input.log_p + D, 0.0)) * (1 + D))
         masses = np.array([risen.sum(axis=1), _dot(q, np.expm1(np.minimum(D, 1.0))), q.sum(axis=1)])
     return Moments(
-        p=np.array([_dot(p, value) for value in values]),
-        error=np.array([_dot(error, value) for value in values]),
+        p=np.array([*exact.means, *(_dot(p, value) for value in values)]),
+        error=np.array([_dot(error, value) for value in (*exact.sizes, *values)]),
         masses=masses,
         count=there.sum(axis=1, dtype=np.float64),
         highest=masked(L + D + Dp + log_p + log_q).max(axis=1) if rounding.exp_slope else np.zeros(len(p)),
