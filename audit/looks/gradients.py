@@ -68,23 +68,21 @@ def begin(run: Run) -> Later[pd.DataFrame]:
         lacking = set(failed.itertuples(index=False, name=None))
         gaps = cache(breaking_gaps)
         found: list[dict[str, object]] = []
-        for device, (problem, truth) in product(run.devices, begun):
+        for device, (problem, truth), path in product(run.devices, begun, plan.paths):
+            able = takes_gradients(path, problem) and path.runs_on(device) and not path.compiles
+            if not able or lost(device) or (path.name, problem.dtype, device) in lacking:
+                continue
             on_case(problem.case.name)
-            able = [p for p in plan.paths if takes_gradients(p, problem) and p.runs_on(device) and not p.compiles]
-            for path in able:
-                if lost(device) or (path.name, problem.dtype, device) in lacking:
-                    continue
-                try:
-                    for way, gradient in _furthest(truth, path, device, path.name in plan.own):
-                        key = {"case": problem.case.name, "path": path.name, "reduction": path.reduction}
-                        key |= {"dtype": problem.dtype, "device": device, "side": gradient.side, "backward": way}
-                        found.append(key | _measured(gradient, problem.dtype, truth.rows))
-                        # A path of a few cases is not meant for this one: it compiles for each shape, or is tempered.
-                        if not path.cases and path.target_kind == "logits":
-                            gap = gaps(path, problem.dtype, device)[SIDES.index(gradient.side)]
-                            found[-1]["breaks_at_gap"] = gap
-                except Exception:
-                    examine(device)
+            # A path of a few cases is not meant for two classes: it compiles for each shape, or takes a temperature.
+            gapped = not path.cases and path.target_kind == "logits"
+            try:
+                for way, gradient in _furthest(truth, path, device, path.name in plan.own):
+                    key = {"case": problem.case.name, "path": path.name, "reduction": path.reduction}
+                    key |= {"dtype": problem.dtype, "device": device, "side": gradient.side, "backward": way}
+                    gap = gaps(path, problem.dtype, device)[SIDES.index(gradient.side)] if gapped else np.nan
+                    found.append(key | _measured(gradient, problem.dtype, truth.rows) | {"breaks_at_gap": gap})
+            except Exception:
+                examine(device)
         return pd.DataFrame(found)
 
     return rows
