@@ -34,20 +34,20 @@ class Acknowledgement:
     """A finding that is understood: `scope` has globs, several to a field; a field left out is any."""
 
     name: str
-    scope: dict[str, tuple[str, ...]]
+    scope: dict[str, list[str]]
     reason: str
 
     @property
     def of_gradients(self) -> bool:
-        return any("gradient" in glob for glob in self.scope.get("symptom", ()))
+        return "gradient" in " ".join(self.scope.get("symptom", ()))
 
     def covers(self, rows: pd.DataFrame) -> pd.Series:
         """Which rows of a table with the scope's columns are in the scope, of those columns the table has."""
         inside = pd.Series(True, rows.index)
-        for field, globs in self.scope.items():
-            if field in rows:
-                fits = {v: any(fnmatchcase(v, glob) for glob in globs) for v in rows[field].unique()}
-                inside &= rows[field].map(fits).astype(bool)
+        for field in self.scope.keys() & set(rows):
+            globs = self.scope[field]
+            fits = [value for value in rows[field].unique() if any(fnmatchcase(value, glob) for glob in globs)]
+            inside &= rows[field].isin(fits)
         return inside
 
 
@@ -68,7 +68,7 @@ def read_acknowledgements(*files: pathlib.Path) -> list[Acknowledgement]:
             raise UsageError(f"acknowledgement [{name}]: {', '.join(unknown)} is none of {', '.join(SCOPE)}, reason")
         if not reason or "path" not in fields:
             raise UsageError(f"acknowledgement [{name}]: expected a path and a reason")
-        scope = {field: tuple(globs.replace(",", " ").split()) for field, globs in fields.items()}
+        scope = {field: globs.replace(",", " ").split() for field, globs in fields.items()}
         stanzas.append(Acknowledgement(plain(name), scope, reason))
     return stanzas
 

@@ -69,7 +69,7 @@ def gradient_bounds(
     rho_q, rho_p = (log_sum_error(side, rounding, dtype) for side in (exact.input, exact.target))
 
     # A class that is ruled out has nothing to round.
-    p_there, q_there = np.isfinite(exact.target.log_p), np.isfinite(exact.input.log_p)
+    p_there, q_there = (np.isfinite(side.log_p) for side in (exact.target, exact.input))
     log_p = np.where(p_there, np.abs(exact.target.log_p), 0.0)
     log_q = np.where(q_there, np.abs(exact.input.log_p), 0.0)
     D = rounded_q.logarithms_but_sum(rounding.input, rho_q) + rounded_q.sum_in_logarithms(rounding.input, rho_q)
@@ -149,7 +149,7 @@ class Truth:
         self,
         input: Tensor,
         target: Tensor,
-        rows: Sequence[int] | None = None,
+        rows: Sequence[int] = (),
         submit: Submit = later,
         target_kind: str = "logits",
     ) -> None:
@@ -177,10 +177,8 @@ class Truth:
         weights = 0.5 ** (torch.arange(rows if path.reduction == "none" else 1) % 2)
         weights = torch.ones_like(weights) if backward == SUMMED else weights
         weights = weights * (LOSS_SCALE.get(self.dtype, 2.0**17) if backward == SCALED else 1)
-        found = [
-            None if grad is None else (grad / weights[:, None].numpy())[self.rows]
-            for grad in autograd(path, self.input, self.target, device, weights, backward)
-        ]
+        found = autograd(path, self.input, self.target, device, weights, backward)
+        found = [None if grad is None else (grad / weights[:, None].numpy())[self.rows] for grad in found]
         if found[0] is None and (found[1] is not None or backward == DETACHED):
             found[0] = np.zeros_like(self.numbers[0])  # a loss of the target alone moves no student
         given = []
@@ -195,12 +193,7 @@ class Truth:
 
 
 def autograd(
-    path: Path,
-    input: Tensor,
-    target: Tensor,
-    device: str,
-    weights: Tensor | None = None,
-    backward: str = "",
+    path: Path, input: Tensor, target: Tensor, device: str, weights: Tensor | None = None, backward: str = ""
 ) -> list[Rows | None]:
     """The gradients of the sum of the path's values, each times its weight."""
     x, y = (t.to(device, copy=True).requires_grad_() for t in (input, target))

@@ -116,11 +116,12 @@ def log_sum_error(s: Softmax, rounding: Rounding, dtype: str) -> Rows:
     return np.asarray(-np.log1p(-np.minimum(exponentials + lost, 0.9)))
 
 
+@dataclass(frozen=True, eq=False)
 class Rounded:
     """How far a kernel's softmax is off, class by class: in all, given the error rho' of a row's sum, or but for it."""
 
-    def __init__(self, exact: Softmax, kernel: Kernel) -> None:
-        self.exact, self.kernel = exact, kernel
+    exact: Softmax
+    kernel: Kernel
 
     @cached_property
     def log_softmax_but_sum(self) -> Rows:
