@@ -38,7 +38,7 @@ def log_softmax(logits: Tensor) -> Tensor:
 def kl_div(input: Tensor, target: Tensor) -> Tensor:
     p = softmax(target).double()
     terms = torch.where(p > 0, p * (torch.log(p) - log_softmax(input).double()), 0.0)
-    if terms.is_cpu and len(terms) < terms.shape[1]:
+    if terms.is_cpu and not terms.requires_grad and len(terms) < terms.shape[1]:
         # Python's numbers are twenty times as fast as tensors of one.
         return torch.tensor([reduce(_added, row, 0.0) for row in terms.tolist()])
     total = torch.zeros(len(terms), dtype=torch.float32, device=terms.device)
