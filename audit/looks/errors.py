@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from decimal import Context, Decimal
 from itertools import chain
 
@@ -28,21 +28,12 @@ from audit.paths.rounding import Rounding
 _EXACT = Context(prec=2_000)
 
 
-@dataclass(frozen=True)
-class Measured:
-    """What one path gave for one problem on one device."""
-
-    path: Path
-    device: str
-    result: Result
-
-
 def begin(run: Run) -> Later[pd.DataFrame]:
     """Every path's results on every problem, judged when all are there."""
     trials = run.trials
 
     def rows() -> pd.DataFrame:
-        results: list[tuple[Trial, Measured]] = []
+        results: list[tuple[Trial, Result]] = []
         for trial in trials:
             run.advance(f"{trial.problem.case.name} {trial.problem.dtype}")
             results += [(trial, one) for one in run_paths(run, trial.problem, trial.paths)]
@@ -54,7 +45,7 @@ def begin(run: Run) -> Later[pd.DataFrame]:
 LOOK = Look("errors", ("whole", "part", "kernel"), begin)
 
 
-def run_paths(run: Run, problem: Problem, paths: Sequence[Path]) -> Iterator[Measured]:
+def run_paths(run: Run, problem: Problem, paths: Sequence[Path]) -> Iterator[Result]:
     """Every path on the problem's tensors, carried to each device once."""
     on_case(problem.case.name)
     for device in run.devices:
@@ -68,7 +59,7 @@ def run_paths(run: Run, problem: Problem, paths: Sequence[Path]) -> Iterator[Mea
         for path in (path for path in paths if path.runs_on(device)):
             stopped = run.stopped.get((path.name, device))
             if unable or stopped:
-                result = Result.none(path, len(problem.input), unable or f"not run: {stopped}")
+                result = Result.none(path, device, len(problem.input), unable or f"not run: {stopped}")
             else:
                 result = measure(path, x, y)
                 if result.too_slow:
@@ -76,14 +67,14 @@ def run_paths(run: Run, problem: Problem, paths: Sequence[Path]) -> Iterator[Mea
                     run.stopped[path.name, device] = f"{result.note or TOO_SLOW} on {where}"
                 if problem.case.repeats > 1:
                     result = replace(result, computed=result.computed[problem.judged])
-            yield Measured(path, device, result)
+            yield result
 
 
-def error_table(results: Sequence[tuple[Trial, Measured]]) -> pd.DataFrame:
+def error_table(results: Sequence[tuple[Trial, Result]]) -> pd.DataFrame:
     """The rows of errors.csv, their errors computed for the whole table at once."""
     # Logits near the largest number of a format overflow in scales, as they should.
     with np.errstate(over="ignore"):
-        parts = [_columns(trial, measured) for trial, measured in results]
+        parts = [_columns(trial, result) for trial, result in results]
     table = pd.DataFrame({name: list(chain.from_iterable(part[name] for part in parts)) for name in parts[0]})
     table = pd.concat([table.drop(columns="result_class"), error_columns(table)], axis=1)
     table["within_bound"] = within_bound(table)
@@ -95,7 +86,7 @@ def error_table(results: Sequence[tuple[Trial, Measured]]) -> pd.DataFrame:
     return table
 
 
-def _causes(table: pd.DataFrame, results: Sequence[tuple[Trial, Measured]]) -> NDArray[np.object_]:
+def _causes(table: pd.DataFrame, results: Sequence[tuple[Trial, Result]]) -> NDArray[np.object_]:
     """The known defect whose formula gives a wrong or lossy result, of those that mean to be KL."""
     wrong = (symptoms(table) != "").to_numpy(bool) & (table["kind"] == "kl").to_numpy(bool)
     exact = table["reference"].map(float).to_numpy(np.float64)
@@ -103,23 +94,23 @@ def _causes(table: pd.DataFrame, results: Sequence[tuple[Trial, Measured]]) -> N
     given: dict[tuple[int, Rounding], Given] = {}
     judged: list[tuple[slice, Results]] = []
     start = 0
-    for trial, measured in results:
-        problem, path, result = trial.problem, measured.path, measured.result
+    for trial, result in results:
+        problem, path = trial.problem, result.path
         place = slice(start, start := start + len(result.computed))
         # A slim problem's results are certain.
         if path.kind == "kl" and not result.note and not problem.input.is_meta:
             fresh = Given(problem.input, problem.target, problem.case.kinds[::-1], path.rounding)
             same = given.setdefault((id(problem), path.rounding), fresh)
-            where = path.name, measured.device, path.reduction
+            where = path.name, result.device, path.reduction
             judged.append((place, Results(*where, same, result.computed, exact[place], wrong[place], result.dtype)))
     for (place, _), found in zip(judged, name_causes([r for _, r in judged]), strict=True):
         names[place] = found
     return names
 
 
-def _columns(trial: Trial, measured: Measured) -> Mapping[str, Sequence[object] | Rows]:
+def _columns(trial: Trial, result: Result) -> Mapping[str, Sequence[object] | Rows]:
     """What a path's results on one problem are compared with, row by row."""
-    problem, path, result, limits = trial.problem, measured.path, measured.result, trial.limits()
+    problem, path, limits = trial.problem, result.path, trial.limits()
     reference, exact, reduction = trial.references[path.quantity], trial.references["kl"], path.reduction
     rows, classes = problem.input.shape
     sources, each = reference().sources, reduction == "none"
@@ -129,7 +120,7 @@ def _columns(trial: Trial, measured: Measured) -> Mapping[str, Sequence[object] 
         "path": path.name,
         "reduction": reduction,
         "dtype": problem.dtype,
-        "device": measured.device,
+        "device": result.device,
         "kind": path.kind,
         "rows": rows,
         "classes": classes,

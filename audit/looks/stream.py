@@ -22,8 +22,9 @@ from audit.judge.limits import Limits
 from audit.judge.references import SCREENED, Engine, References
 from audit.judge.screen import DTYPES, Enclosure, certain, enclose, least_bound
 from audit.looks import Look, Run, Trial, begin_trial, together
-from audit.looks.errors import Measured, error_table, run_paths
+from audit.looks.errors import error_table, run_paths
 from audit.machine.devices import REMARKS
+from audit.machine.measure import Result
 from audit.machine.plan import Plan
 from audit.paths import Path
 from audit.publish.folder import Spool
@@ -140,7 +141,7 @@ def _judged(run: Run, first: int, last: int) -> pd.DataFrame:
     sampled = np.random.default_rng(0).random(count) < SAMPLE
     sampled[file.mask.argmax()] = True
     sampled |= count <= SMALL[0] and count * file.input.classes <= SMALL[1]
-    results: list[tuple[Trial, Measured]] = []
+    results: list[tuple[Trial, Result]] = []
     added: list[pd.DataFrame] = []
     for chunk, (kept, problem, paths) in enumerate(_problems(run, first, last)):
         measured = list(run_paths(run, problem, paths))
@@ -149,8 +150,7 @@ def _judged(run: Run, first: int, last: int) -> pd.DataFrame:
         of_rows = pd.DataFrame({"row": kept, "reverse": _reverse(problem, enclosed), "same_top": same_top})
         for rows, trial in _lots(run, problem, measured, enclosed, sampled[kept]):
             for place, one in enumerate(measured):
-                some = replace(one.result, computed=one.result.computed[rows])
-                results.append((trial, replace(one, result=some)))
+                results.append((trial, replace(one, computed=one.computed[rows])))
                 added.append(of_rows.iloc[rows].assign(chunk=chunk, place=place))
     if not results:
         return pd.DataFrame()
@@ -161,15 +161,15 @@ def _judged(run: Run, first: int, last: int) -> pd.DataFrame:
 
 
 def _lots(
-    run: Run, problem: Problem, measured: Sequence[Measured], enclosed: Enclosure, sampled: NDArray[np.bool_]
+    run: Run, problem: Problem, measured: Sequence[Result], enclosed: Enclosure, sampled: NDArray[np.bool_]
 ) -> Iterator[tuple[NDArray[np.int64], Trial]]:
     """The rows that are compared with what the engine gives, and those where every result is certain by the screen."""
     paths = list(dict.fromkeys(one.path for one in measured))
     texts = [enclosed.text(row) for row in range(len(sampled))]
     sure = np.array([text != "" for text in texts])
     for one in measured:
-        if not one.result.note:
-            sure &= certain(one.path.promise, enclosed, one.result.computed, one.result.dtype, problem.dtype)
+        if not one.note:
+            sure &= certain(one.path.promise, enclosed, one.computed, one.dtype, problem.dtype)
     asked, screened = np.flatnonzero(~sure | sampled), np.flatnonzero(sure & ~sampled)
     part = Problem(problem.case, problem.dtype, problem.input[asked], problem.target[asked])
     if len(asked):

@@ -77,16 +77,19 @@ class Misbehaved(RuntimeError):
 
 @dataclass(frozen=True)
 class Result:
-    """The numbers a path returned, in binary64 (exact), one a row or one in all; or `note`, why there are none."""
+    """What a path gave on a device: numbers in binary64 (exact), one a row or one in all; or `note`, why none."""
 
+    path: Path
+    device: str
     computed: NDArray[np.float64]
     dtype: str = ""
     note: str = ""
     too_slow: bool = False
 
     @classmethod
-    def none(cls, path: Path, rows: int, note: str, too_slow: bool = False) -> Result:
-        return cls(np.full(rows if path.reduction == "none" else 1, np.nan), note=note, too_slow=too_slow)
+    def none(cls, path: Path, device: str, rows: int, note: str, too_slow: bool = False) -> Result:
+        computed = np.full(rows if path.reduction == "none" else 1, np.nan)
+        return cls(path, device, computed, note=note, too_slow=too_slow)
 
 
 def measure(path: Path, input: Tensor, target: Tensor) -> Result:
@@ -97,12 +100,13 @@ def measure(path: Path, input: Tensor, target: Tensor) -> Result:
     kept wherever Python has the word, in the main thread; a call that never returns from C is the user's to interrupt.
     Where a device has no room for all rows, they are computed in halves; one that is lost says so.
     """
-    note, start, full = lost(input.device), perf_counter(), False
+    device = str(input.device).removesuffix(":0")  # as in the tables
+    note, start, full = lost(device), perf_counter(), False
     if note:
-        return Result.none(path, len(input), note)
+        return Result.none(path, device, len(input), note)
     try:
         given = input.clone(), target.clone()
-        called = path.name, input.dtype, str(input.device)
+        called = path.name, input.dtype, device
         with torch.no_grad():
             if path.compiles:  # which takes as long as it takes
                 with guarded(*called, COMPILING):
@@ -125,9 +129,9 @@ def measure(path: Path, input: Tensor, target: Tensor) -> Result:
     if full and len(input) > 1 and path.reduction == "none":
         return _in_halves(path, input, target)
     if note:
-        examine(input.device)
-        return Result.none(path, len(input), lost(input.device) or note, too_slow)
-    return Result(computed.reshape(-1).double().numpy(), str(computed.dtype).removeprefix("torch."))
+        examine(device)
+        return Result.none(path, device, len(input), lost(device) or note, too_slow)
+    return Result(path, device, computed.reshape(-1).double().numpy(), str(computed.dtype).removeprefix("torch."))
 
 
 def _in_halves(path: Path, input: Tensor, target: Tensor) -> Result:
@@ -136,7 +140,7 @@ def _in_halves(path: Path, input: Tensor, target: Tensor) -> Result:
     first = measure(path, input[:half], target[:half])
     second = first if first.note else measure(path, input[half:], target[half:])
     if second.note:
-        return Result.none(path, len(input), second.note, first.too_slow or second.too_slow)
+        return Result.none(path, second.device, len(input), second.note, first.too_slow or second.too_slow)
     REMARKS.add(f"{path.name} on {input.device.type}: out of memory, computed in halves")
     return replace(second, computed=np.concatenate((first.computed, second.computed)))
 
