@@ -20,7 +20,7 @@ from audit.machine.environment import visible_nvidia
 # Of one path on one problem, compiling apart. The slowest of ours take a second on the widest problem.
 LIMIT_SECONDS = 30.0
 # Why nothing more can be had of a device in this process: its context is lost, or a kernel on it does not end.
-LOST: dict[torch.device, str] = {}
+LOST: dict[str, str] = {}
 # What accelerators could not do though they are there, for a run to say.
 REMARKS: set[str] = set()
 Item = TypeVar("Item")
@@ -38,7 +38,7 @@ class Device:
     @property
     def called(self) -> tuple[str, ...]:
         """What it may be asked for as."""
-        return self.name, str(_indexed(self.name)), self.model
+        return self.name, self.name if ":" in self.name else f"{self.name}:0", self.model
 
 
 def _cpu_model() -> str:
@@ -80,7 +80,7 @@ def select(names: Iterable[str] | str | None) -> list[Device]:
             raise UsageError(
                 f"an NVIDIA device is visible ({evidence}) but torch {torch.__version__} cannot use it: {cure}"
             )
-        chosen = list({d.model: d for d in reversed(usable)}.values())[::-1]
+        chosen = [d for d in usable if d == next(e for e in usable if e.model == d.model)]
     else:
         names = [names] if isinstance(names, str) else list(names)
         for device in (d for d in devices if d.absent and d.name in names):
@@ -95,13 +95,7 @@ def select(names: Iterable[str] | str | None) -> list[Device]:
     return chosen
 
 
-def _indexed(device: str | torch.device) -> torch.device:
-    """A device with its number: "cuda" is cuda:0."""
-    device = torch.device(device)
-    return device if device.type == "cpu" else torch.device(device.type, device.index or 0)
-
-
-def _fault(device: str | torch.device) -> str:
+def _fault(device: str) -> str:
     """Why a device does not add two numbers, empty where it does; one that is full may do so later."""
     try:
         here(torch.ones(2, device=device) + 1)
@@ -110,15 +104,14 @@ def _fault(device: str | torch.device) -> str:
     return ""
 
 
-def lost(device: str | torch.device) -> str:
+def lost(device: str) -> str:
     """Why nothing more can be had of a device; empty while it answers."""
-    return LOST.get(_indexed(device), "")
+    return LOST.get(device, "")
 
 
-def examine(device: str | torch.device) -> None:
+def examine(device: str) -> None:
     """After an error: whether the device is `lost`."""
-    device = _indexed(device)
-    if device.type != "cpu" and not lost(device) and (fault := _fault(device)):
+    if device != "cpu" and not lost(device) and (fault := _fault(device)):
         LOST[device] = f"device lost: {fault}"
 
 

@@ -43,6 +43,8 @@ def test_a_card_is_named_by_its_number_or_as_it_calls_itself_and_each_model_is_a
     assert select(None) == [CPU, *slices]
     assert select("cuda:0") == select("*MIG 1g.5gb") == slices[:1]
     assert select("NVIDIA H100") == slices[1:]
+    machine(CPU, *slices, Device("cuda:2", slices[0].model))
+    assert select(None) == [CPU, *slices]
 
 
 def test_an_absent_device_is_refused_with_its_reason(machine) -> None:
