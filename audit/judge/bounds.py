@@ -256,17 +256,15 @@ def _kl_bound(exact: Exact, promise: Promise, dtype: str, errors: Rows, size: Ro
     growth = _sum_growth(classes if reduction == "none" else rows * classes, rounding, compute.unit_roundoff)
     if rounding.separate and compute is not storage:
         growth += storage.unit_roundoff * (1 + growth)  # each sum is stored before they are subtracted
-    row, value = errors + growth * size, np.abs(exact.kl)
+    row, value, moved = errors + growth * size, np.abs(exact.kl), np.zeros_like(size)
+    if rounding.temperature != 1:  # a quotient may be subnormal
+        moved = 4 * storage.smallest_subnormal * (exact.target.p * (1 + np.abs(exact.L))).sum(axis=1)
     rounded = result.unit_roundoff
     if reduction != "none":
-        row, value, rounded = np.array([row.sum()]), np.array([value.sum()]), 2 * rounded
-    total = (row + rounded * (value + row)) * (1 + _SLACK * classes)
-    bound = total / divisor(reduction, rows, classes) + result.smallest_subnormal
-    if rounding.temperature == 1:
-        return np.asarray(bound)
-    lost = storage.smallest_subnormal  # a quotient may be subnormal
-    moved = 4 * lost * (exact.target.p * (1 + np.abs(exact.L))).sum(axis=1)
-    return np.asarray(rounding.temperature**2 * (bound + moved))
+        row, value, moved = (np.array([of_rows.sum()]) for of_rows in (row, value, moved))
+        rounded *= 2
+    total, divided = (row + rounded * (value + row)) * (1 + _SLACK * classes), divisor(reduction, rows, classes)
+    return np.asarray(rounding.temperature**2 * (total / divided + result.smallest_subnormal + moved / divided))
 
 
 def _difference_bound(exact: Exact, rounding: Rounding, dtype: str) -> Rows:

@@ -84,8 +84,10 @@ class Engine:
     def __init__(
         self, submit: Submit = later, gold: Mapping[Key, str] | None = None, cache: Cache | None = None
     ) -> None:
-        self._submit, self._gold, self._cache = submit, gold or {}, cache
-        self._known: dict[Key, Later[Certified]] = {}
+        self._submit, self._cache = submit, cache
+        self._known: dict[Key, Later[Certified]] = {
+            key: partial(Certified, value, GOLD) for key, value in (gold or {}).items()
+        }
 
     def request(self, problem: Problem, quantity: str = "kl") -> Later[References]:
         """Starts the references of a problem; the callable returned waits for them.
@@ -98,16 +100,14 @@ class Engine:
             lost = undefined(problem.numbers[0], case.input_kind) | (quantity == "kl")
             return lambda: References([Certified("nan" if row else "0", "proof") for row in lost])
         keys, step, work = reference_keys(problem, quantity), rows, partial(_formula, quantity)
-        settled: dict[Key, tuple[str, str]] = {}
         if quantity == "kl":
-            settled = {keys[row]: ("nan", "proof") for row in np.flatnonzero(undefined_rows(problem))}
+            undefined_keys = [keys[row] for row in np.flatnonzero(undefined_rows(problem))]
+            self._known |= dict.fromkeys(undefined_keys, partial(Certified, "nan", "proof"))
             step = max(1, CLASSES_A_TASK // classes)
             work = partial(certified_rows, target_kind=case.target_kind, input_kind=case.input_kind)
-        settled |= {key: (self._gold[key], GOLD) for key in keys if key in self._gold}
         if self._cache is not None:
-            missing = [key for key in keys if key not in self._known and key not in settled]
-            settled |= {key: (r.value, r.engine) for key, r in self._cache.read(missing, versions()).items()}
-        self._known |= {key: partial(Certified, *value) for key, value in settled.items()}
+            cached = self._cache.read([key for key in keys if key not in self._known], versions())
+            self._known |= {key: partial(Certified, record.value, record.engine) for key, record in cached.items()}
         fresh = [row for row, key in enumerate(keys) if key not in self._known]
         input, target = problem.numbers if fresh else (np.empty(0), np.empty(0))
         for start in range(0, len(fresh), step):

@@ -338,6 +338,13 @@ def test_the_bound_is_reached_by_the_worst_that_its_assumptions_allow_and_not_pa
     assert min(reached.values()) > 0.8, reached
 
 
+def test_a_temperatures_bound_is_reduced_as_its_results_are() -> None:
+    exact = Exact.of(*np.random.default_rng(1).standard_normal((2, 5, 30)), "logits")
+    rounding = torch_rounding(temperature=4.0)
+    rows, total = (bound(Promise("kl", way, rounding), exact, "float32") for way in ("none", "sum"))
+    assert len(rows) == 5 and len(total) == 1 and rows.sum() <= total[0] < 1.5 * rows.sum()
+
+
 @pytest.mark.parametrize("dtype", FORMATS)
 def test_the_bound_grows_with_what_a_path_declares_less(dtype: str) -> None:
     """A kernel that declares nothing may do everything a torch path may."""

@@ -19,6 +19,7 @@ from audit.judge.screen import DTYPES, enclose, least_bound
 from audit.looks import stream
 from audit.machine.plan import plan_file
 from audit.paths import registered
+from audit.paths.rounding import FUSED, Promise
 from audit.pipeline import loop
 from audit.reference.exact import certified_rows
 
@@ -27,7 +28,7 @@ PROMISES = {
     for p in registered()
     if (p.kind, p.quantity, p.reduction, p.input_kind, p.target_kind) == ("kl", "kl", "none", "logits", "logits")
     and p.rounding.temperature == 1
-}
+} | {Promise("kl", "none", FUSED)}
 
 
 def families(rows: int, classes: int) -> Iterator[tuple[str, Tensor, Tensor]]:
