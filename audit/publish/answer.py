@@ -47,6 +47,8 @@ class Answer:
 def answer(tables: Tables, environment: Mapping[str, Any]) -> Answer:
     """Of a run's tables and its environment.json, which names the kernels of the user's own where they were judged."""
     findings, errors = tables["findings"], tables["errors"]
+    results = int(tables["summary"]["n"].sum())
+    shown = " that errors.csv shows" if len(errors) < results else ""
     problems = failed_devices(errors)
     if new := len(failing(findings)):
         problems.append(counted(new, "new problem"))
@@ -60,15 +62,15 @@ def answer(tables: Tables, environment: Mapping[str, Any]) -> Answer:
     else:
         questions = [
             ("Can my KL come out negative by rounding?", _negative(errors)),
-            ("Which way of computing it should I use?", _best(errors)),
+            ("Which way of computing it should I use?", _best(errors, shown)),
             ("Do CPU and GPU agree?", _agree(errors)),
-            ("Softmax and then its logarithm, or log_softmax?", _stable(errors)),
+            ("Softmax and then its logarithm, or log_softmax?", _stable(errors, shown)),
         ]
         questions += _models(tables["statistics"]) if "statistics" in tables else []
     return Answer(
         told,
         good,
-        _ran(errors, int(tables["summary"]["n"].sum()), environment),
+        _ran(errors, results, environment),
         [(question, said) for question, said in questions if said],
         _limits(findings),
         [] if own else [said for said in (_thread(tables), origin(tables)) if said],
@@ -132,7 +134,7 @@ def _negative(errors: pd.DataFrame) -> str:
     return said
 
 
-def _best(errors: pd.DataFrame) -> str:
+def _best(errors: pd.DataFrame, shown: str) -> str:
     """The remedy beside the call that torch documents: median correct bits of the same rows."""
     parts = []
     for dtype, bits in _by_dtype(side_by_side(_rows(errors, STABLE, REMEDY), "correct_bits", STABLE, REMEDY)):
@@ -141,12 +143,12 @@ def _best(errors: pd.DataFrame) -> str:
     if not parts:
         return ""
     return (
-        f"audit.{REMEDY}, which keeps {_listed(parts)}, the median over all rows where both have some. Without it: "
-        "kl_div of log_softmax(input) and softmax(target)."
+        f"audit.{REMEDY}, which keeps {_listed(parts)}, the median over all rows{shown} where both have some. Without "
+        "it: kl_div of log_softmax(input) and softmax(target)."
     )
 
 
-def _stable(errors: pd.DataFrame) -> str:
+def _stable(errors: pd.DataFrame, shown: str) -> str:
     """The two compared, row by row: which is nearer the exact value, and which of them gives no finite value."""
     rows = _rows(errors, STABLE, FIRST)
     if rows["path"].nunique() < 2:
@@ -156,9 +158,9 @@ def _stable(errors: pd.DataFrame) -> str:
     lost = rows[~rows["result_class"].isin(["finite", "not_computed"])]["path"].value_counts()
     better, other = sorted((STABLE, FIRST), key=lambda path: lost.get(path, 0))
     return (
-        f"{better}: it gives inf or NaN in {lost.get(better, 0):,} rows, the other in {lost.get(other, 0):,}. Where "
-        f"both are finite, log_softmax is nearer the exact value in {nearer[STABLE]:.0%} of {len(error):,} rows, "
-        f"softmax and then its logarithm in {nearer[FIRST]:.0%}."
+        f"{better}: it gives inf or NaN in {lost.get(better, 0):,} rows, the other in {lost.get(other, 0):,}. Of "
+        f"{len(error):,} rows{shown} where both are finite, log_softmax is nearer the exact value in "
+        f"{nearer[STABLE]:.0%}, softmax and then its logarithm in {nearer[FIRST]:.0%}."
     )
 
 

@@ -21,6 +21,7 @@ from audit.base.usage import UsageError
 from audit.looks import stream
 from audit.machine.plan import plan_file
 from audit.pipeline import loop
+from audit.publish.answer import answer
 from audit.publish.folder import Kept
 
 
@@ -69,6 +70,8 @@ def test_of_many_results_those_are_shown_that_are_not_clear_and_the_worst(
     shown, errors = some["errors"], every["errors"]
     assert len(shown) < 100 < len(errors)
     assert some["summary"].equals(every["summary"]) and some["statistics"].equals(every["statistics"])
+    said = [told for question, told in answer(some, {}).questions if "Which way" in question]
+    assert said and all("all rows that errors.csv shows" in told for told in said)
     key = ["path", "row"]
     kept = set(shown[key].itertuples(index=False, name=None))
     worst = errors.sort_values("scaled_error", ascending=False).groupby("path").head(5)

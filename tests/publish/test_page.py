@@ -163,7 +163,7 @@ def test_the_answer_turns_with_the_numbers(tables) -> None:
     stable = (errors["path"] == "log_softmax") & (errors["reduction"] == "none")
     for error, share in ((0.0, "100%"), (1e9, "0%")):
         planted = {**tables, "errors": errors.assign(abs_error=errors["abs_error"].mask(stable, error))}
-        found = re.search(r"log_softmax is nearer the exact value in (\S+) of", answers(planted)[2])
+        found = re.search(r"log_softmax is nearer the exact value in (\S+%),", answers(planted)[2])
         assert found and (found[1] == share or (error == 0.0 and float(found[1][:-1]) > 40))
     positive = errors.assign(negative=errors["negative"].mask(errors["path"] == "log_softmax", False))
     assert answers({**tables, "errors": positive})[0].startswith("No: none of")
