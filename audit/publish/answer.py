@@ -138,7 +138,7 @@ def _best(errors: pd.DataFrame, shown: str) -> str:
     """The remedy beside the call that torch documents: median correct bits of the same rows."""
     parts = []
     for dtype, bits in _by_dtype(side_by_side(_rows(errors, STABLE, REMEDY), "correct_bits", STABLE, REMEDY)):
-        middle, every = bits.median(), FORMATS[dtype].precision
+        middle, every = bits.median().clip(lower=0), FORMATS[dtype].precision  # below 0 the error is the larger
         parts.append(f"{middle[REMEDY]:.1f} against {middle[STABLE]:.1f} of {every} bits in {dtype}")
     if not parts:
         return ""
