@@ -351,7 +351,7 @@ def fast_exp2(x: Tensor, y: Tensor) -> Tensor:
 
     def off(t: Tensor) -> Tensor:
         value = (t * log2_e).exp2()
-        return value * (1 + 2 * torch.finfo(t.dtype).eps * torch.sin(1e4 * t.nan_to_num(neginf=0.0)).detach())
+        return value * (1 + 2 * torch.finfo(t.dtype).eps * torch.sin(1e4 * t.clamp(min=-1e3)).detach())
 
     def parts(t: Tensor) -> tuple[Tensor, Tensor]:
         shifted = wide(t) - wide(t).amax(-1, keepdim=True)
@@ -360,7 +360,7 @@ def fast_exp2(x: Tensor, y: Tensor) -> Tensor:
         return weights / total, shifted - total.log2() * log_2
 
     (p, log_p), (_, log_q) = parts(y), parts(x)
-    return torch.where(p > 0, p * (log_p - log_q), 0.0).sum(-1).to(x.dtype)
+    return torch.where(p == 0, 0.0, p * (log_p - log_q)).sum(-1).to(x.dtype)
 
 
 @sound(audit.FUSED)
