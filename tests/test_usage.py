@@ -51,7 +51,8 @@ OTHERS: list[tuple[str, ...]] = [
     ("compare", "full", "full"), ("compare", LONG, "y"), ("regress", "--report", "none"), ("regress", "--format", "x"),
     ("baseline",), ("baseline", "--reason", "  "), ("baseline", "--reason", "why", "--report", "none"),
     ("references", "burn"), ("references", "build", "--all"), ("thread", "--device", "tpu"), ("diagnose", "none.npz"),
-    ("diagnose", "mine.py"), ("diagnose", "full"), ("diagnose",), ("diagnose", f"{LONG}.npz"), ("\udc80",), ("--nope",),
+    ("diagnose", "mine.py"), ("diagnose", "full"), ("diagnose",), ("diagnose", f"{LONG}.npz"), ("x\udc80",),
+    ("--nope",),
 ]  # fmt: skip
 
 

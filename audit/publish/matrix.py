@@ -65,7 +65,7 @@ def folded(errors: pd.DataFrame) -> tuple[list[Place], list[tuple[list[str], lis
     ways: dict[str, tuple[list[str], list[Cell | None]]] = {}
     for path, group in rows.drop(columns="path").groupby(rows["path"], sort=False):
         cells = {(cell["device"], cell["dtype"]): cell for cell in group.to_dict("records")}
-        alike = group.to_csv(index=False)
+        alike = repr(cells)
         ways.setdefault(alike, ([], [cells.get(column) for column in columns]))[0].append(str(path))
     return columns, list(ways.values())
 

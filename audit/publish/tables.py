@@ -117,7 +117,8 @@ def write_csv(frame: pd.DataFrame, file: pathlib.Path, name: str) -> None:
         frame = frame.assign(computed=text)
     for column in _NAMES & set(frame):
         frame = frame.assign(**{column: frame[column].str.replace(_FORMULA, "'", regex=True)})
-    frame.to_csv(file, index=False, lineterminator="\n", encoding="utf-8")
+    with np.errstate(invalid="ignore"):  # numpy 1.24 warns where it makes text of a NaN
+        frame.to_csv(file, index=False, lineterminator="\n", encoding="utf-8")
 
 
 def read_table(folder: str | pathlib.Path, name: str) -> pd.DataFrame:

@@ -187,4 +187,4 @@ def test_two_runs_of_a_history_are_compared(tmp_path: Path) -> None:
     worse = CliRunner().invoke(app, ["compare", f"{file}:1", f"{file}:3", "--format", "json"])
     assert worse.exit_code == 1 and "run 3 of" in worse.stdout
     absent = CliRunner().invoke(app, ["compare", f"{file}:1", f"{file}:9"])
-    assert absent.exit_code == 2 and "no run 9" in absent.stderr
+    assert absent.exit_code == 2 and "no run 9" in absent.output
