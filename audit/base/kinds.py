@@ -22,3 +22,8 @@ NEW, SHARED, LOSSY, ACKNOWLEDGED = "new", "shared", "lossy", "acknowledged"
 def failing(findings: pd.DataFrame, strict: bool = False) -> pd.DataFrame:
     """The findings that fail a run: the new ones, and where it is `strict`, what is lossy."""
     return findings[findings["status"].isin([NEW, LOSSY] if strict else [NEW])]
+
+
+def divisor(reduction: str, rows: int, classes: int) -> int:
+    """What a reduced value divides the sum over rows by, as torch does."""
+    return {"none": 1, "sum": 1, "mean": rows * classes, "batchmean": rows}[reduction]

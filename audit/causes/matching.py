@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from audit.base.formats import FORMATS
+from audit.base.kinds import divisor
 from audit.causes import CAUSES, Cause, Rows, Terms
 from audit.paths.rounding import Rounding
 
@@ -114,8 +115,8 @@ class Results:
         if self.reduction == "none":
             return sums, stored
         rows, classes = self.given.input.shape
-        divisor = {"sum": 1, "mean": rows * classes, "batchmean": rows}[self.reduction]
-        return sums.sum(keepdims=True) / divisor, stored.sum(keepdims=True) / divisor
+        divided = divisor(self.reduction, rows, classes)
+        return sums.sum(keepdims=True) / divided, stored.sum(keepdims=True) / divided
 
     def matches(self, hypotheses: Sequence[Hypothesis]) -> tuple[Floats, Bools, Bools, Floats]:
         """What each predicts, hypotheses x results; which of it is off, which of that matches, and by what chance."""

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from audit.base.formats import FORMATS
-from audit.judge.references import divisor
+from audit.base.kinds import divisor
 from audit.judge.softmax import (
     EXP,
     Kernel,

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from audit.base.formats import FORMATS
+from audit.base.kinds import divisor
 from audit.base.workers import Submit, later
 from audit.judge.bounds import OVERFLOWS, Exact
-from audit.judge.references import divisor
 from audit.judge.softmax import EXP, Kernel, Rounded, Rows, Softmax, log_sum_error, normaliser_growth
 from audit.machine.devices import here
 from audit.machine.measure import guarded

@@ -10,7 +10,7 @@ from functools import cache, cached_property, lru_cache, partial
 import numpy as np
 from numpy.typing import NDArray
 
-from audit.base.kinds import TOKENS
+from audit.base.kinds import TOKENS, divisor
 from audit.base.workers import Later, Submit, later
 from audit.cases import Problem
 from audit.reference.exact import Certified, certified_rows
@@ -24,11 +24,6 @@ _WIDE = Context(prec=400, Emin=MIN_EMIN, Emax=MAX_EMAX)
 _PUBLISHED = Context(prec=PUBLISHED_DIGITS, Emin=MIN_EMIN, Emax=MAX_EMAX)
 CLASSES_A_TASK = 4_000
 Key = tuple[str, str]
-
-
-def divisor(reduction: str, rows: int, classes: int) -> int:
-    """What a reduced value divides the sum over rows by, as torch does."""
-    return {"none": 1, "sum": 1, "mean": rows * classes, "batchmean": rows}[reduction]
 
 
 @lru_cache(maxsize=2**16)

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from audit.base.kinds import divisor
 from audit.base.supervision import on_case
 from audit.base.text import describe
 from audit.base.workers import Later
@@ -18,7 +19,7 @@ from audit.cases import Problem, Rows
 from audit.causes.matching import Given, Results, name_causes
 from audit.judge.errors import error_columns, within_bound
 from audit.judge.findings import symptoms
-from audit.judge.references import References, divisor, published, reduced
+from audit.judge.references import References, published, reduced
 from audit.looks import Look, Run, Trial
 from audit.machine.devices import examine, lost
 from audit.machine.measure import TOO_SLOW, Result, measure
