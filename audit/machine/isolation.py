@@ -19,7 +19,7 @@ from torch import Tensor
 from audit.base.text import describe
 from audit.base.usage import UsageError
 from audit.base.workers import end_with_parent
-from audit.machine.measure import Misbehaved, bits
+from audit.machine.measure import Misbehaved, same
 
 if TYPE_CHECKING:
     from audit.paths import Function
@@ -122,7 +122,7 @@ def _serve(pipe: Connection, text: str) -> None:
         try:
             before = input.clone(), target.clone()
             answer: object = _answer(function, input, target, upstream)
-            if not all(torch.equal(bits(t), bits(old)) for t, old in zip((input, target), before, strict=True)):
+            if not (same(input, before[0]) and same(target, before[1])):
                 answer = "changed its inputs in place"
         except Exception as error:
             answer = describe(error)

@@ -118,7 +118,7 @@ def measure(path: Path, input: Tensor, target: Tensor) -> Result:
                 if not note:
                     # On an accelerator the numbers are there only once they are here.
                     computed = here(output)
-        if not (_same(given[0], input) and _same(given[1], target)):
+        if not (same(given[0], input) and same(given[1], target)):
             note = "changed its inputs in place"
     except TooSlow:
         note = f"{TOO_SLOW}: took more than {devices.LIMIT_SECONDS:g} s"
@@ -150,7 +150,7 @@ def bits(tensor: Tensor) -> Tensor:
     return tensor.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()])
 
 
-def _same(tensor: Tensor, original: Tensor) -> bool:
+def same(tensor: Tensor, original: Tensor) -> bool:
     """Whether shape and bytes are the same: NaN is unlike itself, and torch counts no write through .data."""
     layout = (original.shape, original.dtype, original.device)
     return layout == (tensor.shape, tensor.dtype, tensor.device) and torch.equal(bits(tensor), bits(original))
