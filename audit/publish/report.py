@@ -64,9 +64,10 @@ def write_report(
             drawn |= draw({"bench": read_bench(out.parent / NAME)})()
         for name, plot in drawn.items():
             (folder / f"{name}.svg").write_text(plot.file, encoding="utf-8")
-        history = since(tables["errors"], environment, out)
+        run = run_rows(tables["errors"], environment)
+        history = since(run, out)
         (folder / "report.html").write_text(page(tables, environment, drawn, history), encoding="utf-8")
-    return add_run(tables["errors"], environment, out)
+    return add_run(run, out)
 
 
 def markdown(tables: Tables, environment: Mapping[str, object]) -> str:
@@ -85,14 +86,14 @@ def markdown(tables: Tables, environment: Mapping[str, object]) -> str:
     return "\n".join([*lines, "", *told.thread, "", escape(str(environment.get("command", ""))), ""])
 
 
-def add_run(errors: pd.DataFrame, environment: Mapping[str, Any], out: pathlib.Path) -> str:
-    """Adds a run to the history beside its report `out`, of which the newest RUNS stay.
+def add_run(rows: pd.DataFrame, out: pathlib.Path) -> str:
+    """Adds a run's `run_rows` to the history beside its report `out`, of which the newest RUNS stay.
 
     Runs that end at once wait for each other, and the file is replaced as a whole. One that is no history, or has an
     older one's columns, is set aside, which the text that is returned says; else it is empty. Raises UsageError where
     it cannot be written.
     """
-    rows, remark = _rows(errors, environment), ""
+    remark = ""
     file = pathlib.Path(os.path.abspath(out)).parent / "history.csv"
     try:
         with file.with_name(".history.lock").open("w") as lock:
@@ -105,7 +106,7 @@ def add_run(errors: pd.DataFrame, environment: Mapping[str, Any], out: pathlib.P
                 names = (file.with_name(f"history.csv.old{number or ''}") for number in count())
                 aside = file.rename(next(name for name in names if not name.exists()))
                 remark = f"{file} was no history as this audit writes it: it is now {aside.name}, and a new one begins"
-            rows["run"] = 1 + history["run"].max() if len(history) else 1
+            rows = rows.assign(run=1 + history["run"].max() if len(history) else 1).astype({"run": "Int64"})
             history = pd.concat([history[history["run"] > rows["run"].max() - RUNS], rows], ignore_index=True)
             partial = file.with_name(".history.partial")  # what a killed run left there is overwritten
             write_csv(history, partial, "history")
@@ -115,11 +116,10 @@ def add_run(errors: pd.DataFrame, environment: Mapping[str, Any], out: pathlib.P
     return remark
 
 
-def since(errors: pd.DataFrame, environment: Mapping[str, Any], out: pathlib.Path) -> pd.DataFrame:
-    """Of each path, dtype and device of a run to be written to `out`: for how many runs of the history beside it, and
+def since(new: pd.DataFrame, out: pathlib.Path) -> pd.DataFrame:
+    """Of each row of `run_rows` of a run to be written to `out`: for how many runs of the history beside it, and
     since when, the numbers are what they are; the medians of scaled_error now and before; what changed with them.
     """
-    new = _rows(errors, environment)
     try:
         old = read_table(pathlib.Path(os.path.abspath(out)).parent, "history")
     except UsageError:
@@ -138,7 +138,8 @@ def since(errors: pd.DataFrame, environment: Mapping[str, Any], out: pathlib.Pat
     return pd.DataFrame(told).drop(columns="input_digest")
 
 
-def _rows(errors: pd.DataFrame, environment: Mapping[str, Any]) -> pd.DataFrame:
+def run_rows(errors: pd.DataFrame, environment: Mapping[str, Any]) -> pd.DataFrame:
+    """The rows of a run in history.csv: one a path, dtype and device, its number still to be given."""
     key, torch = ["path", "dtype", "device"], environment.get("torch", {})
     errors = errors.sort_values(["case", "reduction"], kind="stable")
     digests = errors.groupby(key, sort=False)["input_digest"]
