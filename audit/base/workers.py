@@ -58,14 +58,13 @@ class Workers:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._pool is not None:
-            calls = self._pool._call_queue  # type: ignore[attr-defined]
+            if error:
+                # Before 3.12 Python waits for ever where it is sending a call that nobody reads any more.
+                self._pool._call_queue.cancel_join_thread()  # type: ignore[attr-defined]
             self._pool.shutdown(wait=error is None, cancel_futures=True)
             for process in active_children() if error else ():
                 if process not in self._others:  # its work is for nobody
                     process.kill()
-            if error and not calls._reader.closed:
-                # Before 3.12 Python waits for ever where it is sending a call that nobody reads any more.
-                calls._reader.close()
 
     def submit(self, function: Callable[..., Result], *args: object) -> Later[Result]:
         """See Submit; the function is one of a module that workers can import."""
