@@ -378,6 +378,8 @@ def main() -> None:
             supervise()
         status = app(standalone_mode=False) or 0
         finished()
+        if number := asked_to_end():  # and what it raised was swallowed
+            status = _interrupted(number)
     except Ended as end:
         status = _interrupted(end.number)
     except SystemExit:  # which click makes of a broken pipe

@@ -109,6 +109,33 @@ cli.main()
     assert (answer.returncode, answer.stderr.strip()) == (143, WORDS)
 
 
+SWALLOWS = """
+import os, signal
+class Interrupts:
+    def __del__(self):
+        os.kill(os.getpid(), signal.{name})
+        signal.sigtimedwait([], 0)
+sent = []
+def swallows(x, y):
+    if not sent:
+        sent.append(True)
+        Interrupts()
+    return (y.softmax(-1) * (y.log_softmax(-1) - x.log_softmax(-1))).sum(-1)
+"""
+
+
+@pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_a_signal_whose_exception_a_finaliser_swallows_ends_the_run_all_the_same(
+    tmp_path: Path, name: str, status: int
+) -> None:
+    (tmp_path / "mine.py").write_text(SWALLOWS.format(name=name))
+    narrow = ("--case", "two_classes", "--dtype", "float32", "--workers", "1")
+    run = begun(tmp_path, *QUICK, *narrow, "--path-file", "mine.py:swallows")
+    _, errors = run.communicate(timeout=120)
+    assert (run.returncode, errors.strip()) == (status, WORDS)
+    assert not (tmp_path / "reports").exists()
+
+
 @pytest.mark.slow
 def test_twenty_kills_at_random_moments_leave_a_whole_report_and_no_process(tmp_path: Path) -> None:
     chance = random.Random(17)

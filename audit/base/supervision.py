@@ -73,7 +73,9 @@ def on_case(name: str) -> None:
 
 
 def calling(path: str, dtype: str, device: str) -> None:
-    """What is about to be called; it costs a microsecond."""
+    """What is about to be called; it costs a microsecond. Raises Ended where a signal's was swallowed."""
+    if _asked:
+        raise Ended(_asked)
     _page[:] = f"{_case}, {dtype}, path {path} on {device}".encode()[:_SIZE].ljust(_SIZE, b"\0")
 
 
@@ -95,6 +97,7 @@ def supervise() -> None:
         _wait(child)
     os.close(held)
     Thread(target=_end_with, args=(watched,), daemon=True).start()
+    sys.unraisablehook = _report_unraisable
     for number in ENDING:
         if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
             signal.signal(number, _end)
@@ -111,6 +114,11 @@ def _end(number: int, frame: FrameType | None) -> None:
     for each in ENDING:  # Ctrl-C reaches both processes, so that the child may hear of it twice
         signal.signal(each, signal.SIG_IGN)
     raise Ended(number)
+
+
+def _report_unraisable(unraisable: sys.UnraisableHookArgs) -> None:
+    if not isinstance(unraisable.exc_value, Ended):  # raised in a finaliser: the next call raises it again
+        sys.__unraisablehook__(unraisable)
 
 
 def _end_with(parent: int) -> None:
