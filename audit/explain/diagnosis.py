@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 from audit.base.formats import FORMATS
 from audit.base.usage import UsageError
-from audit.explain.rows import FEW, Rows, divergence, divided_by, eps_in_log, formula, furthest, is_temperature, slope
-from audit.explain.rows import name as dtype_name
+from audit.explain import rows
+from audit.explain.rows import FEW, Rows, furthest, is_temperature
 from audit.paths import REDUCTIONS
 from audit.reference.exact import exact_kl
 
@@ -119,7 +119,7 @@ def _numbers(side: Tensor, name: str) -> Tensor:
     except (TypeError, ValueError, RuntimeError) as error:
         raise UsageError(f"{name}: expected a tensor with numbers in it, got {type(side).__name__}: {error}") from None
     whole = name == "target" and not tensor.is_floating_point() and not tensor.is_complex()
-    if not (dtype_name(tensor) in FORMATS or whole) or tensor.layout != torch.strided:
+    if not (rows.name(tensor) in FORMATS or whole) or tensor.layout != torch.strided:
         raise UsageError(f"{name} is {tensor.dtype}, {tensor.layout}: expected a dense tensor of {', '.join(FORMATS)}")
     return tensor
 
@@ -155,14 +155,16 @@ class _Call:
         return Rows(self.x, dim, True, keep), Rows(self.y, dim, self.log_target, keep)
 
     def diagnosis(self) -> Diagnosis:
-        each = F.kl_div(self.x, self.y, reduction="none", log_target=self.log_target)
+        each = self._each()
         value = float(each.mean() if self.reduction == "mean" else each.sum() / self.divisor)
         self._leave_out_padding()
         left_out = not self.keep.all()
         x, y = self._rows(self.dim, self.keep if left_out else None)
         verdict = self._verdict(x, y)
-        exact, size = self._exact(*self._rows(self.dim))
-        kl, agree = self._kl(x, y, verdict)
+        every = self._rows(self.dim)
+        sums = rows.terms(*every, (True, self.log_target))
+        exact, size = self._exact(*every, *(float(t.sum()) for t in sums))
+        kl, agree = self._kl(x, y, verdict, sums)
         others = each.movedim(self.dim, -1).reshape(len(self.keep), -1)[~self.keep]
         if verdict in _RIGHT and left_out and (self.divisor > 1 or float(others.sum()) != 0):
             verdict = "padding"
@@ -178,6 +180,14 @@ class _Call:
         lost = kl == math.inf or (kl is None and advice != "logits")
         call = self._call(verdict, kl) if advice and not lost else ""
         return Diagnosis(verdict, value, exact, kl, " ".join([meaning, *self.remarks]), self.evidence, call)
+
+    def _each(self) -> Tensor:
+        """torch's loss of every element, made so many at a time as stay in a core's cache."""
+        each = torch.empty_like(self.x, dtype=torch.promote_types(self.x.dtype, self.y.dtype))
+        size = max(1, rows.BLOCK * len(each) // each.numel())
+        for part, x, y in zip(*(torch.split(t, size) for t in (each, self.x, self.y)), strict=True):
+            part[:] = F.kl_div(x, y, reduction="none", log_target=self.log_target)
+        return each
 
     def of_classes(self, indices: Tensor) -> Diagnosis:
         """Where the target names a class a row, or is one-hot in integers."""
@@ -223,7 +233,7 @@ class _Call:
         if x.probs:
             return "arguments_swapped" if y.log_probs and not y.log else "probs_as_input"
         for side, name in ((x, "input"), (y, "target")):
-            if side.log and (eps := eps_in_log(side)):
+            if side.log and (eps := rows.eps_in_log(side)):
                 self.evidence = f"the {name} shows an eps of {eps:.3g}; {self.evidence}"
                 return "eps_in_log"
         if x.log_probs:
@@ -261,7 +271,7 @@ class _Call:
         """Where the input is neither probabilities nor log-probabilities along any dim."""
         if x.classes == 1:
             return "cannot_tell"
-        if factor := divided_by(x):
+        if factor := rows.divided_by(x):
             self.evidence = f"the input's rows are log-probabilities divided by {factor:.4g}; {self.evidence}"
             if min(abs(factor / math.log(base) - 1) for base in (2, 10)) > 0.01:
                 return "temperature"
@@ -301,13 +311,16 @@ class _Call:
         if likely and bool(((p > -tolerance) & (p < 1 + tolerance)).all()):
             self.evidence = "the input is a probability plus a constant, in every class"
             return "double_softmax"
-        if factor := slope(x, y):
+        if factor := rows.slope(x, y):
             self.evidence = f"the input's log-probabilities are {factor:.4g} times the target's, up to a constant a row"
             return "temperature"
         return "sound"
 
-    def _kl(self, x: Rows, y: Rows, verdict: str) -> tuple[float | None, bool]:
-        """The divergence of the rows as distributions, None where they are not told; whether the sides agree."""
+    def _kl(self, x: Rows, y: Rows, verdict: str, sums: Tensor) -> tuple[float | None, bool]:
+        """The divergence of the rows as distributions, None where they are not told; whether the sides agree.
+
+        `sums` are the terms of all rows, taken as the call takes them.
+        """
         if verdict in _UNTOLD or (verdict == "wrong_dim" and self.dim != 1):
             return None, False
         if verdict == "wrong_dim":
@@ -315,13 +328,17 @@ class _Call:
         if verdict == "arguments_swapped":
             x, y = y, x
         logs = (not x.probs, y.log_probs or not (y.range[0] >= 0) or (self.log_target and not y.probs))
-        each, agree = divergence(x, y, logs)
+        as_called = verdict not in ("wrong_dim", "arguments_swapped") and logs == (True, self.log_target)
+        sums = sums[:, self.keep] if as_called else rows.terms(x, y, logs)
+        each, agree = rows.divergence(x, y, logs, sums)
         kl = float(each.mean())
         return (None if math.isnan(kl) else kl), agree
 
-    def _exact(self, x: Rows, y: Rows) -> tuple[float | None, float]:
-        """The formula on these numbers, and the size of its terms; None where a number is outside its domain."""
-        value, size = formula(x, y)
+    def _exact(self, x: Rows, y: Rows, value: float, size: float) -> tuple[float | None, float]:
+        """The formula on these numbers, and the size of its terms; None where a number is outside its domain.
+
+        Given as binary64 has them.
+        """
         if abs(value) < 1e-3 * size and self.x.numel() <= EXACTLY:  # where binary64 keeps fewer than 12 digits
             sides = [side.rows.reshape(1, -1) for side in (x, y)]
             kind = "log_probs" if y.log else "probs"
@@ -333,7 +350,7 @@ class _Call:
 
     def _sound(self, value: float, exact: float, size: float, kl: float, agree: bool, x: Rows, y: Rows) -> str:
         """A sound call's verdict, by what its value has lost."""
-        dtypes = {dtype_name(self.x), dtype_name(self.y)}
+        dtypes = {rows.name(self.x), rows.name(self.y)}
         wide = max((FORMATS[name] for name in dtypes), key=lambda f: f.precision)
         certain = self.x.numel() <= EXACTLY or abs(exact) > 1e-13 * size
         if value < 0 and certain and exact < 0:

@@ -12,7 +12,8 @@ from torch import Tensor
 from audit.base.formats import FORMATS, Format
 from audit.paths.remedy import kl_div_from_logits
 
-_BLOCK = 2**17  # numbers that stay in a core's cache
+BLOCK = 2**17  # numbers that stay in a core's cache
+_CLEAR = 1e-6  # of the size of its terms, above which KL has nine digits as the sum of them
 FEW = 64  # rows, which show a temperature as well as all
 _EPS = [10.0**-k for k in range(2, 46)] + [torch.finfo(getattr(torch, name)).eps for name in FORMATS]
 
@@ -33,7 +34,7 @@ class Rows:
         self.log, self.classes, self.nothing = log, rows.shape[1], -math.inf if log else 0.0
 
     def blocks(self) -> tuple[Tensor, ...]:
-        return torch.split(self.rows, max(1, _BLOCK // self.classes))
+        return torch.split(self.rows, max(1, BLOCK // self.classes))
 
     def each(self, function: Callable[[Tensor], Tensor]) -> Tensor:
         """`function` of each row, in binary64."""
@@ -113,35 +114,54 @@ def furthest(sums: Tensor) -> float:
     return float(sums[(sums - 1).abs().argmax()])
 
 
-def divergence(input: Rows, target: Rows, logs: tuple[bool, bool]) -> tuple[Tensor, bool]:
-    """KL of each row, both sides normalised to distributions, and whether all agree up to the rounding of the two.
+def terms(input: Rows, target: Rows, logs: tuple[bool, bool]) -> Tensor:
+    """Of each row, in binary64, sum p (log p - log q), 0 where p is, and what the magnitudes of its terms add up to.
 
     `logs`: which side holds logarithms.
     """
-    values, agree = [], True
-    u, v, least = input.format.unit_roundoff, target.format.unit_roundoff, target.format.smallest_subnormal
+    sums = []
     for x, y in zip(input.blocks(), target.blocks(), strict=True):
-        log_q, log_p = (t.double() if log else t.double().log() for t, log in zip((x, y), logs, strict=True))
-        values.append(kl_div_from_logits(log_q, log_p, reduction="none"))
-        agree = agree and bool((values[-1] < 1e-2).all())
-        if agree:
-            log_q, log_p = log_q.log_softmax(-1), log_p.log_softmax(-1)
-            p = log_p.exp()
-            allowed = 2 * u * (2 + log_q.abs()) + 4 * v * (1 + log_p.abs()) + least / p.clamp(min=least)
-            agree = bool(((log_q - log_p).abs() <= allowed)[p > 0].all())
-    return torch.cat(values), agree
+        log_q, log_p = _logarithms(x, y, logs)
+        p = log_p.exp() if logs[1] else y.double()
+        own, other = p * log_p, p * log_q
+        if (none := p == 0).any():
+            own, other = own.masked_fill_(none, 0), other.masked_fill_(none, 0)
+        value = own.sum(-1) - other.sum(-1)
+        sums.append(torch.stack([value, own.abs_().sum(-1) + other.abs_().sum(-1)]))
+    return torch.cat(sums, -1)
 
 
-def formula(input: Rows, target: Rows) -> tuple[float, float]:
-    """The sum of kl_div's terms in binary64, 0 where there is no target; and that of their magnitudes."""
-    value, size = 0.0, 0.0
-    for x, y in zip(input.blocks(), target.blocks(), strict=True):
-        x, y = x.double(), y.double()
-        p, log_p = (y.exp(), y) if target.log else (y, y.log())
-        terms, others = (p * log_p).masked_fill_(p == 0, 0), (p * x).masked_fill_(p == 0, 0)
-        value += float((terms.sum(-1) - others.sum(-1)).sum())
-        size += float(terms.abs_().sum() + others.abs_().sum())
-    return value, size
+def divergence(input: Rows, target: Rows, logs: tuple[bool, bool], sums: Tensor) -> tuple[Tensor, bool]:
+    """KL of each row, both sides normalised to distributions, and whether all agree up to the rounding of the two.
+
+    `logs`: which side holds logarithms. `sums` are their `terms`, enough where the two are not near each other: with Q
+    and P what the sides' probabilities sum to, KL = sum p (log p - log q) / P - log P + log Q.
+    """
+    Q, P = (side.mass if log else side.total for side, log in zip((input, target), logs, strict=True))
+    value, size = sums / P
+    values = value - P.log() + Q.log()
+    near = ~((values > _CLEAR * (1 + size)) & (values < torch.inf))
+    blocks = len(input.blocks()[0])
+    agree = True
+    for x, y, kl, close in zip(input.blocks(), target.blocks(), values.split(blocks), near.split(blocks), strict=True):
+        if close.any():
+            kl[close] = kl_div_from_logits(*_logarithms(x[close], y[close], logs), reduction="none")
+        if agree := agree and bool((kl < 1e-2).all()):
+            agree = _agree(*_logarithms(x, y, logs), input.format, target.format)
+    return values, agree
+
+
+def _logarithms(x: Tensor, y: Tensor, logs: tuple[bool, bool]) -> tuple[Tensor, Tensor]:
+    log_q, log_p = (t.double() if log else t.double().log() for t, log in zip((x, y), logs, strict=True))
+    return log_q, log_p
+
+
+def _agree(log_q: Tensor, log_p: Tensor, input: Format, target: Format) -> bool:
+    """Whether each is the other up to the rounding of the formats that they were computed in."""
+    log_q, log_p = log_q.log_softmax(-1), log_p.log_softmax(-1)
+    p, least = log_p.exp(), target.smallest_subnormal
+    allowed = 2 * input.unit_roundoff * (2 + log_q.abs()) + 4 * target.unit_roundoff * (1 + log_p.abs())
+    return bool(((log_q - log_p).abs() <= allowed + least / p.clamp(min=least))[p > 0].all())
 
 
 def eps_in_log(side: Rows) -> float | None:
