@@ -14,9 +14,8 @@ import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -250,21 +249,20 @@ def play(scenarios: list[dict[str, Any]], folder: Path) -> list[dict[str, object
     return played
 
 
-def whole(cases: Sequence[str], paths: Sequence[str], out: Path) -> None:
-    """A whole quick run, every look taken, but of these cases and paths alone, on the CPU and the device."""
+def whole(out: Path) -> None:
+    """The whole quick profile, every look taken, on the CPU and the device."""
     from audit.machine.plan import plan
     from audit.pipeline.loop import execute
     from audit.publish.report import write_report
 
     _reset(Hazards())
-    audit = execute(replace(plan("quick", cases, paths), kind="whole"))
+    audit = execute(plan("quick"))
     write_report(audit.tables, audit.environment, out, audit.plots)
 
 
 if __name__ == "__main__":
-    request = json.loads(sys.argv[1])
-    answer = play(request["scenarios"], Path(sys.argv[2]))
-    whole(*request["whole"], Path(sys.argv[2], "whole"))
+    answer = play(json.loads(sys.argv[1]), Path(sys.argv[2]))
     Path(sys.argv[2], "played.json").write_text(json.dumps(answer))
+    whole(Path(sys.argv[2], "whole"))
 elif "TOY" in os.environ:
     _setup()
