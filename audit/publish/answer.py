@@ -154,13 +154,20 @@ def _stable(errors: pd.DataFrame, shown: str) -> str:
     if rows["path"].nunique() < 2:
         return ""
     error = side_by_side(rows, "abs_error", STABLE, FIRST)
-    nearer = {path: float((error[path] < error[other]).mean()) for path, other in ((STABLE, FIRST), (FIRST, STABLE))}
     lost = rows[~rows["result_class"].isin(["finite", "not_computed"])]["path"].value_counts()
     better, other = sorted((STABLE, FIRST), key=lambda path: lost.get(path, 0))
+    few, many = lost.get(better, 0), lost.get(other, 0)
+    said = (
+        f"{better}, which gives inf or NaN in {few:,} rows where {other} does in {many:,}."
+        if few < many
+        else f"Either: inf or NaN in {few:,} rows of both."
+    )
+    if error.empty:
+        return said
+    won, lost_to = ((error[path] < error[than]).mean() for path, than in ((better, other), (other, better)))
     return (
-        f"{better}: it gives inf or NaN in {lost.get(better, 0):,} rows, the other in {lost.get(other, 0):,}. Of "
-        f"{len(error):,} rows{shown} where both are finite, log_softmax is nearer the exact value in "
-        f"{nearer[STABLE]:.0%}, softmax and then its logarithm in {nearer[FIRST]:.0%}."
+        f"{said} Of the {len(error):,} rows{shown} where both are finite, {better} is nearer the exact value in "
+        f"{won:.0%} and {other} in {lost_to:.0%}; in the others they are equally near."
     )
 
 
@@ -299,7 +306,7 @@ def origin(tables: Tables) -> str:
     (first, second), shares = sizes.index[:2], (sizes / sizes.sum()).iloc[:2]
     signs = int(((rows["drift"] * rows["mass_difference"]) > 0).sum())
     return (
-        f"For equal logits in float32 the drift is made by {PARTS[first]} ({shares.iloc[0]:.0%} of the parts' sizes), "
-        f"and {PARTS[second]} ({shares.iloc[1]:.0%}); its sign is that of the mass of the rounded probabilities less "
-        f"that of the rounded log-probabilities' exponentials, in {signs} of {len(rows)} rows."
+        f"What float32 gives for equal logits, where 0 is exact, is made by {PARTS[first]} ({shares.iloc[0]:.0%} of "
+        f"the parts' sizes), and {PARTS[second]} ({shares.iloc[1]:.0%}); its sign is that of the mass of the rounded "
+        f"probabilities less that of the rounded log-probabilities' exponentials, in {signs} of {len(rows)} rows."
     )
