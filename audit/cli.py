@@ -13,7 +13,7 @@ from io import TextIOWrapper
 from signal import SIGPIPE
 from time import perf_counter
 from traceback import print_exc
-from typing import Annotated, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import typer
 import typer.core
@@ -121,8 +121,9 @@ def run(
         plan = plans.plan(profile, case, chosen, dtype, device)
     else:
         names = (input_name, target_name, mask_name)
-        options = {"target": target_logits, "names": names, "classes": classes, "limit": unpacked_limit}
-        plan = plans.plan_file(logits, input_kind, target_kind, chosen, dtype, device, **options)
+        options: dict[str, Any] = {"paths": chosen, "dtypes": dtype, "devices": device}
+        options |= {"target": target_logits, "names": names, "classes": classes, "limit": unpacked_limit}
+        plan = plans.plan_file(logits, input_kind, target_kind, **options)
     check_replaceable(out)
     spool = Kept(out, f"{torch.__version__} {plan.identity}", resume) if plan.file else Spool()
     console = terminal.console()
@@ -137,7 +138,15 @@ def run(
     dask = dask_executor(scheduler, count) if scheduler else nullcontext()
     with Workers(1 if scheduler else count) as processes, dask as executor:
         with terminal.progress(console, sum(1 for _ in plan.problems()) + len(loop.LOOKS)) as advance:
-            audit = loop.execute(plan, processes, advance, acknowledgements or (), folder, spool, executor)
+            audit = loop.execute(
+                plan,
+                processes,
+                advance,
+                acknowledgements=acknowledgements or (),
+                references=folder,
+                spool=spool,
+                executor=executor,
+            )
         audit.environment["command"] = plain(shlex.join(["python", "-m", "audit", *sys.argv[1:]]))
         parts = spool.parts() if all_rows else ()
         remark = write_report(audit.tables, audit.environment, out, audit.plots, parts)

@@ -1,4 +1,4 @@
-"""A lower layer imports no higher one; what must be light imports neither torch nor mpmath."""
+"""A lower layer imports no higher one; what must be light imports neither torch nor mpmath; calls are short."""
 
 import ast
 import subprocess
@@ -54,6 +54,14 @@ def test_a_layer_imports_no_higher_one(module: str) -> None:
             continue
         assert RANK[parts[1]] < RANK[own], f"{module} imports {name}, which is not below it"
         assert own != "publish" or parts[1] == "base", f"{module} imports {name}: publish takes tables alone"
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if m != "cli"])  # whose arguments are options
+def test_no_call_needs_more_than_five_arguments_by_place(module: str) -> None:
+    tree = ast.parse((PACKAGE / f"{module}.py").read_text())
+    for function in (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)):
+        places = [argument for argument in function.args.args if argument.arg not in ("self", "cls")]
+        assert len(places) <= 5, f"{module}.{function.name}"
 
 
 @pytest.mark.parametrize("module", [m for m in MODULES if m.startswith(("reference", "publish"))])

@@ -95,7 +95,7 @@ def _stream(file: pathlib.Path, member: str, changed: int) -> IO[bytes]:
     return zipfile.ZipFile(file).open(member) if member else open(file, "rb")
 
 
-def _raw(file: pathlib.Path, name: str, shape: tuple[int, ...], dtype: str, begin: int, member: str = "") -> Source:
+def _raw(file: pathlib.Path, name: str, shape: tuple[int, ...], dtype: str, *, begin: int, member: str = "") -> Source:
     """A tensor that lies row after row in a file, or in a member of an archive, from byte `begin` on."""
     kind: Any = getattr(torch, dtype, None)
 
@@ -139,7 +139,7 @@ def _array(file: pathlib.Path, name: str, member: str) -> Source:
         array = loaded[name] if member else loaded
         tensor = torch.from_numpy(array.astype(dtype.newbyteorder("="), order="C"))
         return _loaded(file, name, tensor, lambda: tensor)
-    return _raw(file, name, shape, dtype.name, stream.tell(), member)
+    return _raw(file, name, shape, dtype.name, begin=stream.tell(), member=member)
 
 
 def _pt(file: pathlib.Path) -> dict[str, Source]:
@@ -174,7 +174,7 @@ def _safetensors(file: pathlib.Path) -> dict[str, Source]:
         if end > file.stat().st_size:
             raise ValueError(f"{name} ends after the file does")
         dtype = _SAFE.get(entry["dtype"], entry["dtype"])
-        sources[name] = _raw(file, name, tuple(entry["shape"]), dtype, begin)
+        sources[name] = _raw(file, name, tuple(entry["shape"]), dtype, begin=begin)
     return sources
 
 

@@ -109,7 +109,9 @@ def diagnose(
         raise UsageError(
             f"mask: expected booleans of shape {tuple(shape)}, some of them true; got {keep.dtype} {tuple(keep.shape)}"
         )
-    call = _Call(x, y, reduction, log_target, dim, keep, "" if mask is None else "mask")
+    call = _Call(
+        x, y, reduction=reduction, log_target=log_target, dim=dim, keep=keep, kept="" if mask is None else "mask"
+    )
     return call.diagnosis() if indices is None else call.of_classes(indices)
 
 
@@ -142,7 +144,7 @@ class _Call:
     rows (`keep`, which the expression `kept` gives) that the corrected call takes."""
 
     def __init__(
-        self, x: Tensor, y: Tensor, reduction: str, log_target: bool, dim: int, keep: Tensor, kept: str
+        self, x: Tensor, y: Tensor, *, reduction: str, log_target: bool, dim: int, keep: Tensor, kept: str
     ) -> None:
         self.x, self.y, self.reduction, self.log_target, self.dim = x, y, reduction, log_target, dim
         self.keep, self.kept = keep.flatten(), kept
@@ -170,7 +172,7 @@ class _Call:
             verdict = "padding"
             self.remarks += [VERDICTS["mixed_dtypes"]["meaning"]] if self.x.dtype != self.y.dtype else []
         elif verdict == "sound" and kl is not None and exact is not None:
-            verdict = self._sound(value, exact, size, kl, agree, x, y)
+            verdict = self._sound(x, y, value=value, exact=exact, size=size, kl=kl, agree=agree)
         if verdict in _RIGHT and kl is not None and self.divisor != len(x.rows):
             self.remarks.append(
                 f'"{self.reduction}" divides the sum of {len(self.keep)} rows by {self.divisor}; the mean over '
@@ -348,7 +350,7 @@ class _Call:
                 value = 0.0
         return (None if math.isnan(value) else value / self.divisor), size / self.divisor
 
-    def _sound(self, value: float, exact: float, size: float, kl: float, agree: bool, x: Rows, y: Rows) -> str:
+    def _sound(self, x: Rows, y: Rows, *, value: float, exact: float, size: float, kl: float, agree: bool) -> str:
         """A sound call's verdict, by what its value has lost."""
         dtypes = {rows.name(self.x), rows.name(self.y)}
         wide = max((FORMATS[name] for name in dtypes), key=lambda f: f.precision)

@@ -68,7 +68,7 @@ class Shrinker:
             known.append(smallest)
         texts = [_hexadecimal(row) for row in smallest]
         x_text, y_text = (text if text.count(" ") < MAX_RUNS else "" for text in texts)
-        script = _script(path, *smallest, texts, device, side)
+        script = _script(path, *smallest, texts, device=device, side=side)
         return {"classes": smallest[0].shape[1], "input": x_text, "target": y_text, "script": script}
 
 
@@ -164,7 +164,7 @@ def _hexadecimal(tensor: Tensor) -> str:
     return " ".join(v.hex() if n == 1 else f"{v.hex()}*{n}" for v, n in pairs)
 
 
-def _script(path: Path, input: Tensor, target: Tensor, texts: Sequence[str], device: str, side: str) -> str:
+def _script(path: Path, input: Tensor, target: Tensor, texts: Sequence[str], *, device: str, side: str) -> str:
     call, sources = _sources(path.function)
     exact = "mp.fsum(p * mp.log(p / q) if p else 0 for p, q in zip(y, x))"
     if path.kind == "identity" and path.rounding.temperature == 1:

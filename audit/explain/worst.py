@@ -39,10 +39,10 @@ def searched(paths: list[str] | None, dtypes: list[str] | None, classes: int, se
     for path in (p for p in known if p.name in names):
         for dtype in (d for d in choose(dtypes, list(FORMATS), "dtype") if d in path.dtypes):
             for of_bound in (False, True):
-                yield search(path, dtype, classes, seconds, of_bound)
+                yield search(path, dtype, classes, seconds, of_bound=of_bound)
 
 
-def search(path: Path, dtype: str, classes: int, seconds: float, of_bound: bool = False, seed: int = 0) -> Record:
+def search(path: Path, dtype: str, classes: int, seconds: float, *, of_bound: bool = False, seed: int = 0) -> Record:
     """The input of so many classes where the path's error is largest, of those tried in so many seconds.
 
     Largest as scaled_error, or as a share of its bound where `of_bound`. The error recorded is the exact one.

@@ -173,6 +173,7 @@ def find(
     errors: pd.DataFrame,
     acknowledgements: list[Acknowledgement],
     gradients: pd.DataFrame | None = None,
+    *,
     own: Collection[str] = (),
     invariance: pd.DataFrame | None = None,
     asked: bool = False,

@@ -177,7 +177,7 @@ class Truth:
         weights = 0.5 ** (torch.arange(rows if path.reduction == "none" else 1) % 2)
         weights = torch.ones_like(weights) if backward == SUMMED else weights
         weights = weights * (LOSS_SCALE.get(self.dtype, 2.0**17) if backward == SCALED else 1)
-        found = autograd(path, self.input, self.target, device, weights, backward)
+        found = autograd(path, self.input, self.target, device, weights=weights, backward=backward)
         found = [None if grad is None else (grad / weights[:, None].numpy())[self.rows] for grad in found]
         if found[0] is None and (found[1] is not None or backward == DETACHED):
             found[0] = np.zeros_like(self.numbers[0])  # a loss of the target alone moves no student
@@ -193,7 +193,7 @@ class Truth:
 
 
 def autograd(
-    path: Path, input: Tensor, target: Tensor, device: str, weights: Tensor | None = None, backward: str = ""
+    path: Path, input: Tensor, target: Tensor, device: str, *, weights: Tensor | None = None, backward: str = ""
 ) -> list[Rows | None]:
     """The gradients of the sum of the path's values, each times its weight."""
     x, y = (t.to(device, copy=True).requires_grad_() for t in (input, target))

@@ -35,12 +35,11 @@ class Limits:
 def begin_limits(problem: Problem, paths: Sequence[Path], submit: Submit = later) -> Later[Limits]:
     """The limits of what these paths compute for a problem; the callable returned waits for them."""
     promises = list(dict.fromkeys(path.promise for path in paths))
-    return submit(_limits, *problem.numbers, *problem.case.kinds, problem.dtype, promises)
+    return submit(_limits, *problem.numbers, problem.case.kinds, problem.dtype, promises)
 
 
-def _limits(
-    input: Rows, target: Rows, target_kind: str, input_kind: str, dtype: str, promises: Sequence[Promise]
-) -> Limits:
+def _limits(input: Rows, target: Rows, kinds: tuple[str, str], dtype: str, promises: Sequence[Promise]) -> Limits:
+    target_kind, input_kind = kinds
     if input_kind == TOKENS:
         found = {p: (token_bound(p.quantity, input, target, dtype),) * 2 for p in promises}
         return Limits(1 + np.abs(input[:, 0]) + np.abs(target[:, 0]), np.full(len(input), np.nan), found)

@@ -98,6 +98,7 @@ def plan_file(
     file: pathlib.Path,
     input_kind: str = "logits",
     target_kind: str = "logits",
+    *,
     paths: Iterable[str | Own] | None = None,
     dtypes: Names = None,
     devices: Names = None,
@@ -112,11 +113,11 @@ def plan_file(
     pair = Pair.open(file, input_kind, target_kind, **options)
     first = pair.case(slice(0, 1))
     main = ["token_*"] if input_kind == TOKENS else [*MAIN, GIVEN]
-    return _plan("file", [first], paths or main, dtypes or pair.dtype, devices, pair)
+    return _plan("file", [first], paths or main, dtypes or pair.dtype, devices, file=pair)
 
 
 def _plan(
-    profile: str, cases: list[Case], paths: Chosen, dtypes: Names, devices: Names, file: Pair | None = None
+    profile: str, cases: list[Case], paths: Chosen, dtypes: Names, devices: Names, *, file: Pair | None = None
 ) -> Plan:
     given = [paths] if isinstance(paths, (str, Path)) or callable(paths) else list(paths or ())
     wanted = None if paths is None else [p for p in given if isinstance(p, str)]

@@ -70,7 +70,7 @@ def kl_div_from_logits(
 
     Raises UsageError, a ValueError, for what is no tensor and for other shapes, dtypes, masks and words.
     """
-    _check(input, target, reduction, mask, temperature, dim)
+    _check(input, target, reduction=reduction, mask=mask, temperature=temperature, dim=dim)
     x, y = input.movedim(dim, -1), target.movedim(dim, -1)
     if mask is not None:
         x, y = (side.masked_fill(~mask.unsqueeze(-1), 0) for side in (x, y))
@@ -83,7 +83,7 @@ def kl_div_from_logits(
     return rows.to(torch.promote_types(input.dtype, target.dtype))
 
 
-def _check(input: Any, target: Any, reduction: Any, mask: Any, temperature: Any, dim: Any) -> None:
+def _check(input: Any, target: Any, *, reduction: Any, mask: Any, temperature: Any, dim: Any) -> None:
     for name, side in (("input", input), ("target", target)):
         if not isinstance(side, Tensor):
             raise UsageError(f"{name}: expected a tensor, got {type(side).__name__}; torch.as_tensor makes one")

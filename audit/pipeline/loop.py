@@ -59,6 +59,7 @@ def execute(
     plan: Plan,
     workers: Workers | None = None,
     advance: Callable[[str], None] = lambda _: None,
+    *,
     acknowledgements: Sequence[pathlib.Path] = (),
     references: pathlib.Path = COMMITTED_GOLD,
     spool: Spool | None = None,
@@ -86,7 +87,9 @@ def execute(
     plots = draw(run.tables, workers.submit)
     advance("findings")
     gradients, invariance = run.tables.get("gradients"), run.tables.get("invariance")
-    findings, stale = find(run.tables["errors"], acknowledged, gradients, plan.own, invariance, plan.asked)
+    findings, stale = find(
+        run.tables["errors"], acknowledged, gradients, own=plan.own, invariance=invariance, asked=plan.asked
+    )
     run.tables["findings"] = typed(with_examples(findings, plan), "findings")
     if "summary" not in run.tables:  # as it is of a file, of whose rows not all may be in errors.csv
         run.tables["summary"] = summarise(run.tables["errors"])

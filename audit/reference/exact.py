@@ -58,11 +58,11 @@ def exact_kl(
     if reduction == "none" and len(shape) > 1:
         return [_public(ball) for ball, _ in _row_balls(x, y, *kinds, digits)]
     divisor = {"none": 1, "sum": 1, "mean": x.size, "batchmean": shape[0]}[reduction]
-    return _public(kl_sum(x, y, *kinds, digits, divisor)[0])
+    return _public(kl_sum(x, y, *kinds, digits, divisor=divisor)[0])
 
 
 def kl_sum(
-    input: Rows, target: Rows, input_kind: str, target_kind: str, digits: int, divisor: int = 1, name: str = "KL"
+    input: Rows, target: Rows, input_kind: str, target_kind: str, digits: int, *, divisor: int = 1, name: str = "KL"
 ) -> tuple[Ball, str]:
     """The sum over rows (each array rows x classes) of KL(target || input), over `divisor`, and the last row's engine.
 

@@ -70,14 +70,14 @@ def narrow_limbs(width: int) -> int:
 @lru_cache(maxsize=4)
 def tables(width: int) -> Tables:
     high, low = [-256 * i for i in range(2 ** (PAGE_BITS - 8))], [-i for i in range(256)]
-    coarse = _exponentials(high, low, COARSE, narrow_limbs(width), NARROW, np.int16)
+    coarse = _exponentials(high, low, COARSE, narrow_limbs(width), size=NARROW, dtype=np.int16)
     high, low = [128 * i - SPAN for i in range(2 * SPAN // 128 + 1)], list(range(128))
-    fine = _exponentials(high, low, FINE, width, BITS, np.float32)
+    fine = _exponentials(high, low, FINE, width, size=BITS, dtype=np.float32)
     return Tables(coarse, fine[: 2 * SPAN + 1])
 
 
 def _exponentials(
-    high: list[int], low: list[int], position: int, width: int, size: int, dtype: type[Any]
+    high: list[int], low: list[int], position: int, width: int, *, size: int, dtype: type[Any]
 ) -> NDArray[Any]:
     """e^((a + b)/2^position) for a in high, b in low, row by row, as limbs 1 ... width of `size` bits, at most 25."""
     ctx = context()
@@ -236,11 +236,11 @@ def _run_sums(values: Floats, top: float, tail_limbs: int, weights: list[Weights
         fine += SPAN
         limbs[1:-1] = np.take(table.fine, fine.astype(np.int64), axis=0, mode="clip").T
         if tail_limbs:
-            horner(limbs, tails * 2.0**-FINE, tail_limbs, chosen, results, scratch)
+            horner(limbs, tails * 2.0**-FINE, tail_limbs, chosen, results=results, scratch=scratch)
         # The first weights last: their product takes the place of what all are products with.
         for out, needs, w in reversed([*zip(space, products, weights, strict=False)]):
             if w.limbs:
-                times(limbs, [limb[block] for limb in w.limbs], w.first, needs, out, scratch)
+                times(limbs, [limb[block] for limb in w.limbs], w.first, needs, out=out, scratch=scratch)
         rows = space[: len(weights)].reshape(-1, size)
         parts += [rows[:, i : i + piece] @ left[i : i + piece] for i in range(0, size, piece)]
     narrow = narrow_limbs(width)

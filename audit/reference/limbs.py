@@ -229,7 +229,7 @@ def plan(width: int, tail_limbs: int) -> Plan:
     return Plan(tuple(steps), scale, bound, error)
 
 
-def horner(right: Floats, t: Floats, tail_limbs: int, chosen: Plan, results: Floats, scratch: Floats) -> None:
+def horner(right: Floats, t: Floats, tail_limbs: int, chosen: Plan, *, results: Floats, scratch: Floats) -> None:
     """T2, in `right`, becomes scale e^t T2; `results` are two of as many limbs."""
     last = len(chosen.steps) - 1
     tail = split([t], tail_limbs, RADIX**2)
@@ -277,7 +277,9 @@ def product(width: int, scale: int, bound: int, weights: tuple[int, ...], first:
     return Product(carries, after, below * bound * unit(width + 2) * SLACK)
 
 
-def times(limbs: Floats, weights: Sequence[Floats], first: int, needs: Product, out: Floats, scratch: Floats) -> None:
+def times(
+    limbs: Floats, weights: Sequence[Floats], first: int, needs: Product, *, out: Floats, scratch: Floats
+) -> None:
     """The limbs times the weights, which stand at `first`, on as many limbs.
 
     `out` may be where the limbs are, for one row of weights at 0.

@@ -177,7 +177,7 @@ def test_every_planted_gradient_is_found_and_the_right_one_is_not(judged: Audit)
 def test_a_bound_of_gradients_ten_times_looser_would_miss_some(judged: Audit) -> None:
     table = judged.tables["gradients"]
     loose = table.assign(symptom=table["symptom"].where((table["worst_of_bound"] > 10) | (table["symptom"] == ""), ""))
-    found = (find(judged.tables["errors"], [], t, list(RULES))[0] for t in (table, loose))
+    found = (find(judged.tables["errors"], [], t, own=list(RULES))[0] for t in (table, loose))
     now, then = (set(zip(f["path"], f["dtype"], f["symptom"], strict=True)) for f in found)
     assert then < now
 

@@ -86,7 +86,7 @@ def test_a_kernel_of_ones_own_gets_what_the_file_holds_and_is_judged_by_it(pair,
 
     file = tmp_path / "mine.pt"
     torch.save({"input": pair[0].log_softmax(-1), "target": (5 * pair[1]).softmax(-1)}, file)
-    run = pipeline.execute(plan_file(file, "log_probs", "probs", [mine, backwards], devices="cpu"))
+    run = pipeline.execute(plan_file(file, "log_probs", "probs", paths=[mine, backwards], devices="cpu"))
     assert set(run.tables["errors"]["path"]) == {"mine", "backwards", "kl_div"}
     assert set(run.new_findings["path"]) == {"backwards"}
 
@@ -94,7 +94,7 @@ def test_a_kernel_of_ones_own_gets_what_the_file_holds_and_is_judged_by_it(pair,
 def test_kinds_that_no_path_asked_for_takes_are_refused(pair, tmp_path: Path) -> None:
     np.savez(tmp_path / "mine.npz", input=pair[0].softmax(-1), target=pair[1])
     with pytest.raises(UsageError, match="none of log_target takes any such probs against logits"):
-        plan_file(tmp_path / "mine.npz", "probs", "logits", ["log_target"])
+        plan_file(tmp_path / "mine.npz", "probs", "logits", paths=["log_target"])
 
 
 def files(folder: Path, pair: tuple[torch.Tensor, torch.Tensor]) -> dict[str, Path]:

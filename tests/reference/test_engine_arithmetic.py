@@ -54,7 +54,7 @@ def test_horners_rule_stays_within_its_plan_for_extreme_limbs(width, tail_limbs,
         rows[1:-1] = table[:, None]
         rows[1] = 2**20 + table[0] // 2**12
         exact = value_of(rows[:, 0], 0)
-        limbs.horner(rows, t, tail_limbs, chosen, results, scratch)
+        limbs.horner(rows, t, tail_limbs, chosen, results=results, scratch=scratch)
         assert np.abs(rows).max() <= chosen.bound
         for column, argument in enumerate(t.tolist()):
             power = ctx.exp(ctx.mpf(argument))
@@ -131,7 +131,7 @@ def test_a_product_drops_no_more_than_it_says(count: int, width: int, first: int
     weights[:, 3] *= -1
     needs = limbs.product(width, 24, bound, bounds, first)
     out, scratch = np.zeros((2, width + 2, columns))
-    limbs.times(rows, weights, first, needs, out, scratch)
+    limbs.times(rows, weights, first, needs, out=out, scratch=scratch)
     worst = 0
     for column in range(columns):
         weight = sum(Fraction(int(v), 2 ** (limbs.BITS * m)) for m, v in enumerate(weights[:, column], first))
