@@ -132,8 +132,9 @@ class Pair:
 
     def tensors(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
         """What the mask keeps of these rows, input and target, both in the wider dtype."""
-        dtype, mask = getattr(torch, self.dtype), torch.from_numpy(self.mask[start:stop])
-        return self.input.rows(start, stop)[mask].to(dtype), self.target.rows(start, stop)[mask].to(dtype)
+        dtype, mask = getattr(torch, self.dtype), self.mask[start:stop]
+        kept = slice(None) if mask.all() else torch.from_numpy(mask)  # a slice copies nothing
+        return self.input.rows(start, stop)[kept].to(dtype), self.target.rows(start, stop)[kept].to(dtype)
 
     def case(self, rows: slice) -> Case:
         """Some of its rows as a case. What was rounded to make the file is not known: it is native.
