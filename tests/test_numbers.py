@@ -96,7 +96,7 @@ def test_the_docs_count_the_planted_defects_and_the_sound_kernels() -> None:
 
 def test_pages_that_count_the_bounds_trials_agree() -> None:
     counts = [
-        set(re.findall(r"\d+,\d+(?=\s(?:trials|results of))", (ROOT / page).read_text()))
+        set(re.findall(r"\d+,\d+(?= (?:trials|results of))", (ROOT / page).read_text()))
         for page in ("README.md", "docs/bounds.md")
     ]
     assert counts[0] == counts[1] and len(counts[0]) == 2
