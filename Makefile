@@ -31,7 +31,7 @@ bench: ## speed and accuracy of every path side by side (BENCH=short|full); the 
 	@$(call pick,test) && $(bench)
 references: ## compute the committed references anew, and check them in a second way
 	@$(call pick,core) && "$$python" -m audit references build && "$$python" -m audit references verify
-exhaustive: ## the largest errors there are on two classes of a 16-bit format: half an hour, resumed where it ended
+exhaustive: ## the largest errors there are on two classes of a 16-bit format: more than an hour, resumed where it ended
 	@$(call pick,core) && "$$python" -m audit exhaustive
 check: ## ruff and mypy alone
 	@$(call pick,test) && sh .ci/check.sh "$$python"

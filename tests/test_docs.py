@@ -38,6 +38,7 @@ ELSEWHERE = {
     "make bench": "minutes; tests/benchmarks is what it runs",
     "make baseline": "an audit and a bench; tests/test_comparison.py records baselines",
     "make regress": "an audit and a bench; tests/test_comparison.py compares with baselines",
+    "make exhaustive": "more than an hour; tests/explain/test_exhaustive.py begins and resumes it",
     "make references": "tests/reference/test_gold.py builds and verifies",
     "pip install": "needs a package index",
     "git clone": "needs a network",

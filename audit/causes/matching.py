@@ -3,7 +3,7 @@
 A result matches a cause that predicts v, where the divergence is e, if it is within t of v: what roundings may do of
 which the cause does not speak. How likely is that by chance? An error whose density falls off on both sides of 0 has a
 density of at most 1 / |v - e| at v - e, so c = 2 t / (|v - e| - t). Of a result that is not finite there are no digits,
-only that it is not: c = 1/2.
+only that it is not: c = 1/2. Where v is not told from e, c = 1: a match there is evidence of nothing.
 
 A cause is shown for a path where it is borne out by at least half of the results that it should explain, and by the
 product over them of 0.001 + 0.999 / c for each that matches and of 0.001 for each that does not. By chance the
@@ -119,7 +119,7 @@ class Results:
         return sums.sum(keepdims=True) / divided, stored.sum(keepdims=True) / divided
 
     def matches(self, hypotheses: Sequence[Hypothesis]) -> tuple[Floats, Bools, Bools, Floats]:
-        """What each predicts, hypotheses x results; which of it is off, which of that matches, and by what chance."""
+        """What each predicts, hypotheses x results; which of it is off, which was computed, and by what chance."""
         known = self.given.predicted
         for h in hypotheses:
             if (h, self.reduction) not in known:
@@ -130,17 +130,17 @@ class Results:
         emulation = np.zeros_like(sums) if (stored > sums).all() else sums
         within = 2 * format.unit_roundoff * np.abs(values) + 2 * format.smallest_subnormal
         within += np.where([[h.cause.emulated] for h in hypotheses], emulation, sums + stored)
-        with np.errstate(invalid="ignore", divide="ignore"):
+        with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
             gap = np.abs(values - self.exact)
             off = ~((gap <= 2 * within) & np.isfinite(values)) & (values != self.exact)
             # Nothing rounds a sum of zeros.
             close = np.abs(self.computed - values) <= np.where(values == 0, 0.0, within)
-            chance = np.where(np.isfinite(gap), 2 * within / (gap - within), 0.5)
+            chance = np.where(np.isfinite(gap), np.where(off, 2 * within / (gap - within), 1.0), 0.5)
         alike = (values == self.computed) | (np.isnan(values) & np.isnan(self.computed))
         return (
             values,
             off,
-            off & np.where(np.isfinite(values), close, alike),
+            np.where(np.isfinite(values), close, alike),
             np.clip(chance, [[max(h.cause.chance, 2.0**-50)] for h in hypotheses], 1.0),
         )
 
@@ -192,23 +192,23 @@ def _name(
     for hypothesis in hypotheses:
         wanted = results.failing & (names == "") & np.isin(np.isfinite(results.computed), finite)
         if wanted.any():
-            _, _, matched, _ = results.matches([hypothesis])
-            names[wanted & matched[0]] = hypothesis.cause.name
+            _, off, close, _ = results.matches([hypothesis])
+            names[wanted & off[0] & close[0]] = hypothesis.cause.name
 
 
 def _shown(samples: Sequence[Results], hypotheses: Sequence[Hypothesis]) -> list[tuple[Hypothesis, bool]]:
     """The hypotheses that are shown, those with the most evidence first, for finite results and for others apart."""
     parts = []
     for results in samples:
-        values, off, matched, chance = results.matches(hypotheses)
-        place, row = np.nonzero(off | results.failing)
+        values, off, close, chance = results.matches(hypotheses)
+        place, row = np.nonzero((off & ~np.isnan(results.exact)) | results.failing)  # without a value nothing is off
         with np.errstate(invalid="ignore", divide="ignore"):
             factor = values[place, row] / results.exact[row] - 1
             factor = np.sign(factor) * np.round(2**6 * np.log2(np.abs(factor)))
-        evidence = 1 - STAKE + np.where(matched, STAKE / chance, 0.0)[place, row]
+        evidence = 1 - STAKE + np.where(close, STAKE / chance, 0.0)[place, row]
         finite = np.where(results.failing, np.isfinite(results.computed), np.isfinite(values))[place, row]
         columns = {"place": place, "finite": finite, "factor": factor, "evidence": evidence}
-        parts.append(pd.DataFrame(columns | {"matched": matched[place, row]}))
+        parts.append(pd.DataFrame(columns | {"matched": (off & close)[place, row]}))
     rows = pd.concat(parts, ignore_index=True)
     alone = ~np.isfinite(rows["factor"])
     rows.loc[alone, "factor"] = -1e9 - rows.index[alone]

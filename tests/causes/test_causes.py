@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import audit
 from audit.causes import _OF_ROWS, _OF_TORCH, _OF_VALUES, CAUSES, Rows
 from audit.causes.matching import Given, Results, name_causes
 from audit.machine.plan import plan, plan_file
@@ -79,6 +82,14 @@ def test_a_planted_defect_is_named_and_no_other(errors: pd.DataFrame, kernel: st
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kernel", NAMES)
+def test_a_verdict_names_a_planted_defect_and_no_other(kernel: str) -> None:
+    """Over the whole standard profile, whose rows may say nothing of a defect, or hold no value at all."""
+    special = {"nan_at_zero_probability": "nan_at_zero_probability"}  # what it is called where it shows most
+    assert audit.check(getattr(defects, kernel), devices="cpu").causes == [special.get(kernel, NAMES[kernel])]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", NAMELESS)
 def test_a_defect_that_is_none_of_them_has_no_name(errors: pd.DataFrame, kernel: str) -> None:
     rows = errors[errors["path"] == kernel]
@@ -103,6 +114,15 @@ def problems(seed: int, dtype: torch.dtype, count: int = 4) -> list[Rows]:
     generator = torch.Generator().manual_seed(seed)
     shapes = [(16, 10), (8, 33), (12, 5), (4, 100)][:count]
     return [Rows(*(2 * torch.randn(2, *shape, generator=generator)).to(dtype).unbind()) for shape in shapes]
+
+
+def test_rows_that_say_nothing_of_a_defect_do_not_speak_against_it() -> None:
+    near = [Rows(rows.input, rows.input + 1e-9 * rows.target) for rows in problems(2, torch.float64, 2)]
+    every = [*problems(1, torch.float64), *near]
+    results = [judged(rows.terms.sum(-1) / math.log(2), rows) for rows in every]
+    lost = np.full_like(results[0].exact, np.nan)
+    results.append(replace(results[0], exact=lost, computed=lost, failing=np.isfinite(lost)))
+    assert set(name_causes(results)[0]) == {"in_bits"}
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
