@@ -40,7 +40,7 @@ _BITS, _REACH, _GLANCE = {True: 32, False: 53}, {True: 0.125, False: 4.0}, 32
 # How much of what it is summed from the divergence must be, for the plain form to be as accurate, likewise (49 bits of
 # 53 are left, in 13,000 rows of 12 families).
 _CLEAR = {True: 1e-5, False: 0.07}
-_BLOCK = 2**16  # numbers a thread that stay in its cache
+_BLOCK = 2**17  # numbers a thread that stay in its cache
 
 # KL of rows, and its gradients by the logits over the temperature, in the format computed in; an empty tensor for a
 # gradient that is not wanted.
