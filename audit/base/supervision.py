@@ -117,7 +117,8 @@ def _end(number: int, frame: FrameType | None) -> None:
 
 
 def _report_unraisable(unraisable: sys.UnraisableHookArgs) -> None:
-    if not isinstance(unraisable.exc_value, Ended):  # raised in a finaliser: the next call raises it again
+    # Asked to end, a process may have swallowed Ended, and its workers' pipes are closed beneath their threads.
+    if not _asked:
         sys.__unraisablehook__(unraisable)
 
 

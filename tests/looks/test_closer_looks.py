@@ -63,7 +63,7 @@ def test_one_sentence_says_which_rounding_makes_the_threads_drift_and_which_sign
     parts = table[["softmax", "shift", "log_softmax", "log", "product", "summation", "output"]].abs().sum()
     table["shift"], table[parts.idxmax()] = table[parts.idxmax()].copy(), table["shift"].copy()
     said = origin({"attribution": table})
-    assert "drift is made by the rounding of log sum exp, one number a row" in said
+    assert "where 0 is exact, is made by the rounding of log sum exp, one number a row" in said
     assert f"of {len(table)} rows" in said
     table["mass_difference"] = -np.sign(table["drift"])
     assert f"in 0 of {len(table)} rows" in origin({"attribution": table})
