@@ -146,8 +146,8 @@ def test_run_in_python_takes_filters_and_callables_and_writes_nothing(tmp_path: 
 def test_an_isolated_kernel_that_ends_its_process_is_a_finding_of_a_whole_report(tmp_path: Path) -> None:
     lines = "import os\n\ndef mine(x, y):\n    return os._exit(7) if x.shape[1] == 81 else (x - x).sum(-1)\n"
     (tmp_path / "mine.py").write_text(lines)
-    options = ("--profile", "quick", "--case", "two_classes", "--case", "random_64x81", "--dtype", "float32")
-    ran = kl_audit("run", *options, "--path-file", "mine.py:mine", "--isolate", "--out", "report", cwd=tmp_path)
+    options = ("--case", "two_classes", "--case", "random_64x81", "--dtype", "float32")
+    ran = kl_audit(*CPU, *options, "--path-file", "mine.py:mine", "--isolate", "--out", "report", cwd=tmp_path)
     assert ran.returncode == 1 and "Traceback" not in ran.stderr
     errors = audit.read_errors(tmp_path / "report" / "errors.csv").query("path == 'mine'")
     notes = errors.groupby("case")["note"].unique().map(list)

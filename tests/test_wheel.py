@@ -13,6 +13,8 @@ import pytest
 from audit.reference.gold import COMMITTED_GOLD, read_records
 
 ROOT = Path(__file__).parents[1]
+RUN = ("run", "--profile", "quick", "--case", "random_scale1", "--path", "log_softmax", "--workers", "1",
+       "--device", "cpu")  # fmt: skip
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input"]
 
 
@@ -75,8 +77,7 @@ def test_every_file_of_the_package_is_in_the_wheel(installed: Path) -> None:
 
 
 def test_the_console_script_audits_with_the_references_of_the_wheel(installed: Path, tmp_path: Path) -> None:
-    run = ["run", "--profile", "quick", "--case", "random_scale1", "--path", "log_softmax", "--device", "cpu"]
-    answer = call(installed, tmp_path, installed / "bin" / "kl-audit", *run)
+    answer = call(installed, tmp_path, installed / "bin" / "kl-audit", *RUN)
     assert answer.returncode == 0, answer.stderr
     script = 'import audit; print({*audit.read_table("reports/latest", "errors")["reference_source"]})'
     assert call(installed, tmp_path, "-c", script).stdout.strip() == "{'gold'}"
@@ -86,7 +87,6 @@ def test_where_there_are_no_references_one_line_says_so(installed: Path, tmp_pat
     answer = call(installed, tmp_path, "-m", "audit", "references", "verify", "--folder", tmp_path)
     assert (answer.returncode, answer.stdout) == (2, "")
     assert len(answer.stderr.splitlines()) == 1 and "has no gold.csv" in answer.stderr
-    run = ["run", "--profile", "quick", "--case", "random_scale1", "--path", "log_softmax", "--device", "cpu"]
-    answer = call(installed, tmp_path, "-m", "audit", *run, "--references", tmp_path, "--out", tmp_path / "out")
+    answer = call(installed, tmp_path, "-m", "audit", *RUN, "--references", tmp_path, "--out", tmp_path / "out")
     assert answer.returncode == 0, answer.stderr
     assert "every reference was computed" in " ".join((answer.stdout + answer.stderr).split())

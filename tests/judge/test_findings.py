@@ -25,6 +25,7 @@ from audit.paths import own_path
 from audit.pipeline.loop import Audit, execute
 from audit.publish.tables import read_table
 
+RUN = [sys.executable, "-m", "audit", "run", "--device", "cpu", "--workers", "1"]
 CASES = ["identical_n1000", "random_*", "near_*", "zeros_in_target", "one_hot"]
 
 
@@ -120,8 +121,8 @@ def test_the_process_fails_with_one_and_prints_the_stanza(tmp_path: Path) -> Non
     (tmp_path / "mine.py").write_text(
         "def twice(x, y):\n    return 2 * (y.softmax(-1) * (y.log_softmax(-1) - x.log_softmax(-1))).sum(-1)\n"
     )
-    command = [sys.executable, "-m", "audit", "run", "--profile", "quick", "--case", "random_scale1", "--device", "cpu"]
-    command += ["--path-file", str(tmp_path / "mine.py") + ":twice", "--out", str(tmp_path / "report")]
+    command = [*RUN, "--profile", "quick", "--case", "random_scale1"]
+    command += ["--path-file", f"{tmp_path}/mine.py:twice", "--out", f"{tmp_path}/report"]
     answer = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert answer.returncode == 1, answer.stderr
     assert "twice is not sound" in answer.stdout
@@ -137,7 +138,7 @@ def losing(x, y):
 @pytest.mark.parametrize(("strict", "status"), [([], 0), (["--strict"], 1)])
 def test_what_is_lossy_fails_only_where_that_is_asked(tmp_path: Path, strict: list[str], status: int) -> None:
     (tmp_path / "mine.py").write_text(LOSING)
-    command = [sys.executable, "-m", "audit", "run", "--case", "scattered_n32000", "--device", "cpu", *strict]
+    command = [*RUN, "--case", "scattered_n32000", *strict]
     command += ["--dtype", "float32", "--path-file", f"{tmp_path}/mine.py:losing", "--out", f"{tmp_path}/report"]
     answer = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert answer.returncode == status, answer.stderr
@@ -178,18 +179,7 @@ def test_what_a_users_kernel_does_not_compute_is_a_finding(tmp_path: Path) -> No
 
 def test_a_kernel_that_computes_nothing_has_its_report_and_exit_status_1(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("def fails(x, y):\n    raise NotImplementedError('not yet')\n")
-    command = [
-        sys.executable,
-        "-m",
-        "audit",
-        "run",
-        "--profile",
-        "quick",
-        "--case",
-        "random_scale1",
-        "--dtype",
-        "float32",
-    ]
+    command = [*RUN, "--profile", "quick", "--case", "random_scale1", "--dtype", "float32"]
     command += [
         "--device",
         "cpu",

@@ -23,7 +23,7 @@ from audit.pipeline import loop as pipeline
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "audit", "run", "--device", "cpu", *map(str, arguments)]
+    command = [sys.executable, "-m", "audit", "run", "--device", "cpu", "--workers", "1", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
