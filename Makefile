@@ -2,8 +2,8 @@
 PROFILE ?= standard
 pick = python=$$(sh .ci/interpreter.sh $(1))
 audit = "$$python" -m audit run --profile "$(PROFILE)"
-# Test files side by side, where pytest-xdist is installed.
-tests = "$$python" -m pytest $$("$$python" -c 'import xdist' 2>/dev/null && echo --numprocesses auto --dist loadfile)
+# Test files side by side, where pytest-xdist is installed, with a thread each: two would wait for a core.
+tests = OMP_NUM_THREADS=1 "$$python" -m pytest $$("$$python" -c 'import xdist' 2>/dev/null && echo --numprocesses auto --dist loadfile)
 bench = mkdir -p reports && "$$python" -m pytest tests/benchmarks --benchmark-json=reports/bench.json
 
 .PHONY: help audit numbers test test-oldest test-slow test-browser bench regress baseline references exhaustive check
