@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 
 import audit
 from audit.base.usage import UsageError
@@ -152,6 +153,28 @@ def test_an_isolated_kernel_that_ends_its_process_is_a_finding_of_a_whole_report
     errors = audit.read_errors(tmp_path / "report" / "errors.csv").query("path == 'mine'")
     notes = errors.groupby("case")["note"].unique().map(list)
     assert notes.to_dict() == {"random_64x81": ["ended its process with status 7"], "two_classes": [""]}
+
+
+def test_an_isolated_kernel_that_is_sound_leaves_no_word_on_standard_error(tmp_path: Path) -> None:
+    body = "(y.softmax(-1) * (y.log_softmax(-1) - x.log_softmax(-1))).sum(-1)"
+    (tmp_path / "mine.py").write_text(f"def mine(x, y):\n    return {body}\n")
+    options = ("--case", "two_classes", "--dtype", "float32")
+    ran = kl_audit(*CPU, *options, "--path-file", "mine.py:mine", "--isolate", "--out", "report", cwd=tmp_path)
+    assert (ran.returncode, ran.stderr) == (0, "")
+
+
+def test_logits_saved_as_a_model_gives_them_are_audited_and_those_without_numbers_refused(tmp_path: Path) -> None:
+    logits = torch.randn(4, 5).requires_grad_()
+    torch.save({"input": logits, "target": logits * 2}, tmp_path / "model.pt")
+    torch.save({"input": torch.empty(4, 5, device="meta"), "target": torch.randn(4, 5)}, tmp_path / "meta.pt")
+    run = ("run", "--device", "cpu", "--workers", "1", "--path", "log_softmax", "--out", "report", "--logits")
+    ran = kl_audit(*run, "model.pt", cwd=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    refused = kl_audit(*run, "meta.pt", cwd=tmp_path)
+    assert (
+        refused.returncode == 2
+        and refused.stderr == "kl-audit: meta.pt: input is a meta tensor, which holds no numbers\n"
+    )
 
 
 def test_isolation_without_a_kernel_is_refused(tmp_path: Path) -> None:

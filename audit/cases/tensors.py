@@ -149,10 +149,13 @@ def _pt(file: pathlib.Path) -> dict[str, Source]:
     def load() -> dict[str, Tensor]:
         loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
         if isinstance(loaded, Tensor):
-            return {file.stem: loaded}
+            loaded = {file.stem: loaded}
         if not isinstance(loaded, dict):
             raise UsageError(f"{file}: expected a dictionary of tensors, found {type(loaded).__name__}")
-        return {str(name): value for name, value in loaded.items() if isinstance(value, Tensor)}
+        tensors = {str(name): value.detach() for name, value in loaded.items() if isinstance(value, Tensor)}
+        for name in (name for name, value in tensors.items() if value.is_meta):
+            raise UsageError(f"{file}: {name} is a meta tensor, which holds no numbers")
+        return tensors
 
     def source(name: str, tensor: Tensor) -> Source:
         return _loaded(file, name, tensor, (lambda: load()[name]) if mapped else (lambda: tensor))

@@ -118,7 +118,10 @@ def _serve(pipe: Connection, text: str) -> None:
     end_with_parent()
     function = load(text)
     while True:
-        input, target, upstream = _unpacked(pipe.recv_bytes())
+        try:
+            input, target, upstream = _unpacked(pipe.recv_bytes())
+        except EOFError:  # the run needs it no more
+            return
         try:
             before = input.clone(), target.clone()
             answer: object = _answer(function, input, target, upstream)
