@@ -171,10 +171,8 @@ def test_logits_saved_as_a_model_gives_them_are_audited_and_those_without_number
     ran = kl_audit(*run, "model.pt", cwd=tmp_path)
     assert ran.returncode == 0, ran.stderr
     refused = kl_audit(*run, "meta.pt", cwd=tmp_path)
-    assert (
-        refused.returncode == 2
-        and refused.stderr == "kl-audit: meta.pt: input is a meta tensor, which holds no numbers\n"
-    )
+    assert refused.returncode == 2
+    assert refused.stderr == "kl-audit: meta.pt: input is a meta tensor, which holds no numbers\n"
 
 
 def test_isolation_without_a_kernel_is_refused(tmp_path: Path) -> None:

@@ -153,8 +153,9 @@ def _pt(file: pathlib.Path) -> dict[str, Source]:
         if not isinstance(loaded, dict):
             raise UsageError(f"{file}: expected a dictionary of tensors, found {type(loaded).__name__}")
         tensors = {str(name): value.detach() for name, value in loaded.items() if isinstance(value, Tensor)}
-        for name in (name for name, value in tensors.items() if value.is_meta):
-            raise UsageError(f"{file}: {name} is a meta tensor, which holds no numbers")
+        for name, tensor in tensors.items():
+            if tensor.is_meta:
+                raise UsageError(f"{file}: {name} is a meta tensor, which holds no numbers")
         return tensors
 
     def source(name: str, tensor: Tensor) -> Source:

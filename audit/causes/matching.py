@@ -119,7 +119,7 @@ class Results:
         return sums.sum(keepdims=True) / divided, stored.sum(keepdims=True) / divided
 
     def matches(self, hypotheses: Sequence[Hypothesis]) -> tuple[Floats, Bools, Bools, Floats]:
-        """What each predicts, hypotheses x results; which of it is off, which was computed, and by what chance."""
+        """What each predicts, hypotheses x results; which of it is off; which was computed, and by what chance."""
         known = self.given.predicted
         for h in hypotheses:
             if (h, self.reduction) not in known:

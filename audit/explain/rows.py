@@ -141,9 +141,9 @@ def divergence(input: Rows, target: Rows, logs: tuple[bool, bool], sums: Tensor)
     value, size = sums / P
     values = value - P.log() + Q.log()
     near = ~((values > _CLEAR * (1 + size)) & (values < torch.inf))
-    blocks = len(input.blocks()[0])
+    rows = len(input.blocks()[0])
     agree = True
-    for x, y, kl, close in zip(input.blocks(), target.blocks(), values.split(blocks), near.split(blocks), strict=True):
+    for x, y, kl, close in zip(input.blocks(), target.blocks(), values.split(rows), near.split(rows), strict=True):
         if close.any():
             kl[close] = kl_div_from_logits(*_logarithms(x[close], y[close], logs), reduction="none")
         if agree := agree and bool((kl < 1e-2).all()):

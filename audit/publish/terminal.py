@@ -93,12 +93,8 @@ def show_matrix(errors: pd.DataFrame, console: Console) -> None:
         if not rows:
             continue
         # Four dtypes fit 80 columns, and a long path's name is folded before any number is cut.
-        table = Table(
-            title=f"Ways of computing KL on {device}: correct bits, % negative",
-            box=SIMPLE_HEAD,
-            padding=0,
-            show_edge=False,
-        )
+        title = f"Ways of computing KL on {device}: correct bits, % negative"
+        table = Table(title=title, box=SIMPLE_HEAD, padding=0, show_edge=False)
         table.add_column("way", overflow="fold")
         for name in columns:
             table.add_column(name.removesuffix(f" {device}"), justify="right", no_wrap=True, min_width=11)
