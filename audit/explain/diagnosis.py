@@ -229,8 +229,8 @@ class _Call:
             self.evidence = f"{x.nans} NaN in the input, {y.nans} in the target"
             return "nan_in_data"
         self.evidence = (
-            f"exponentials of the input's rows sum to {furthest(x.mass):.6g}, "
-            f"{'exponentials of ' if y.log else ''}the target's rows to {furthest(y.sums):.6g}"
+            f"exponentials of the input's rows sum to {furthest(x.mass)}, "
+            f"{'exponentials of ' if y.log else ''}the target's rows to {furthest(y.sums)}"
         )
         if x.probs:
             return "arguments_swapped" if y.log_probs and not y.log else "probs_as_input"
@@ -256,18 +256,43 @@ class _Call:
         """Where the input is right, and the target not."""
         if y.probs or y.log_probs:
             return "probs_with_log_target" if y.probs else "log_probs_without_log_target"
+        if (y.rows == y.nothing).all():
+            self.remarks.append("The target of every row is empty.")
+            return "padding"
         if any(self._rows(d)[1].right for d in range(self.y.dim()) if self.y.shape[d] > 1):
             return "different_dims"
+        self._some_are_right(y, "target")
         low, high = y.range
         if high > y.slack if y.log else low < 0:
             return "logits_as_target"
-        alike = float(y.sums.max() - y.sums.min()) <= 8 * y.slack
-        if y.short and (not alike or (y.rows == y.nothing).any(-1).all()):
-            return "truncated"
-        factor = 1 / max(float(y.sums.mean()), 1e-300)
-        if alike and is_temperature(factor, 8 * y.slack):
-            self.remarks.append(f"As if divided by {factor:.4g}, a temperature outside the softmax.")
-        return "unnormalised_target"
+        return "truncated" if self._cut(y) else "unnormalised_target"
+
+    def _some_are_right(self, side: Rows, name: str) -> bool:
+        """Whether some rows are distributions and the others are not, of which the first is told."""
+        wrong = (side.sums - 1).abs() > (side.log_slack if side.log else side.slack)
+        if wrong.all():
+            return False
+        first = int(self.keep.nonzero()[wrong.nonzero()[0]])
+        self.remarks.append(
+            f"{int((~wrong).sum())} of {len(wrong)} rows of the {name} are distributions; row {first}, counted from 0, "
+            f"is the first that is none: it sums to {float(side.sums[wrong][0]):.4g}."
+        )
+        return True
+
+    def _cut(self, side: Rows) -> bool:
+        """Whether rows that sum to less than 1 were cut to some of their classes, or all scaled by one factor."""
+        factor = float(side.sums.mean())
+        slack = factor * side.slack + (float(side.log_slack.max()) - side.slack if side.log else 0.0)
+        alike = float(side.sums.max() - side.sums.min()) <= slack
+        if side.short and (not alike or (len(side.rows) == 1 and (side.rows == side.nothing).any())):
+            return True
+        if alike and is_temperature(1 / max(factor, 1e-300), 2 * side.slack):
+            self.remarks.append(f"As if divided by {1 / factor:.4g}, a temperature outside the softmax.")
+        elif side.short and len(side.rows) == 1:
+            self.remarks.append(f"As if times {factor:.4g}, or cut to some of its classes.")
+        elif side.short:
+            self.remarks.append(f"As if times {factor:.4g}, every row alike.")
+        return False
 
     def _input(self, x: Rows, y: Rows) -> str:
         """Where the input is neither probabilities nor log-probabilities along any dim."""
@@ -279,9 +304,13 @@ class _Call:
                 return "temperature"
             self.remarks.append(f"Its logarithms are to base {math.exp(factor):.3g}.")
             return "unnormalised_input"
+        if self._some_are_right(x, "input"):
+            return "unnormalised_input"
         if x.short and (y.right or y.short):
-            return "truncated"
-        if x.range[1] <= 0 and y.right:
+            return "truncated" if self._cut(x) else "unnormalised_input"
+        if x.range[1] <= 0 and (y.right or (y.range[1] <= 0 if y.log else 0 <= y.range[0] <= y.range[1] <= 1)):
+            if not y.right:
+                self.remarks.append("Nor do the target's probabilities.")
             return "unnormalised_input"
         if y.probs or y.log_probs:
             return "logits_as_input"
@@ -293,12 +322,7 @@ class _Call:
         if min(x.range[0], y.range[0]) == -math.inf:
             mass, gone = y.rows > y.nothing, x.rows == -math.inf
             if infinite := int((mass & gone).sum()):
-                self.evidence, kept = f"{infinite} such classes", int((~gone).sum(-1).max())
-                if kept * 2 > x.classes:
-                    return "infinite"
-                self.remarks.append(VERDICTS["infinite"]["meaning"])
-                self.evidence += f"; {kept} classes of {x.classes} at most are left in a row of the input"
-                return "truncated"
+                return self._infinite(x, gone, infinite)
             self.evidence = f"{int((gone | ~mass if y.log else gone).sum())} classes have a -inf and no target"
             return "impossible_class"
         # log_softmax of probabilities p is p plus a constant, so that p can be read off: nothing is negative, the sum
@@ -317,6 +341,24 @@ class _Call:
             self.evidence = f"the input's log-probabilities are {factor:.4g} times the target's, up to a constant a row"
             return "temperature"
         return "sound"
+
+    def _infinite(self, x: Rows, gone: Tensor, infinite: int) -> str:
+        """Where a class of the target is none of the input: cut off, or lost where its probability underflowed."""
+        left = (~gone).sum(-1)
+        most, deepest = int(left.max()), float(x.rows[~gone].min())
+        self.evidence = f"{infinite} such classes; {most} classes of {x.classes} at most are left in a row of the input"
+        # What a softmax lets underflow leaves others near to that, and in each row another number of classes.
+        alone = int(left.median()) == 1
+        underflowed = deepest < math.log(x.format.smallest_subnormal) / 2 or alone
+        if underflowed:
+            self.evidence += f", where the least is exp({deepest:.4g})"
+            self.remarks.append(
+                f"As where a softmax in {x.format.name} underflows to 0, which log_softmax of the logits does not."
+            )
+        if most * 2 > x.classes or (underflowed and (alone or len(left) == 1 or not (left == most).all())):
+            return "infinite"
+        self.remarks.append(VERDICTS["infinite"]["meaning"])
+        return "truncated"
 
     def _kl(self, x: Rows, y: Rows, verdict: str, sums: Tensor) -> tuple[float | None, bool]:
         """The divergence of the rows as distributions, None where they are not told; whether the sides agree.

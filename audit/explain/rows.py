@@ -109,9 +109,11 @@ class Rows:
         return self.range[0] >= 0 and bool((self.total < 1 - self.slack).all())
 
 
-def furthest(sums: Tensor) -> float:
-    """The sum furthest from 1."""
-    return float(sums[(sums - 1).abs().argmax()])
+def furthest(sums: Tensor) -> str:
+    """The sum furthest from 1, as what is not 1 in it shows."""
+    sum_ = float(sums[(sums - 1).abs().argmax()])
+    near = 0 < abs(sum_ - 1) < 1e-4
+    return f"1 {'+' if sum_ > 1 else '-'} {abs(sum_ - 1):.2g}" if near else f"{sum_:.6g}"
 
 
 def terms(input: Rows, target: Rows, logs: tuple[bool, bool]) -> Tensor:
@@ -170,7 +172,7 @@ def eps_in_log(side: Rows) -> float | None:
     Either many numbers stand at the least of all, log eps; or every row sums to 1 + classes * eps. A row that one class
     leads says nothing by its sum, since log_softmax loses small terms there and then sums to more than 1, too.
     """
-    half, u, n = side.format.precision < 24, FORMATS[name(side.rows)].unit_roundoff, side.classes
+    half, u, n = side.format.precision < 24, side.format.unit_roundoff, side.classes
     low, high = side.range
     if not -torch.inf < low < high <= side.slack + n * _EPS[0]:
         return None
@@ -186,9 +188,9 @@ def eps_in_log(side: Rows) -> float | None:
     noise = u * (2 + math.log(n))
     mean, spread = float(excess.mean()), float((excess - excess.mean()).abs().max())
     sure = noise / math.sqrt(len(excess))
-    if mean < 12 * sure or spread > 0.3 * mean + 6 * noise:
+    if mean < 2.5 * sure or spread > 0.3 * mean + 2 * noise:
         return None
-    return _nice(mean / n, 0.02 + 3 * sure / mean)
+    return _nice(mean / n, 0.02 + sure / mean)
 
 
 def _nice(eps: float, tolerance: float) -> float | None:

@@ -63,8 +63,9 @@ def kl_div_from_logits(
     rows are what is left of the shape without `dim`. `mask`, boolean and of the rows' shape, keeps those where it is
     true: another row has the value 0 and no gradient, whatever it holds.
 
-    `reduction` is "none" (a value a row), "sum", "mean" (the sum over the number of elements, as torch has it),
-    "batchmean" (over the size of the rows' first dimension), or "rowmean" (the mean of the rows kept, 0 if none is).
+    `reduction` is "none" (a value a row), "rowmean" (the mean of the rows kept, 0 if none is), and as torch has them
+    "sum", "mean" (the sum over the number of elements) and "batchmean" (over the size of the first dimension, which
+    holds the classes where that is `dim`).
     Distillation's factor temperature^2 (Hinton et al., 2015) is left to the caller. All is computed in double, in
     float32 where the device has no double. It works under autocast, torch.compile, torch.func.grad and vmap.
 
@@ -79,7 +80,7 @@ def kl_div_from_logits(
     if reduction == "rowmean":
         rows = rows.sum() / (math.prod(rows.shape) if mask is None else mask.sum().clamp(min=1))
     elif reduction != "none":
-        rows = rows.sum() / {"sum": 1, "mean": input.numel(), "batchmean": len(rows) if rows.dim() else 1}[reduction]
+        rows = rows.sum() / {"sum": 1, "mean": input.numel(), "batchmean": len(input)}[reduction]
     return rows.to(torch.promote_types(input.dtype, target.dtype))
 
 

@@ -48,13 +48,17 @@ def exact_kl(
         raise UsageError(f"digits: expected a whole number, 1 or more, got {digits!r}")
     if digits > MOST_DIGITS:
         raise UsageError(f"digits: at most {MOST_DIGITS:,} can be asked for")
-    x, shape = as_rows(input, "input")
-    y, target_shape = as_rows(target, "target")
+    x, shape = as_rows(input, "input", input_kind)
+    y, target_shape = as_rows(target, "target", target_kind)
     if shape != target_shape:
         raise UsageError(f"input has shape {shape} and target {target_shape}; they must agree")
     check_kind(x, input_kind, "input")
     check_kind(y, target_kind, "target")
     kinds = input_kind, target_kind
+    if not len(x) and "mean" in reduction:
+        raise UsageError(f"reduction {reduction!r}: there is no row in shape {shape} to take a mean of")
+    if not len(x):
+        return [] if reduction == "none" else mpmath.mpf(0)
     if reduction == "none" and len(shape) > 1:
         return [_public(ball) for ball, _ in _row_balls(x, y, *kinds, digits)]
     divisor = {"none": 1, "sum": 1, "mean": x.size, "batchmean": shape[0]}[reduction]

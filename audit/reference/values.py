@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -15,11 +15,12 @@ TENSOR_KINDS = ("logits", "log_probs", "probs")  # what the numbers may be
 REDUCTIONS = ("none", "sum", "mean", "batchmean")  # how rows may become one value
 
 
-def exact_values(values: Any, name: str) -> Rows:
+def exact_values(values: Any, name: str, kind: str = "probs") -> Rows:
     """`values` as a binary64 array of the same shape, without any rounding.
 
     Taken are torch tensors and numpy arrays of floating or integer dtypes, and nested lists of numbers. Binary64 holds
-    every float16, bfloat16, float32 and float64 exactly.
+    every float16, bfloat16, float32 and float64 exactly. Of integers that it does not hold, logits are taken less the
+    largest of their row, which leaves every divergence as it is.
 
     Raises UsageError for another dtype, and for a number that binary64 cannot hold.
     """
@@ -42,6 +43,9 @@ def exact_values(values: Any, name: str) -> Rows:
             given = np.array([None])
         if not all(isinstance(number, Real) for number in given.flat):
             raise UsageError(f"{name}: expected rows of numbers, all of one length")
+    whole = kind == "logits" and given.dtype.kind == "O" and all(isinstance(n, Integral) for n in given.flat)
+    if whole and given.ndim and max(map(abs, given.flat), default=0) > 2**53:
+        given = given - given.max(axis=-1, keepdims=True)
     try:
         rows = given.astype(np.float64)
     except OverflowError:
@@ -54,11 +58,11 @@ def exact_values(values: Any, name: str) -> Rows:
     return rows
 
 
-def as_rows(values: Any, name: str) -> tuple[Rows, tuple[int, ...]]:
+def as_rows(values: Any, name: str, kind: str) -> tuple[Rows, tuple[int, ...]]:
     """`values` as rows x classes, and their shape; the classes lie along the last dimension."""
-    array = exact_values(values, name)
-    if array.size == 0 or array.ndim == 0:
-        raise UsageError(f"{name}: expected shape (..., classes), at least one row and one class, got {array.shape}")
+    array = exact_values(values, name, kind)
+    if array.ndim == 0 or array.shape[-1] == 0:
+        raise UsageError(f"{name}: expected shape (..., classes), at least one class, got {array.shape}")
     return array.reshape(-1, array.shape[-1]), array.shape
 
 

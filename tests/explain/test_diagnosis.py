@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import subprocess
 import sys
@@ -36,6 +37,14 @@ def with_empty_rows(t: Tensor) -> Tensor:
     return t.index_fill(0, torch.arange(1, len(t), max(1, len(t) - 2)), 0)
 
 
+def with_raw_rows(t: Tensor) -> Tensor:
+    return torch.cat([log_softmax(t, -1)[1:], 5 + t[:1]])
+
+
+def one_hot(t: Tensor) -> Tensor:
+    return F.one_hot(t.argmax(-1), t.shape[-1]).to(t.dtype)
+
+
 # verdict -> what logits x and y are given as: input, target and the options of the call
 MISTAKES: dict[str, list[Callable[[Tensor, Tensor], tuple[Tensor, Tensor, dict[str, Any]]]]] = {
     "sound": [
@@ -65,6 +74,8 @@ MISTAKES: dict[str, list[Callable[[Tensor, Tensor], tuple[Tensor, Tensor, dict[s
             {"log_target": True},
         ),
         lambda x, y: (with_empty_rows(log_softmax(x, -1)), with_empty_rows(softmax(y, -1)), {}),
+        lambda x, y: (log_softmax(x, -1), softmax(y, -1) * 0, {}),
+        lambda x, y: (log_softmax(x, -1), log_softmax(y, -1) - torch.inf, {"log_target": True}),
     ],
     "truncated": [
         lambda x, y: (log_softmax(x, -1), top(softmax(y, -1), 3, 0.0), {}),
@@ -95,11 +106,20 @@ MISTAKES: dict[str, list[Callable[[Tensor, Tensor], tuple[Tensor, Tensor, dict[s
         lambda x, y: (log_softmax(x, 0), log_softmax(y, 0), {"log_target": True}),
     ],
     "different_dims": [lambda x, y: (log_softmax(x, 0), softmax(y, -1), {})],
-    "unnormalised_target": [lambda x, y: (log_softmax(x, -1), 0.5 * softmax(y, -1), {})],
+    "unnormalised_target": [
+        lambda x, y: (log_softmax(x, -1), 0.5 * softmax(y, -1), {}),
+        lambda x, y: (log_softmax(x, -1), 0.9 * one_hot(y), {}),
+    ],
+    "unnormalised_input": [
+        lambda x, y: ((0.5 * softmax(x, -1)).log(), softmax(y, -1), {}),
+        lambda x, y: (torch.sigmoid(x).log(), torch.sigmoid(y), {}),
+        lambda x, y: (with_raw_rows(x), softmax(y, -1), {}),
+    ],
     "double_softmax": [lambda x, y: (log_softmax(softmax(2 * x, -1), -1), softmax(y, -1), {})],
     "nan_in_data": [lambda x, y: (log_softmax(x / 0 * 0, -1), softmax(y, -1), {})],
     "infinite": [
         lambda x, y: (log_softmax(without(x, 1), -1), softmax(y, -1), {}),
+        lambda x, y: (softmax(-math.log(torch.finfo(x.dtype).smallest_normal) * x, -1).log(), softmax(y, -1), {}),
     ],
     "impossible_class": [
         lambda x, y: (

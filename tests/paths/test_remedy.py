@@ -81,6 +81,9 @@ def test_reductions_are_those_of_torch(reduction: str) -> None:
     x, y = torch.randn(2, 6, 9, dtype=torch.float64)
     torchs = F.kl_div(F.log_softmax(x, -1), F.softmax(y, -1), reduction=reduction)
     assert kl_div_from_logits(x, y, reduction=reduction).item() == pytest.approx(torchs.item(), rel=1e-13)
+    for dim, (a, b) in ((0, (x, y)), (1, (x[None], y[None])), (0, (x[0], y[0]))):
+        torchs = F.kl_div(F.log_softmax(a, dim), F.softmax(b, dim), reduction=reduction)
+        assert kl_div_from_logits(a, b, reduction=reduction, dim=dim).item() == pytest.approx(torchs.item(), rel=1e-13)
 
 
 def test_more_dimensions_and_large_batches_are_rows() -> None:
@@ -124,7 +127,7 @@ def test_one_class_among_a_thousand_decides(dtype: torch.dtype) -> None:
     x = y + 1e-4 * torch.randn(5, 1_000, generator=generator, dtype=dtype)
     x[0, 900], x[2, 900], x[3, 900] = torch.nan, -torch.inf, 20
     x[1, 900] = y[1, 900] = -torch.inf
-    values = [kl_div_from_logits(x[row], y[row]).item() for row in range(5)]
+    values = [kl_div_from_logits(x[row], y[row], reduction="none").item() for row in range(5)]
     assert np.isnan(values[0]) and values[2] == np.inf
     for row in (1, 3, 4):
         exact = float(audit.exact_kl(x[row], y[row]))

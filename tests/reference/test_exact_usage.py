@@ -46,6 +46,17 @@ def test_one_distribution_is_reduced_over_its_classes_as_torch_does(reduction, d
     assert relative_difference(exact_kl(x, y, reduction=reduction) * divisor, exact_kl(x, y)) < 1e-15
 
 
+def test_of_no_row_there_is_no_value_and_their_sum_is_0():
+    none = np.ones((0, 3))
+    assert exact_kl(none, none) == [] and exact_kl(none, none, reduction="sum") == 0
+
+
+def test_integers_are_taken_exactly_however_large():
+    small = exact_kl([1, 0], [0, 2])
+    assert exact_kl([2**53 + 1, 2**53], [-(2**60), 2 - 2**60]) == small
+    assert exact_kl(torch.tensor([[2**62 + 1, 2**62]]), np.array([[-(2**62), 2 - 2**62]])) == [small]
+
+
 def test_each_thread_has_a_context_of_its_own():
     with ThreadPoolExecutor(1) as pool:
         assert pool.submit(oracle.context).result() is not oracle.context() is oracle.context()
@@ -109,8 +120,9 @@ def test_what_cannot_be_decided_is_an_error_with_the_radius():
         ([0.0, 1], [0.5, -0.5], {"target_kind": "probs"}, r"target: row 0, column 1 is -0.5"),
         ([0.0, INF], [0.5, 0.5], {"input_kind": "log_probs"}, r"input: row 0, column 1 is inf"),
         ([[0.0, 1], [-INF, -INF]], [[0.0, 1], [0, 1]], {}, r"input: row 1 is -inf in every column"),
-        ([], [], {}, r"at least one row and one class.*\(0,\)"),
-        ([[], []], [[], []], {}, r"at least one row and one class.*\(2, 0\)"),
+        ([], [], {}, r"at least one class.*\(0,\)"),
+        ([[], []], [[], []], {}, r"at least one class.*\(2, 0\)"),
+        (np.ones((0, 3)), np.ones((0, 3)), {"reduction": "mean"}, r"no row in shape \(0, 3\)"),
         ([0.0, 1], [0.0, 1, 2], {}, r"\(2,\) and target \(3,\)"),
         ([[0.0, 1]], [0.0, 1], {}, r"\(1, 2\) and target \(2,\)"),
         ([[[]]], [[[]]], {}, r"expected shape.*\(1, 1, 0\)"),

@@ -108,7 +108,7 @@ def test_a_number_beyond_binary64_is_refused():
 
 @pytest.mark.parametrize("shape", [(2,), (1, 2), (3, 1, 2), (2, 2, 2, 2)])
 def test_leading_dimensions_are_rows(shape):
-    rows, given = as_rows(np.arange(math.prod(shape), dtype=float).reshape(shape), "input")
+    rows, given = as_rows(np.arange(math.prod(shape), dtype=float).reshape(shape), "input", "logits")
     assert rows.shape == (math.prod(shape) // 2, 2) and given == shape
     x, y = np.random.default_rng(1).standard_normal((2, *shape))
     each = exact_kl(x, y)
