@@ -6,15 +6,19 @@ import os
 import random
 import sys
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import typer
 
 import audit
 from audit import cli
 from audit.base.usage import UsageError
+from audit.paths import registered
 
 # By hand, from the contract: what has an effect only where a file is judged, never there, and everywhere.
 FILE = {"--target-logits", "--input-name", "--target-name", "--mask-name", "--classes", "--unpacked-limit"}
@@ -147,3 +151,78 @@ def test_every_option_is_known_to_have_an_effect_or_is_refused(typed: Callable[.
 def test_run_in_python_refuses_what_has_no_effect_or_cannot_be(given: dict[str, object]) -> None:
     with pytest.raises(UsageError):
         audit.run(**({"profile": "quick", "cases": "two_classes"} | given))  # type: ignore[arg-type]
+
+
+def kernel(input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    return input.sum(-1) - target.sum(-1)
+
+
+LOGITS = torch.zeros(2, 3)
+PATHS = {(p.name, p.reduction, p.input_kind, p.target_kind, p.where): p for p in registered()}
+# What a person may give in the place of something else.
+THINGS: list[object] = [5, -1, 1.5, float("nan"), True, b"x", "nonsense", object(), [], [5], {}, int, torch.zeros(2)]
+# A function, and each of its arguments that is a word, a number or a list of those.
+TAKEN: dict[Callable[..., object], tuple[str, ...]] = {
+    partial(audit.run, cases="two_classes"): ("profile", "cases", "paths", "dtypes", "devices", "workers"),
+    partial(audit.check, kernel): ("profile", "dtypes", "devices", "rounding", "temperature", "reduction", "workers"),
+    audit.check: ("kernel",),
+    audit.assert_sound: ("kernel",),
+    audit.Rounding: ("target", "input", "storage", "compute", "result", "temperature", "exp_slope"),
+    lambda **given: audit.path(**{"name": "mine"} | given)(kernel): (
+        "name", "summary", "kind", "reduction", "input_kind", "target_kind", "dtypes", "quantity", "cases", "rounding",
+        "where", "nothing",
+    ),
+    lambda fn: audit.path("mine")(fn): ("fn",),
+    partial(audit.diagnose, LOGITS, LOGITS): ("reduction", "dim", "mask"),
+    partial(audit.diagnose_tokens, LOGITS, LOGITS): ("mask",),
+    partial(audit.kl_div_from_logits, LOGITS, LOGITS): ("reduction", "dim", "mask", "temperature"),
+    partial(audit.exact_kl, LOGITS, LOGITS): ("reduction", "input_kind", "target_kind", "digits"),
+    partial(audit.read_table, "reports"): ("name",),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("function", "argument"), [(function, name) for function, names in TAKEN.items() for name in names]
+)
+def test_what_is_no_argument_is_refused_in_python_as_wrong_usage(
+    function: Callable[..., object], argument: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or it is one: nothing else comes of it than the work that was asked for."""
+
+    class Begun(Exception):
+        pass
+
+    def begin(*_: object, **__: object) -> None:
+        raise Begun
+
+    for module in ("audit.pipeline.loop", "audit.pipeline.verdict"):
+        monkeypatch.setattr(f"{module}.execute", begin)
+    monkeypatch.setattr("audit.base.workers.ProcessPoolExecutor", begin)
+    for thing in THINGS:
+        monkeypatch.setattr("audit.paths.PATHS", PATHS.copy())
+        with suppress(UsageError, Begun):
+            function(**{argument: thing})
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: audit.check("log_softmax"),
+        lambda: audit.check([]),
+        lambda: audit.check(kernel, rounding="fused"),
+        lambda: audit.Rounding(storage="foo"),
+        lambda: audit.path("mine", foo=1)(kernel),
+        lambda: audit.path("mine", rounding="x")(kernel),
+        lambda: audit.path("mine", quantity="kl2")(kernel),
+    ],
+)
+def test_a_word_that_is_none_is_refused_before_anything_is_computed(call: Callable[[], object]) -> None:
+    with pytest.raises(UsageError):
+        call()
+
+
+def test_dtypes_and_devices_may_be_torchs_own() -> None:
+    errors = audit.run(
+        cases="two_classes", paths="log_softmax", dtypes=[torch.float32, "float64"], devices=torch.device("cpu")
+    )
+    assert set(errors["dtype"]) == {"float32", "float64"} and set(errors["device"]) == {"cpu"}

@@ -43,8 +43,8 @@ class Workers:
     """`count` processes, this one among them: it takes its share where it would have to wait."""
 
     def __init__(self, count: int) -> None:
-        if count < 1:
-            raise UsageError(f"workers: expected 1 or more, this process among them, got {count}")
+        if not isinstance(count, int) or count < 1:
+            raise UsageError(f"workers: expected 1 or more, this process among them, got {count!r}")
         self.count = count
         self._others = active_children()
         spawn = get_context("spawn")

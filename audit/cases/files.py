@@ -18,7 +18,7 @@ from torch import Tensor
 from audit.base.formats import FORMATS, Format
 from audit.base.kinds import TOKENS
 from audit.base.text import plain
-from audit.base.usage import UsageError
+from audit.base.usage import UsageError, check_word
 from audit.cases import Case, Rows
 from audit.cases.tensors import READERS, UNPACKED, Source, open_tensors
 from audit.reference.values import TENSOR_KINDS, check_kind, undefined
@@ -89,8 +89,7 @@ class Pair:
         """
         known = *TENSOR_KINDS, TOKENS
         for name, kind in zip(names, (input_kind, target_kind), strict=False):
-            if kind not in known:
-                raise UsageError(f"{name} kind {kind!r} is not one of {', '.join(known)}")
+            check_word(kind, known, f"{name} kind")
         if (input_kind == TOKENS) != (target_kind == TOKENS):
             raise UsageError(f"{TOKENS} is a kind of both sides: give --input-kind and --target-kind {TOKENS}")
         held = [open_tensors(file, limit) for file in _files(logits)]

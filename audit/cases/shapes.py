@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from audit.base.formats import FORMATS
-from audit.cases import Case, Rows, normal, normals, register, uniform
+from audit.cases import Case, Rows, logarithm, normal, normals, register, uniform
 
 
 def equal(seed: str, rows: int, classes: int) -> tuple[Rows, Rows]:
@@ -52,6 +52,15 @@ def unnormalised(mass: float) -> tuple[Rows, Rows]:
     weights = uniform("unnormalised target", 16, 100)
     weights = weights / weights.sum(1, keepdims=True)
     return normal("unnormalised input", 16, 100), np.round(mass * weights * 2**30) * 2.0**-30
+
+
+def log_probs_against_logits() -> tuple[Rows, Rows]:
+    """Logarithms as log_softmax gives them, rounded, and in the second half of the rows every third class ruled out."""
+    input, target = random(2.0, 16, 100)
+    told = np.ones_like(target, bool)
+    told[8:, ::3] = False
+    weights = np.exp(target)
+    return input, np.where(told, logarithm(weights / weights.sum(1, where=told, keepdims=True)), -np.inf)
 
 
 def given(kind: str) -> tuple[Rows, Rows]:
@@ -136,6 +145,8 @@ _text = "more rows than a block of 128 threads, normal logits times 3, 5 classes
 register(Case("random_160x5", _text, partial(random, 3.0, 160, 5), dtypes=("float32",)))
 register(Case("one_hot", "a label a row as target", one_hot, "quick", "probs"))
 register(Case("one_hot_smoothed", "a label a row, smoothed", smoothed, "standard", "probs"))
+_text = "normal logits times 2 against log-probabilities, 100 classes"
+register(Case("log_probs_n100", _text, log_probs_against_logits, "quick", "log_probs"))
 for _kind in ("probs", "log_probs"):
     register(Case(f"given_{_kind}", f"both sides as {_kind}", partial(given, _kind), "full", _kind, input_kind=_kind))
 for _mass, _name in ((0.5, "half"), (2.0, "double")):

@@ -147,8 +147,11 @@ def stagnating_sum(lanes: int, rows: Rows) -> Terms:
 
 
 def unshifted_log_sum_exp(rows: Rows) -> Terms:
-    log_p, log_q = (t - logsumexp(t, -1, keepdim=True) for t in (rows.target, rows.input))
-    return log_p.softmax(-1) * (log_p - log_q)
+    """torch.distributions masks where the target has no probability."""
+    input, target = (t.log() if k == "probs" else t for t, k in zip((rows.input, rows.target), rows.kinds, strict=True))
+    log_p, log_q = (t - logsumexp(t, -1, keepdim=True) for t in (target, input))
+    p = log_p.softmax(-1)
+    return (p * (log_p - log_q)).masked_fill(p == 0, 0.0)
 
 
 def _whole_blocks(t: Tensor, block: int) -> Tensor:
@@ -200,6 +203,7 @@ _OF_TORCH: dict[str, tuple[Callable[..., Terms], tuple[Any, ...], tuple[str, ...
     "unshifted_log_sum_exp": (unshifted_log_sum_exp, (), ("categorical",)),
 }
 _OF_ROWS: dict[str, Callable[[Rows], Terms]] = {
+    "taken_as_logits": lambda r: kl_terms(*(t.double().log_softmax(-1) for t in (r.target, r.input))),
     "swapped_sides": lambda r: kl_terms(r.log_q, r.log_p),
     "mean_over_classes": lambda r: r.terms / r.x.shape[-1],
     "in_bits": lambda r: r.terms / log(2),
@@ -235,7 +239,7 @@ _OF_VALUES: dict[str, tuple[tuple[Any, ...], Callable[[Any, Rows], Terms]]] = {
     "short_products": ((11, 8), lambda v, r: _shortened(r.terms, v)),
     "short_factors": (
         (11, 8),
-        lambda v, r: _shortened(r.p, v) * _shortened((r.log_p - r.log_q).nan_to_num(0.0), v),
+        lambda v, r: _shortened(r.p, v) * _shortened(torch.where(r.p > 0, r.log_p - r.log_q, 0.0), v),
     ),
     "half_normaliser": (_HALVES, lambda v, r: kl_terms(r.log_p, _normalised(r.x, v))),
     "half_normalisers": (_HALVES, lambda v, r: kl_terms(_normalised(r.y, v), _normalised(r.x, v))),

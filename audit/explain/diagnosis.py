@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from audit.base.formats import FORMATS
-from audit.base.usage import UsageError
+from audit.base.usage import UsageError, check_word
 from audit.explain import rows
 from audit.explain.rows import FEW, Rows, furthest, is_temperature
 from audit.paths import REDUCTIONS
@@ -93,22 +93,16 @@ def diagnose(
     dtypes than the four floating ones, and integers as target.
     """
     x, y = _numbers(input, "input"), _numbers(target, "target")
-    if reduction not in REDUCTIONS:
-        raise UsageError(f"reduction {reduction!r} is not one of {', '.join(REDUCTIONS)}")
-    if x.dim() and not -x.dim() <= dim < x.dim():
-        raise UsageError(f"dim {dim} is none of a tensor of shape {tuple(x.shape)}")
+    check_word(reduction, REDUCTIONS, "reduction")
+    if type(dim) is not int or (x.dim() and not -x.dim() <= dim < x.dim()):
+        raise UsageError(f"dim {dim!r} is none of a tensor of shape {tuple(x.shape)}")
     indices = _indices(x, y, dim) if x.dim() else None
     if not x.numel() or not x.dim() or (x.shape != y.shape and indices is None):
         raise UsageError(
             f"expected two tensors of one shape, not empty, with a dimension of classes; got {tuple(x.shape)} and "
             f"{tuple(y.shape)}"
         )
-    shape = x.movedim(dim, -1).shape[:-1]
-    keep = torch.ones(shape, dtype=torch.bool) if mask is None else torch.as_tensor(mask).cpu()
-    if keep.dtype != torch.bool or keep.shape != shape or not keep.any():
-        raise UsageError(
-            f"mask: expected booleans of shape {tuple(shape)}, some of them true; got {keep.dtype} {tuple(keep.shape)}"
-        )
+    keep = rows.kept(mask, tuple(x.movedim(dim, -1).shape[:-1]))
     call = _Call(
         x, y, reduction=reduction, log_target=log_target, dim=dim, keep=keep, kept="" if mask is None else "mask"
     )

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from audit.base.formats import FORMATS, Format
+from audit.base.usage import UsageError
 from audit.paths.remedy import kl_div_from_logits
 
 BLOCK = 2**17  # numbers that stay in a core's cache
@@ -20,6 +22,18 @@ _EPS = [10.0**-k for k in range(2, 46)] + [torch.finfo(getattr(torch, name)).eps
 
 def name(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
+
+
+def kept(mask: Any, shape: tuple[int, ...]) -> Tensor:
+    """Which rows count, of their shape: all for None. Raises UsageError for what are no booleans, and where none do."""
+    try:
+        keep = torch.ones(shape, dtype=torch.bool) if mask is None else torch.as_tensor(mask).cpu()
+    except (TypeError, ValueError, RuntimeError):
+        raise UsageError(f"mask: expected booleans of shape {shape}, got {type(mask).__name__}") from None
+    if keep.dtype != torch.bool or keep.shape != shape or not keep.any():
+        given = f"{keep.dtype} {tuple(keep.shape)}"
+        raise UsageError(f"mask: expected booleans of shape {shape}, some of them true; got {given}")
+    return keep
 
 
 class Rows:

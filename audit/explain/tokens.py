@@ -13,6 +13,7 @@ from torch import Tensor
 from audit.base.formats import FORMATS
 from audit.base.kinds import TOKENS
 from audit.base.usage import UsageError
+from audit.explain.rows import kept
 from audit.judge.limits import token_bound
 from audit.paths import registered
 from audit.reference.quantities import quantity_references
@@ -54,10 +55,9 @@ def diagnose_tokens(input: Tensor, target: Tensor, mask: Tensor | None = None) -
         if not isinstance(side, Tensor) or str(side.dtype).removeprefix("torch.") not in FORMATS:
             given = side.dtype if isinstance(side, Tensor) else type(side).__name__
             raise UsageError(f"{name}: expected a floating tensor of log-probabilities, one a token, got {given}")
-    keep = torch.ones(input.shape, dtype=torch.bool) if mask is None else torch.as_tensor(mask).cpu()
-    if input.shape != target.shape or keep.shape != input.shape or keep.dtype != torch.bool or not keep.any():
-        shapes = f"{tuple(input.shape)}, {tuple(target.shape)} and {keep.dtype} of {tuple(keep.shape)}"
-        raise UsageError(f"expected two tensors and a boolean mask of one shape, true somewhere; got {shapes}")
+    if input.shape != target.shape or not input.numel():
+        raise UsageError(f"expected two tensors of one shape; got {tuple(input.shape)} and {tuple(target.shape)}")
+    keep = kept(mask, tuple(input.shape))
     dtype = torch.promote_types(input.dtype, target.dtype)
     x, y = (side.detach().cpu()[keep][:, None] for side in (input, target))
     noise = math.sqrt(sum(float((_spacing(side) ** 2).mean()) / 12 for side in (x, y)))

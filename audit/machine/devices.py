@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from audit.base.text import describe
-from audit.base.usage import UsageError, choose
+from audit.base.usage import UsageError, choose, several
 from audit.machine.environment import visible_nvidia
 
 # Of one path on one problem, compiling apart. The slowest of ours take a second on the widest problem.
@@ -82,7 +82,7 @@ def select(names: Iterable[str] | str | None) -> list[Device]:
             )
         chosen = [d for d in usable if d == next(e for e in usable if e.model == d.model)]
     else:
-        names = [names] if isinstance(names, str) else list(names)
+        names = several(names)
         for device in (d for d in devices if d.absent and d.name in names):
             raise UsageError(f"device {device.name!r} is absent: {device.absent}; there are {listed}")
         wanted = set(choose(names, list(dict.fromkeys(name for d in usable for name in d.called)), "device"))

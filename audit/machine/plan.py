@@ -12,7 +12,7 @@ from torch import Tensor
 
 from audit.base.formats import FORMATS
 from audit.base.kinds import TOKENS
-from audit.base.usage import UsageError, choose
+from audit.base.usage import UsageError, check_word, choose, several
 from audit.cases import PROFILES, Case, Problem, build
 from audit.cases import registered as registered_cases
 from audit.cases.files import Pair
@@ -84,8 +84,7 @@ def plan(
     profile: str = "standard", cases: Names = None, paths: Chosen = None, dtypes: Names = None, devices: Names = None
 ) -> Plan:
     """Resolves names and globs. Raises UsageError, naming what there is, for one that matches nothing."""
-    if profile not in PROFILES:
-        raise UsageError(f"unknown profile {profile!r}: there are {', '.join(PROFILES)}")
+    check_word(profile, PROFILES, "profile")
     # A case that is asked for by name is run whatever its profile.
     known = registered_cases(profile if cases is None else "full")
     names = choose(cases, [c.name for c in known], "case")
@@ -119,7 +118,7 @@ def plan_file(
 def _plan(
     profile: str, cases: list[Case], paths: Chosen, dtypes: Names, devices: Names, *, file: Pair | None = None
 ) -> Plan:
-    given = [paths] if isinstance(paths, (str, Path)) or callable(paths) else list(paths or ())
+    given = [] if paths is None else several(paths)
     wanted = None if paths is None else [p for p in given if isinstance(p, str)]
     known = registered_paths()
     own = [p if isinstance(p, Path) else own_path(p) for p in given if not isinstance(p, str)]
@@ -143,9 +142,10 @@ def _plan(
         profile, cases, able, formats, found, kind, frozenset(p.name for p in own), file, asked=dtypes is not None
     )
     taking = {path for _, _, paths in plan.problems() for path in paths}
-    if not taking:
+    # A kernel that is given nothing is not sound.
+    idle = [p for p in own if p not in taking] or ([] if taking else asked)
+    if idle:
+        given = ", ".join(dict.fromkeys(p.name for p in idle))
         what = "case" if file is None else f"{file.input.kind} against {file.target.kind}, a value a row,"
-        raise UsageError(
-            f"none of {', '.join(dict.fromkeys(p.name for p in asked))} takes any such {what} in {', '.join(formats)}"
-        )
+        raise UsageError(f"none of {given} takes any such {what} in {', '.join(formats)}")
     return replace(plan, paths=[p for p in able if p in taking])

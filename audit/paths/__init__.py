@@ -7,7 +7,7 @@ A function takes input and target, both of shape (rows, classes) on one device, 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from audit.base.formats import FORMATS
 from audit.base.kinds import KINDS, TOKENS
 from audit.base.text import plain
-from audit.base.usage import UsageError
+from audit.base.usage import UsageError, check_word, several
 from audit.paths.rounding import Promise, Rounding
+from audit.reference.quantities import QUANTITIES
 from audit.reference.values import REDUCTIONS as REDUCTIONS
 from audit.reference.values import TENSOR_KINDS
 
@@ -33,6 +34,8 @@ _WORDS: dict[str, Collection[str]] = {
     "reduction": REDUCTIONS,
     "input_kind": (*TENSOR_KINDS, TOKENS),
     "target_kind": (*TENSOR_KINDS, TOKENS),
+    "quantity": ("kl", "zero", *QUANTITIES),
+    "where": ("", "cpu", "accelerator"),
 }
 
 
@@ -62,17 +65,23 @@ class Path:
     where: str = ""
 
     def __post_init__(self) -> None:
+        if not callable(self.function):
+            raise UsageError(f"expected a function fn(input_logits, target_logits), got {self.function!r}")
         for lists in ("dtypes", "cases"):  # a path is hashable
-            object.__setattr__(self, lists, tuple(getattr(self, lists)))
+            object.__setattr__(self, lists, tuple(several(getattr(self, lists))))
+        if not isinstance(self.rounding, Rounding):
+            raise UsageError(f"path {self.name!r}: expected a Rounding, got {self.rounding!r}")
+        for text in (self.name, self.summary, self.absent, *self.cases):
+            if not isinstance(text, str):
+                raise UsageError(f"path {self.name!r}: expected text, got {text!r}")
         for what, known in _WORDS.items():
             value = getattr(self, what)
-            for word in (value,) if isinstance(value, str) else value:
-                if word not in known:
-                    raise UsageError(f"path {self.name!r}: {what} {word!r} is not one of {', '.join(known)}")
+            for word in value if what == "dtypes" else (value,):
+                check_word(word, known, f"path {self.name!r}: {what}")
         if self.kind == "identity" and self.quantity == "kl":
             object.__setattr__(self, "quantity", "zero")
-        for text in ("name", "summary"):
-            object.__setattr__(self, text, plain(getattr(self, text)))
+        for shown in ("name", "summary"):
+            object.__setattr__(self, shown, plain(getattr(self, shown)))
 
     @property
     def promise(self) -> Promise:
@@ -99,9 +108,12 @@ def path(name: str, *, summary: str = "", **declared: Any) -> Callable[[Register
     word that is not known and for a name that is taken.
     """
 
+    if unknown := set(declared) - {f.name for f in fields(Path)}:
+        raise UsageError(f"path {name!r}: there is no {', '.join(sorted(unknown))} to declare")
+
     def register(function: Registered) -> Registered:
-        text = summary or (function.__doc__ or name).strip().partition("\n")[0].removesuffix(".")
-        made = Path(name, function, text, **declared)
+        first_line = (function.__doc__ or str(name)).strip().partition("\n")[0].removesuffix(".")
+        made = Path(name, function, first_line if summary == "" else summary, **declared)
         key = (name, made.reduction, made.input_kind, made.target_kind, made.where)
         if key in PATHS:
             raise UsageError(

@@ -93,7 +93,7 @@ def _check(input: Any, target: Any, *, reduction: Any, mask: Any, temperature: A
     if input.shape != target.shape or not input.dim():
         shapes = f"{tuple(input.shape)} and {tuple(target.shape)}"
         raise UsageError(f"expected two tensors of one shape, with a dimension of classes, got {shapes}")
-    if not isinstance(dim, int) or not -input.dim() <= dim < input.dim():
+    if type(dim) is not int or not -input.dim() <= dim < input.dim():
         raise UsageError(f"dim {dim!r} is none of a tensor of shape {tuple(input.shape)}")
     if not input.shape[dim]:
         raise UsageError(f"expected at least one class along dim {dim}, got shape {tuple(input.shape)}")

@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from audit.base.formats import FORMATS, Format
+from audit.base.usage import UsageError, check_word
+
+_WORDS = {
+    "target": ("softmax", "log_softmax", "log_probs", "given", "any"),
+    "input": ("log_softmax", "softmax", "log_probs", "probs", "any"),
+    "storage": ("", "compute", *FORMATS),
+    "compute": ("", *FORMATS),
+    "result": ("", "logits", *FORMATS),
+}
+
+
+def is_power_of_two(number: float) -> bool:
+    return number > 0 and math.frexp(number)[0] == 0.5
 
 
 @dataclass(frozen=True)
@@ -41,6 +55,14 @@ class Rounding:
     pairs: bool = False
     temperature: float = 1.0
     exp_slope: float = 3.0
+
+    def __post_init__(self) -> None:
+        for what, known in _WORDS.items():
+            check_word(getattr(self, what), known, f"Rounding: {what}")
+        if not isinstance(self.temperature, (int, float)) or not is_power_of_two(self.temperature):
+            raise UsageError(f"Rounding: temperature {self.temperature!r}: expected a power of two")
+        if not isinstance(self.exp_slope, (int, float)) or not 0 <= self.exp_slope < math.inf:
+            raise UsageError(f"Rounding: exp_slope {self.exp_slope!r}: expected a number, 0 or more")
 
     def formats(self, dtype: str) -> tuple[Format, Format, Format]:
         """Of what is stored, of what kernels compute in, and of the result, where logits are of a dtype."""

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 import pandas as pd
 
 from audit.base.kinds import failing
-from audit.base.usage import UsageError
+from audit.base.usage import UsageError, several
 from audit.base.workers import Workers
 from audit.cases import registered as registered_cases
 from audit.machine.plan import Names, Own, beside, plan
 from audit.paths import Path, own_path
-from audit.paths.rounding import Rounding
+from audit.paths.rounding import Rounding, is_power_of_two
 from audit.pipeline.loop import execute
 from audit.publish.verdict import verdict
 
@@ -72,12 +71,13 @@ def check(
     >>> audit.check(my_kl, profile="quick", dtypes="float32", devices="cpu").sound
     True
     """
-    if temperature <= 0 or math.frexp(temperature)[0] != 0.5:
-        raise UsageError(f"temperature {temperature}: expected a power of two, by which logits are divided exactly")
-    kernels = [kernel] if callable(kernel) else list(kernel)
-    paths = [_declared(fn, rounding, reduction, temperature) for fn in kernels]
+    if not isinstance(temperature, (int, float)) or not is_power_of_two(temperature):
+        raise UsageError(f"temperature {temperature!r}: expected a power of two, by which logits are divided exactly")
+    paths = [_declared(fn, rounding, reduction, temperature) for fn in several(kernel)]
+    if not paths:
+        raise UsageError("expected a function fn(input_logits, target_logits), or several in a list, got none")
     cases = None if temperature == 1 else [c.name for c in registered_cases(profile) if c.name not in AT_THE_LIMIT]
-    with Workers(workers or 1) as processes:
+    with Workers(1 if workers is None else workers) as processes:
         done = execute(plan(profile, cases, paths, dtypes, devices), processes)
     names = [path.name for path in paths]
     mine = {name: table[table["path"].isin(names)] for name, table in done.tables.items() if "path" in table}
@@ -106,7 +106,7 @@ def _declared(kernel: Own, rounding: Rounding | None, reduction: str, temperatur
     return replace(
         path,
         function=kernel if temperature == 1 else _at(kernel, temperature),
-        rounding=rounding or path.rounding,
+        rounding=path.rounding if rounding is None else rounding,
         reduction=path.reduction if reduction == "none" else reduction,
     )
 

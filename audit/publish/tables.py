@@ -18,7 +18,7 @@ import pandas as pd
 from pandas.api.types import infer_dtype
 
 from audit.base.kinds import GATED
-from audit.base.usage import UsageError
+from audit.base.usage import UsageError, check_word
 
 SCHEMA_VERSION = 1
 TEXT, INTEGER, FLOAT, BOOLEAN = "str", "Int64", "float64", "boolean"
@@ -127,8 +127,7 @@ def read_table(folder: str | pathlib.Path, name: str) -> pd.DataFrame:
     `folder` is the report, or the table's file. Text columns are "" where a field is empty, numbers NaN, integers and
     flags <NA>. Raises UsageError, a ValueError, for a name that is no table, and a missing or foreign file.
     """
-    if name not in SCHEMAS:
-        raise UsageError(f"unknown table {name!r}: there are {', '.join(SCHEMAS)}")
+    check_word(name, SCHEMAS, "table")
     file = pathlib.Path(folder)
     file = file / f"{name}.csv" if file.is_dir() else file
     try:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import mpmath
 
-from audit.base.usage import UsageError
+from audit.base.usage import UsageError, check_word
 from audit.reference import engine, oracle
 from audit.reference.oracle import GUARD_DIGITS, LOCK, MAX_PRECISION, Ball, bits_of, context
 from audit.reference.values import REDUCTIONS, Rows, as_rows, check_kind
@@ -42,8 +42,7 @@ def exact_kl(
     probabilities (naming row and column), logits that are -inf throughout a row, and, with the radius reached, where
     10,000 bits settle neither the digits nor zero.
     """
-    if not isinstance(reduction, str) or reduction not in REDUCTIONS:
-        raise UsageError(f"reduction: {reduction!r} is not one of {', '.join(REDUCTIONS)}")
+    check_word(reduction, REDUCTIONS, "reduction")
     if isinstance(digits, bool) or not isinstance(digits, int) or digits < 1:
         raise UsageError(f"digits: expected a whole number, 1 or more, got {digits!r}")
     if digits > MOST_DIGITS:

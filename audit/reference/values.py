@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from audit.base.usage import UsageError
+from audit.base.usage import UsageError, check_word
 
 Rows = NDArray[np.float64]
 TENSOR_KINDS = ("logits", "log_probs", "probs")  # what the numbers may be
@@ -74,8 +74,7 @@ def undefined(rows: Rows, kind: str) -> NDArray[np.bool_]:
 
 def check_kind(rows: Rows, kind: str, name: str, first: int = 0) -> None:
     """Raises UsageError, naming row (counted from `first`) and column, for an entry that `kind` cannot have."""
-    if not isinstance(kind, str) or kind not in TENSOR_KINDS:
-        raise UsageError(f"{name}_kind: {kind!r} is not one of {', '.join(TENSOR_KINDS)}")
+    check_word(kind, TENSOR_KINDS, f"{name}_kind")
     wrong = np.isnan(rows) | (rows == np.inf)
     if kind == "probs":
         wrong |= rows < 0

@@ -170,6 +170,19 @@ def test_confident_half_logits_of_a_users_file_are_explained(dtype: torch.dtype,
     assert set(run.tables["findings"]["status"]) == {"acknowledged"}
 
 
+def test_probabilities_taken_as_logits_are_named_and_so_is_a_nan_at_classes_without_any() -> None:
+    """A kernel of logits that is given probabilities, and a formula of logarithms that are -inf for some classes."""
+    for rows in problems(3, torch.float32):
+        given = Rows(rows.log_q.float(), rows.p.float(), ("log_probs", "probs"))
+        wrong = (given.target.softmax(-1) * (given.target.log_softmax(-1) - given.input)).sum(-1)
+        assert set(*name_causes([judged(wrong, given)])) == {"taken_as_logits"}
+    rows = problems(4, torch.float32)
+    logs = [r.log_p.float().index_fill(-1, torch.tensor(1), -torch.inf) for r in rows]
+    ruled_out = [Rows(r.input, log_p, ("logits", "log_probs")) for r, log_p in zip(rows, logs, strict=True)]
+    wrong = [judged((r.p * (r.target.double() - r.log_q)).sum(-1), r) for r in ruled_out]
+    assert {name for names in name_causes(wrong) for name in names} == {"nan_at_zero_probability"}
+
+
 def test_every_cause_is_listed_with_what_it_is() -> None:
     assert len({cause.name for cause in CAUSES}) == len(CAUSES) == len(_OF_TORCH) + len(_OF_ROWS) + len(_OF_VALUES) > 30
     assert all(cause.summary and cause.variants for cause in CAUSES)

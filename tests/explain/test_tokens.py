@@ -42,8 +42,8 @@ def test_means_are_over_the_tokens_that_count_and_agree_with_the_formulas() -> N
     [
         ([0.0], torch.zeros(1), None, "input: expected a floating tensor .* got list"),
         (torch.zeros(1), torch.zeros(1).long(), None, "target: expected a floating tensor .* got torch.int64"),
-        (torch.zeros(1, 2), torch.zeros(2), None, r"one shape.*\(1, 2\), \(2,\)"),
-        (torch.zeros(2), torch.zeros(2), torch.zeros(2).bool(), "true somewhere"),
+        (torch.zeros(1, 2), torch.zeros(2), None, r"one shape.*\(1, 2\) and \(2,\)"),
+        (torch.zeros(2), torch.zeros(2), torch.zeros(2).bool(), "some of them true"),
     ],
 )
 def test_wrong_usage_is_named(x, y, mask, complaint: str) -> None:

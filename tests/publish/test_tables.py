@@ -78,7 +78,7 @@ def test_a_foreign_file_is_refused_in_one_line(tmp_path: Path, text: str) -> Non
 
 
 def test_a_name_that_is_no_table_is_refused_with_those_there_are(tmp_path: Path) -> None:
-    with pytest.raises(audit.UsageError, match=r"unknown table 'error': there are errors, summary"):
+    with pytest.raises(audit.UsageError, match=r"table 'error' is not one of errors, summary"):
         audit.read_table(tmp_path, "error")
     with pytest.raises(audit.UsageError, match=r"thread\.csv: cannot be read"):
         audit.read_table(tmp_path, "thread")
