@@ -31,14 +31,12 @@ WITH_FILE = (
 )  # fmt: skip
 
 
-def _refuse_idle(context: typer.Context) -> None:
+def _refuse_idle(context: typer.Context, idle: tuple[str, ...], where: str) -> None:
     """Raises UsageError for options that were given and mean nothing in this kind of run."""
-    with_file = context.params["logits"] is not None
-    for name in WITHOUT_FILE if with_file else WITH_FILE:
+    for name in idle:
         source = context.get_parameter_source(name)
         if source is not None and source.name == "COMMANDLINE":
-            option = f"--{name.replace('_', '-')}"
-            raise UsageError(f"{option} has no effect {'with' if with_file else 'without'} --logits: leave it out")
+            raise UsageError(f"--{name.replace('_', '-')} has no effect {where}: leave it out")
 
 
 app = typer.Typer(
@@ -89,9 +87,8 @@ def run(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run over --logits.")] = False,
 ) -> None:
     """Measure every path on every device found and write the tables."""
-    _refuse_idle(context)
-    if isolate and not path_file:
-        raise UsageError("--isolate has no effect without --path-file: leave it out")
+    _refuse_idle(context, *((WITH_FILE, "without --logits") if logits is None else (WITHOUT_FILE, "with --logits")))
+    _refuse_idle(context, () if path_file else ("isolate",), "without --path-file")
     if references is not None and not references.is_dir():
         raise UsageError(f"--references {references}: expected a folder with a gold table")
     if all_rows and find_spec("pyarrow") is None:
@@ -340,24 +337,28 @@ def thread(device: Annotated[str, typer.Option(help="cpu, cuda …")] = "cpu") -
 
 @app.command()
 def diagnose(
+    context: typer.Context,
     file: Annotated[pathlib.Path, typer.Argument(help="Holds input and target, as KLDivLoss gets them.")],
     reduction: Annotated[str, typer.Option(help="none, sum, mean or batchmean.")] = "mean",
     log_target: Annotated[bool, typer.Option("--log-target", help="As the loss had it.")] = False,
     dim: Annotated[int, typer.Option(help="Where the classes are.")] = -1,
+    input_name: Annotated[str, typer.Option(help="Of the input's tensor.")] = "input",
+    target_name: Annotated[str, typer.Option(help="Of the target's tensor.")] = "target",
     mask_name: Annotated[str, typer.Option(help="A boolean a row, true for those that count; optional.")] = "mask",
     kind: Annotated[str, typer.Option(help="distributions, or token_log_probs: a number a token.")] = "distributions",
 ) -> None:
     """Say what a negative, NaN or odd value of KLDivLoss means."""
     from rich.console import Console
 
-    from audit.cases.files import NAMES, read_pair
+    from audit.cases.files import read_pair
     from audit.explain.diagnosis import diagnose
     from audit.explain.tokens import diagnose_tokens
 
     if kind not in ("distributions", TOKENS):
         raise UsageError(f"--kind {kind}: expected distributions or {TOKENS}")
+    _refuse_idle(context, ("reduction", "log_target", "dim") if kind == TOKENS else (), f"with --kind {TOKENS}")
     with Console(stderr=True).status(f"diagnosing {file}"):
-        input, target, mask = read_pair(file, (*NAMES[:2], mask_name))
+        input, target, mask = read_pair(file, (input_name, target_name, mask_name))
         if kind == TOKENS:
             found: object = diagnose_tokens(input, target, mask)
         else:

@@ -80,7 +80,7 @@ def test_drift_is_computed_minus_reference_of_the_same_row(report) -> None:
         (("run", "--path", "log_softmx"), "did you mean log_softmax"),
         (("run", "--dtype", "float8"), "there are float16, bfloat16, float32, float64"),
         (("run", "--device", "tpu"), "unknown device 'tpu'"),
-        (("run", "--profile", "huge"), "there are quick, standard, full"),
+        (("run", "--profile", "huge"), "is not one of quick, standard, full"),
         (("run", "--path-file", "none.py:f"), "a file that exists"),
         (("list", "colours"), "not one of cases, paths, devices"),
     ],

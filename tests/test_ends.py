@@ -96,7 +96,7 @@ def test_an_error_that_an_import_makes_of_a_signal_ends_as_the_signal_does(tmp_p
     code = """
 import os, signal, sys
 import audit.cli as cli
-def imports(context):
+def imports(*_):
     try:
         os.kill(os.getpid(), signal.SIGTERM)
         signal.sigtimedwait([], 1)

@@ -136,6 +136,11 @@ def test_every_option_is_known_to_have_an_effect_or_is_refused(typed: Callable[.
     for option in sorted(FILE):
         words = [option] if option in SWITCHES else [option, VALUES.get(option, "name")]
         assert f"{option} has no effect without --logits" in typed("run", *words)[0]
+    for option in sorted((FILE | CASES | BOTH) - SWITCHES - {"--strict"}):
+        for empty in ([option, ""], [f"{option}="]):
+            assert f"{option}: expected a value, got an empty one" in typed("run", *empty)[0]
+        if option not in {"--case", "--path", "--dtype", "--device", "--path-file", "--acknowledgements"}:
+            assert f"{option} takes one value and is given 2 times" in typed("run", option, "1", f"{option}=2")[0]
     for option in sorted(CASES):
         assert f"{option} has no effect with" in typed("run", "--logits", "mine.npz", option, VALUES[option])[0]
 

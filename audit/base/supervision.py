@@ -38,6 +38,18 @@ class Commands(typer.core.TyperGroup):
     130 after Ctrl-C, 143 after SIGTERM, 141 where nobody reads the output any more.
     """
 
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Raises UsageError for an option that takes one value and is given two, and for an empty one."""
+        name, command, rest = super().resolve_command(ctx, args)
+        parameters: list[Any] = command.params if command else []
+        for option in (p for p in parameters if p.param_type_name == "option" and not p.is_flag):
+            given = [i for i, word in enumerate(rest) if word.partition("=")[0] in option.opts]
+            if len(given) > 1 and not option.multiple:
+                raise UsageError(f"{option.opts[0]} takes one value and is given {len(given)} times")
+            if any(rest[i].endswith("=") or rest[i + 1 : i + 2] == [""] for i in given):
+                raise UsageError(f"{option.opts[0]}: expected a value, got an empty one")
+        return name, command, rest
+
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)

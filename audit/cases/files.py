@@ -196,11 +196,11 @@ def _chosen(tensors: Mapping[str, Source], names: Sequence[str], side: int, apar
     others = [s for s in tensors.values() if s.dtype != "bool"]
     if names[side] in tensors:
         return tensors[names[side]]
-    if apart and len(others) == 1:
+    if apart and len(others) == 1 and names[side] == NAMES[side]:
         return others[0]
     file, numbers = others[0].file if others else "the file", [s.name for s in others if s.dtype in FORMATS]
     if len(numbers) == 1:
-        hint = "; --target-logits FILE is for a target that lies in a file of its own"
+        hint = "; run --target-logits FILE is for a target that lies in a file of its own"
     elif numbers:
         options = (f"--{name}-name {found}" for name, found in zip(NAMES, numbers, strict=False))
         hint = f"; {' '.join(options)} would read the first two" if not apart else f"; --{NAMES[side]}-name says which"

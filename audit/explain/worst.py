@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from audit.base.formats import FORMATS
-from audit.base.usage import choose
+from audit.base.usage import UsageError, choose
 from audit.cases.worst import Record
 from audit.judge.bounds import Exact, bounds
 from audit.judge.errors import exact_error
@@ -35,7 +35,10 @@ def searched(paths: list[str] | None, dtypes: list[str] | None, classes: int, se
         for p in registered()
         if p.kind == "kl" and p.input_kind == p.target_kind == "logits" and p.reduction == "none"
     ]
-    names = choose(paths or MAIN, [p.name for p in known if not p.absent and not p.compiles], "path")
+    able = list(dict.fromkeys(p.name for p in known if not p.absent and not p.compiles))
+    for name in {p.name for p in registered()}.intersection(paths or ()).difference(able):
+        raise UsageError(f"path {name!r} is not searched: it gives no KL a row of logits, compiles, or cannot run here")
+    names = choose(paths or MAIN, able, "path")
     for path in (p for p in known if p.name in names):
         for dtype in (d for d in choose(dtypes, list(FORMATS), "dtype") if d in path.dtypes):
             for of_bound in (False, True):

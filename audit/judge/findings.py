@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from configparser import ConfigParser
 from configparser import Error as ParserError
 from dataclasses import dataclass
@@ -26,6 +26,7 @@ _EXAMPLE = ["case", "row", "reduction", "reference", "computed", "bound", "scale
 _DTYPES = ("dtype", "result_dtype")
 # Two results that each keep their bound lie no further apart than two of them.
 APART = 2.0
+UNTOLD = "…"  # as a reason, what the stanza that is printed has
 COMMITTED = pathlib.Path(__file__).parents[1] / "acknowledgements.ini"
 
 
@@ -53,24 +54,25 @@ class Acknowledgement:
 
 def read_acknowledgements(*files: pathlib.Path) -> list[Acknowledgement]:
     """The stanzas of the files. Raises UsageError for a file that cannot be read, or a stanza without a reason."""
+    return [stanza for file in files for stanza in _stanzas_of(file)]
+
+
+def _stanzas_of(file: pathlib.Path) -> Iterator[Acknowledgement]:
     parser = ConfigParser(interpolation=None)
-    for file in files:
-        try:
-            with open(file, encoding="utf-8") as text:
-                parser.read_file(text)
-        except (OSError, ParserError, UnicodeDecodeError) as error:
-            raise UsageError(f"{file}: cannot be read as acknowledgements: {error}") from None
-    stanzas = []
+    try:
+        with open(file, encoding="utf-8") as text:
+            parser.read_file(text)
+    except (OSError, ParserError, UnicodeDecodeError) as error:
+        raise UsageError(f"{file}: cannot be read as acknowledgements: {error}") from None
     for name in parser.sections():
         fields = dict(parser[name])
         reason = plain(" ".join(fields.pop("reason", "").split()))
         if unknown := sorted(set(fields) - set(SCOPE)):
-            raise UsageError(f"acknowledgement [{name}]: {', '.join(unknown)} is none of {', '.join(SCOPE)}, reason")
-        if not reason or "path" not in fields:
-            raise UsageError(f"acknowledgement [{name}]: expected a path and a reason")
+            raise UsageError(f"{file}: [{name}]: {', '.join(unknown)} is none of {', '.join(SCOPE)}, reason")
+        if reason in ("", UNTOLD) or not fields.get("path"):
+            raise UsageError(f"{file}: [{name}]: expected a path, and a reason in the place of {UNTOLD}")
         scope = {field: globs.replace(",", " ").split() for field, globs in fields.items()}
-        stanzas.append(Acknowledgement(plain(name), scope, reason))
-    return stanzas
+        yield Acknowledgement(plain(name), scope, reason)
 
 
 def stanzas(findings: pd.DataFrame) -> str:
@@ -79,7 +81,9 @@ def stanzas(findings: pd.DataFrame) -> str:
     texts = []
     for (path, symptom), group in findings.groupby(["path", "symptom"], sort=False):
         scope = {n: " ".join(dict.fromkeys(" ".join(group[column]).split())) for n, column in columns.items()}
-        texts.append("\n".join([f"[{path}-{symptom}]", *(f"{n} = {v}" for n, v in scope.items()), "reason = …"]))
+        texts.append(
+            "\n".join([f"[{path}-{symptom}]", *(f"{n} = {v}" for n, v in scope.items()), f"reason = {UNTOLD}"])
+        )
     return "\n".join(texts)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from audit.base.kinds import TOKENS
 from audit.base.text import describe
 from audit.base.usage import UsageError
-from audit.base.workers import later
+from audit.base.workers import Later, later
 from audit.cases import Problem, build
 from audit.judge.bounds import OVERFLOWS, Exact
 from audit.judge.limits import Limits
@@ -119,20 +119,22 @@ def _sizes(plan: Plan) -> tuple[int, int]:
     return step, step * max(1, min(RESULTS // (step * results), WAITING // (step * classes)))
 
 
-def _problems(run: Run, first: int, last: int) -> Iterator[tuple[NDArray[np.int64], Problem, list[Path]]]:
-    """A chunk of rows in each dtype: which the mask keeps, and the paths that take them."""
+def _problems(run: Run, first: int, last: int) -> Iterator[tuple[NDArray[np.int64], Problem, Problem, list[Path]]]:
+    """A chunk of rows in each dtype: which the mask keeps, as the file has them and as they are judged, and by what."""
     file, (step, _) = run.plan.given, _sizes(run.plan)
     for start in range(first, min(len(file.mask), last), step):
         kept = file.kept(start, min(start + step, last))
         if not len(kept):
             continue
         run.advance(f"row {start}")
-        for case, dtype, paths in replace(run.plan, cases=[file.case(slice(start, start + step))]).problems():
-            if case.kinds == ("logits", "logits"):  # which anything may be
-                input, target = (t.to(getattr(torch, dtype)) for t in file.tensors(start, min(start + step, last)))
-                yield kept, Problem(case, dtype, input, target), paths
-            else:
-                yield kept, build(case, dtype), paths
+        case = file.case(slice(start, start + step))
+        if case.kinds == ("logits", "logits"):  # which anything may be
+            given = Problem(case, file.dtype, *file.tensors(start, min(start + step, last)))
+        else:
+            given = build(case, file.dtype)
+        for _, dtype, paths in replace(run.plan, cases=[case]).problems():
+            input, target = (t.to(getattr(torch, dtype)) for t in (given.input, given.target))
+            yield kept, given, Problem(case, dtype, input, target), paths
 
 
 def _judged(run: Run, first: int, last: int) -> pd.DataFrame:
@@ -144,12 +146,14 @@ def _judged(run: Run, first: int, last: int) -> pd.DataFrame:
     sampled |= count <= SMALL[0] and count * file.input.classes <= SMALL[1]
     results: list[tuple[Trial, Result]] = []
     added: list[pd.DataFrame] = []
-    for chunk, (kept, problem, paths) in enumerate(_problems(run, first, last)):
+    for chunk, (kept, given, problem, paths) in enumerate(_problems(run, first, last)):
         measured = list(run_paths(run, problem, paths))
         enclosed = _enclosed(problem, paths, run.devices[0])
         same_top = _top(problem.input) == _top(problem.target)
         of_rows = pd.DataFrame({"row": kept, "reverse": _reverse(problem, enclosed), "same_top": same_top})
+        before = None if problem.dtype == given.dtype else _before(run, given, problem)
         for rows, trial in _lots(run, problem, measured, enclosed, sampled[kept]):
+            trial = replace(trial, before=before and partial(before, rows, trial.references["kl"]))
             for place, one in enumerate(measured):
                 results.append((trial, replace(one, computed=one.computed[rows])))
                 added.append(of_rows.iloc[rows].assign(chunk=chunk, place=place))
@@ -188,6 +192,23 @@ def _lots(
         limits = Limits(enclosed.scale[screened], np.full(len(screened), np.nan), bounds)
         values = References([Certified(texts[row], SCREENED) for row in screened])
         yield screened, Trial(rest, paths, lambda: limits, {"kl": lambda: values})
+
+
+def _before(run: Run, given: Problem, problem: Problem) -> Callable[[NDArray[np.int64], Later[References]], References]:
+    """Of some rows, whose references are there, those of the file's numbers, before they were rounded."""
+    (x, y), (rounded_x, rounded_y) = given.numbers, problem.numbers
+    same: NDArray[np.bool_] = ((x == rounded_x) & (y == rounded_y)).all(axis=1)
+    enclosed = _enclosed(given, [], run.devices[0])
+    values = [Certified(enclosed.text(row), SCREENED) for row in range(len(same))]
+    asked = np.flatnonzero(np.array([value.value == "" for value in values]) & ~same)
+    exact = run.engine.request(Problem(given.case, given.dtype, given.input[asked], given.target[asked]))
+
+    def before(rows: NDArray[np.int64], now: Later[References]) -> References:
+        engine = dict(zip(asked.tolist(), exact().rows, strict=True))
+        known = zip(rows.tolist(), now().rows, strict=True)
+        return References([own if same[row] else engine.get(row, values[row]) for row, own in known])
+
+    return before
 
 
 def _checked(trial: Trial, enclosed: Enclosure, asked: NDArray[np.int64]) -> Limits:

@@ -75,17 +75,18 @@ def select(names: Iterable[str] | str | None) -> list[Device]:
     usable = [d for d in devices if not d.absent]
     listed = ", ".join(d.name for d in usable)
     cure = "install a torch built for it, or ask for the CPU alone with --device cpu"
+    asked = [] if names is None else several(names)
+    alone = len(usable) == 1 and not set(usable[0].called).intersection(asked)  # a glob does not ask for the CPU
+    if alone and (evidence := visible_nvidia()):
+        raise UsageError(
+            f"an NVIDIA device is visible ({evidence}) but torch {torch.__version__} cannot use it: {cure}"
+        )
     if names is None:
-        if len(usable) == 1 and (evidence := visible_nvidia()):
-            raise UsageError(
-                f"an NVIDIA device is visible ({evidence}) but torch {torch.__version__} cannot use it: {cure}"
-            )
         chosen = [d for d in usable if d == next(e for e in usable if e.model == d.model)]
     else:
-        names = several(names)
-        for device in (d for d in devices if d.absent and d.name in names):
+        for device in (d for d in devices if d.absent and d.name in asked):
             raise UsageError(f"device {device.name!r} is absent: {device.absent}; there are {listed}")
-        wanted = set(choose(names, list(dict.fromkeys(name for d in usable for name in d.called)), "device"))
+        wanted = set(choose(asked, list(dict.fromkeys(name for d in usable for name in d.called)), "device"))
         chosen = [d for d in usable if wanted.intersection(d.called)]
     for device in chosen:
         if device.name != "cpu" and (fault := _fault(device.name)):

@@ -145,7 +145,7 @@ def _plan(
     # A kernel that is given nothing is not sound.
     idle = [p for p in own if p not in taking] or ([] if taking else asked)
     if idle:
-        given = ", ".join(dict.fromkeys(p.name for p in idle))
+        listed = ", ".join(dict.fromkeys(p.name for p in idle))
         what = "case" if file is None else f"{file.input.kind} against {file.target.kind}, a value a row,"
-        raise UsageError(f"none of {given} takes any such {what} in {', '.join(formats)}")
+        raise UsageError(f"none of {listed} takes any such {what} in {', '.join(formats)}")
     return replace(plan, paths=[p for p in able if p in taking])

@@ -46,9 +46,12 @@ def check_replaceable(out: pathlib.Path) -> None:
 def report_folder(out: pathlib.Path) -> Iterator[pathlib.Path]:
     """A folder to fill beside `out`, in `.partial/`; on success it takes the place of `out`, else it is removed.
 
-    A symlink is followed. Raises UsageError where `out` cannot be replaced or written.
+    Rows that a killed run has kept are removed: this is the next run, and has not gone on with them. A symlink is
+    followed. Raises UsageError where `out` cannot be replaced or written.
     """
     with _beside(out) as (partial, real):
+        for left in partial.parent.glob("rows-*"):
+            _remove_unlocked(left)
         _made.append((real, partial.stat()))
         yield partial
         _patiently(lambda: _replace(partial, real))

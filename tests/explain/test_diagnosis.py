@@ -449,6 +449,16 @@ def test_the_command_reads_a_file(tmp_path: Path) -> None:
     assert "log_softmax(input_logits, -1)" in answer.stdout
 
 
+def test_the_command_reads_other_names_and_says_which_it_found(tmp_path: Path) -> None:
+    x, y = logits("float32", 2)
+    file = tmp_path / "mine.npz"
+    np.savez(file, student=log_softmax(x, -1), teacher=softmax(y, -1))
+    refused = diagnose(tmp_path, str(file))
+    assert refused.returncode == 2 and "--input-name student --target-name teacher" in refused.stderr
+    answer = diagnose(tmp_path, str(file), "--input-name", "student", "--target-name", "teacher")
+    assert answer.returncode == 0 and answer.stdout.startswith("sound: "), answer.stderr
+
+
 def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path) -> None:
     class Evil:
         def __reduce__(self) -> tuple:

@@ -85,5 +85,8 @@ def test_a_file_of_tokens_is_judged_token_by_token(file: Path, tmp_path: Path) -
 def test_diagnose_takes_a_file_of_tokens(file: Path) -> None:
     outcome = CliRunner().invoke(app, ["diagnose", str(file), "--kind", "token_log_probs"])
     assert outcome.exit_code == 0 and "32 tokens in float16" in outcome.output and "k3 is noise" in outcome.output
+    for idle in (["--reduction", "sum"], ["--log-target"], ["--dim", "0"]):
+        said = CliRunner().invoke(app, ["diagnose", str(file), "--kind", "token_log_probs", *idle])
+        assert said.exit_code == 2 and f"{idle[0]} has no effect with" in " ".join(said.output.split())
     wrong = CliRunner().invoke(app, ["diagnose", str(file), "--kind", "nonsense"])
     assert wrong.exit_code == 2 and "expected distributions or token_log_probs" in " ".join(wrong.output.split())

@@ -10,9 +10,10 @@ import torch
 
 import audit
 from audit.base.formats import FORMATS
+from audit.base.usage import UsageError
 from audit.cases import registered as registered_cases
 from audit.cases.worst import Record, read_worst, write_worst
-from audit.explain.worst import measured, search
+from audit.explain.worst import measured, search, searched
 from audit.paths import registered
 
 WAYS = {p.name: p for p in registered() if p.reduction == "none" and p.input_kind == p.target_kind == "logits"}
@@ -42,6 +43,13 @@ def test_a_search_beats_random_rows_and_says_the_exact_error(dtype: str) -> None
 
 def _rounded(values: np.ndarray, dtype: str) -> np.ndarray:
     return torch.from_numpy(values).to(getattr(torch, dtype)).double().numpy()
+
+
+def test_a_path_that_cannot_be_searched_is_told_from_one_that_there_is_not() -> None:
+    with pytest.raises(UsageError, match="'token_k1' is not searched: it gives no KL a row of logits"):
+        next(searched(["token_k1"], ["float32"], 4, 0.1))
+    with pytest.raises(UsageError, match="unknown path 'nope'"):
+        next(searched(["nope"], ["float32"], 4, 0.1))
 
 
 def test_no_search_leaves_the_bound_of_a_sound_path() -> None:

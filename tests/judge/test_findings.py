@@ -78,7 +78,7 @@ def test_the_path_shown_for_comparison_is_not_judged(found: Audit) -> None:
 
 def test_a_printed_stanza_acknowledges_the_finding_once_it_has_a_reason(found: Audit, tmp_path: Path) -> None:
     file = tmp_path / "known.ini"
-    file.write_text(stanzas(found.new_findings))
+    file.write_text(stanzas(found.new_findings).replace("reason = …", "reason = it is mine"))
     again = execute(plan("quick", CASES, [tail_dropped], "float64", "cpu"), acknowledgements=[file])
     assert again.new_findings.empty
     findings = again.tables["findings"].query("status != 'shared'")
@@ -98,8 +98,9 @@ def test_an_acknowledgement_whose_scope_ran_without_a_finding_is_reported(tmp_pa
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("[x]\npath = a\n", "expected a path and a reason"),
-        ("[x]\npath = a\nreason = b\ncolour = red\n", "colour is none of"),
+        ("[x]\npath = a\n", r"known\.ini: \[x\]: expected a path, and a reason"),
+        ("[x]\npath = a\nreason = …\n", "a reason in the place of …"),
+        ("[x]\npath = a\nreason = b\ncolour = red\n", r"known\.ini: \[x\]: colour is none of"),
         ("no stanza", "cannot be read"),
     ],
 )

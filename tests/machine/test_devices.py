@@ -59,6 +59,9 @@ def test_a_visible_nvidia_device_that_torch_cannot_use_fails_the_run(machine) ->
     machine(CPU, ABSENT, evidence="/dev/nvidia0")
     with pytest.raises(UsageError, match=r"an NVIDIA device is visible \(/dev/nvidia0\)"):
         select(None)
-    assert select(["cpu"]) == [CPU]
+    for glob in ("*", "c*", "cpu*", ["[c]pu"]):
+        with pytest.raises(UsageError, match="an NVIDIA device is visible"):
+            select(glob)
+    assert select(["cpu"]) == select("cpu:0") == select(torch.device("cpu")) == [CPU]
     machine(CPU, GPU, evidence="/dev/nvidia0")
     assert select(None) == [CPU, GPU]

@@ -257,6 +257,24 @@ def test_the_last_dimension_is_the_classes_and_a_mask_says_which_rows(
     assert same_as_exact(errors, **rows)
 
 
+@pytest.mark.parametrize("kinds", [("logits", "logits"), ("log_probs", "probs")])
+def test_what_another_dtype_rounds_away_is_the_input_error(kinds: tuple[str, str], tmp_path: Path) -> None:
+    x, y = torch.randn(2, 200, 12)
+    x[5], y[5] = x[5].bfloat16().float(), y[5].bfloat16().float()  # what bfloat16 holds
+    if kinds[0] != "logits":
+        x, y = x.log_softmax(-1), y.softmax(-1)
+    torch.save({"input": x, "target": y}, tmp_path / "mine.pt")
+    options = {"devices": "cpu", "dtypes": ["bfloat16", "float32", "float64"]}
+    errors = pipeline.execute(plan_file(tmp_path / "mine.pt", *kinds, **options)).tables["errors"]
+    by_dtype = dict(list(errors[errors["path"] == errors["path"].iloc[0]].groupby("dtype")["input_error"]))
+    assert by_dtype["float32"].isna().all() and (by_dtype["float64"] == 0).all()
+    exact = [audit.exact_kl(*sides, input_kind=kinds[0], target_kind=kinds[1]) for sides in
+             ((x.bfloat16(), y.bfloat16()), (x, y))]  # fmt: skip
+    expected = [float(rounded - before) for rounded, before in zip(*exact, strict=True)]
+    assert by_dtype["bfloat16"].tolist() == pytest.approx(expected, rel=1e-6, abs=1e-10)
+    assert (by_dtype["bfloat16"] != 0).any() and (kinds[0] != "logits" or by_dtype["bfloat16"].iloc[5] == 0)
+
+
 def save(tensors: dict[str, torch.Tensor], file: Path) -> None:
     """In the format of the file's name; safetensors as its README has it."""
     if file.suffix == ".npz":
@@ -336,7 +354,7 @@ def test_probabilities_given_as_logits_are_recognised(form: str, seen: str, dtyp
 TENSOR = torch.zeros(3, 4)
 REFUSED = {
     "names": ({"student": TENSOR, "teacher": TENSOR}, {}, "--input-name student --target-name teacher would read"),
-    "alone": ({"input": TENSOR}, {}, r"found input \(float32, 3 x 4\); --target-logits FILE is for a target"),
+    "alone": ({"input": TENSOR}, {}, r"found input \(float32, 3 x 4\); run --target-logits FILE is for a target"),
     "integers": ({"input": TENSOR, "target": TENSOR.long()}, {}, r"got target \(int64, 3 x 4\)"),
     "rows": ({"input": TENSOR, "target": TENSOR[:2]}, {}, "they part at row 2"),
     "mask": ({"input": TENSOR, "target": TENSOR, "mask": torch.ones(4, dtype=torch.bool)}, {}, "a value a row, got"),
@@ -353,6 +371,16 @@ def test_errors_say_what_was_found_and_the_option_that_would_read_it(case: str, 
     torch.save(tensors, tmp_path / "mine.pt")
     with pytest.raises(UsageError, match=complaint):
         plan_file(tmp_path / "mine.pt", **options)
+
+
+@pytest.mark.parametrize(("names", "wrong"), [(("nosuch", "target"), "nosuch"), (("input", "nosuch"), "nosuch")])
+def test_a_name_that_is_asked_for_is_not_replaced_by_the_only_tensor(names, wrong: str, tmp_path: Path) -> None:
+    """Where the two sides lie apart, a file's only tensor of any name is taken, but for one that was named."""
+    torch.save({"a": TENSOR}, tmp_path / "a.pt")
+    torch.save({"b": TENSOR}, tmp_path / "b.pt")
+    assert len(Pair.open(tmp_path / "a.pt", target=tmp_path / "b.pt").mask) == 3
+    with pytest.raises(UsageError, match=f"expected a tensor named {wrong}"):
+        Pair.open(tmp_path / "a.pt", target=tmp_path / "b.pt", names=(*names, "mask"))
 
 
 @pytest.mark.parametrize("compress", [np.savez_compressed, None])

@@ -145,6 +145,17 @@ def test_what_a_killed_run_left_is_removed_and_what_a_living_one_needs_is_not(sl
     assert [f.name for f in tmp_path.iterdir()] == ["latest"]
 
 
+def test_rows_that_a_killed_run_kept_are_removed_by_the_next_and_those_of_a_living_one_are_not(tmp_path: Path) -> None:
+    out = tmp_path / "latest"
+    living = module.Kept(out, "living")
+    killed = living.folder.with_name("rows-0123456789abcdef")
+    killed.mkdir()
+    write(out)
+    assert [f.name for f in (tmp_path / ".partial").iterdir()] == [living.folder.name]
+    living.close()
+    assert [f.name for f in tmp_path.iterdir()] == ["latest"]
+
+
 def test_what_is_in_place_is_known_at_every_step(system: str, tmp_path: Path) -> None:
     out = tmp_path / "latest"
     for text in ("first", "second"):
