@@ -255,37 +255,33 @@ class _Call:
             return "padding"
         if any(self._rows(d)[1].right for d in range(self.y.dim()) if self.y.shape[d] > 1):
             return "different_dims"
-        self._some_are_right(y, "target")
+        cut = self._cut(y, "target")
         low, high = y.range
         if high > y.slack if y.log else low < 0:
             return "logits_as_target"
-        return "truncated" if self._cut(y) else "unnormalised_target"
+        return "truncated" if cut else "unnormalised_target"
 
-    def _some_are_right(self, side: Rows, name: str) -> bool:
-        """Whether some rows are distributions and the others are not, of which the first is told."""
+    def _cut(self, side: Rows, name: str) -> bool:
+        """Whether rows that are no distributions are those cut to some of their classes; if not, what they are like."""
         wrong = (side.sums - 1).abs() > (side.log_slack if side.log else side.slack)
-        if wrong.all():
-            return False
-        first = int(self.keep.nonzero()[wrong.nonzero()[0]])
-        self.remarks.append(
-            f"{int((~wrong).sum())} of {len(wrong)} rows of the {name} are distributions; row {first}, counted from 0, "
-            f"is the first that is none: it sums to {float(side.sums[wrong][0]):.4g}."
-        )
-        return True
-
-    def _cut(self, side: Rows) -> bool:
-        """Whether rows that sum to less than 1 were cut to some of their classes, or all scaled by one factor."""
+        fewer = (side.rows[wrong] == side.nothing).any(-1).all() and (side.sums[wrong] < 1).all()
+        if not wrong.all():
+            first = int(self.keep.nonzero()[wrong.nonzero()[0]])
+            self.remarks.append(
+                f"{int((~wrong).sum())} of {len(wrong)} rows of the {name} are distributions; row {first}, counted "
+                f"from 0, is the first that is none: it sums to {float(side.sums[wrong][0]):.4g}."
+            )
+            return bool(fewer)
         factor = float(side.sums.mean())
         slack = factor * side.slack + (float(side.log_slack.max()) - side.slack if side.log else 0.0)
         alike = float(side.sums.max() - side.sums.min()) <= slack
-        if side.short and (not alike or (len(side.rows) == 1 and (side.rows == side.nothing).any())):
+        if side.short and (not alike or (len(side.rows) == 1 and fewer)):
             return True
         if alike and is_temperature(1 / max(factor, 1e-300), 2 * side.slack):
             self.remarks.append(f"As if divided by {1 / factor:.4g}, a temperature outside the softmax.")
-        elif side.short and len(side.rows) == 1:
-            self.remarks.append(f"As if times {factor:.4g}, or cut to some of its classes.")
         elif side.short:
-            self.remarks.append(f"As if times {factor:.4g}, every row alike.")
+            alone = ", or cut to some of its classes" if len(side.rows) == 1 else ", every row alike"
+            self.remarks.append(f"As if times {factor:.4g}{alone}.")
         return False
 
     def _input(self, x: Rows, y: Rows) -> str:
@@ -298,10 +294,9 @@ class _Call:
                 return "temperature"
             self.remarks.append(f"Its logarithms are to base {math.exp(factor):.3g}.")
             return "unnormalised_input"
-        if self._some_are_right(x, "input"):
-            return "unnormalised_input"
-        if x.short and (y.right or y.short):
-            return "truncated" if self._cut(x) else "unnormalised_input"
+        some_right = bool(((x.mass - 1).abs() <= x.log_slack).any())
+        if some_right or (x.short and (y.right or y.short)):
+            return "truncated" if self._cut(x, "input") else "unnormalised_input"
         if x.range[1] <= 0 and (y.right or (y.range[1] <= 0 if y.log else 0 <= y.range[0] <= y.range[1] <= 1)):
             if not y.right:
                 self.remarks.append("Nor do the target's probabilities.")

@@ -29,6 +29,17 @@ def top(t: Tensor, k: int, nothing: float) -> Tensor:
     return t.masked_fill(t < t.topk(k, -1).values[..., -1:], nothing)
 
 
+def nucleus(t: Tensor, nothing: float) -> Tensor:
+    """All but the large probabilities are `nothing`, which leaves a row that is sure of its class whole."""
+    return t.masked_fill(t < t.amax(-1, keepdim=True) / 2, nothing)
+
+
+def with_sure_rows(t: Tensor) -> Tensor:
+    rows = t.reshape(-1, t.shape[-1]).clone()
+    rows[-1] = 2e3 * (torch.arange(t.shape[-1]) == 1)
+    return rows.reshape(t.shape)
+
+
 def without(t: Tensor, *classes: int) -> Tensor:
     return t.index_fill(-1, torch.tensor(classes), -torch.inf)
 
@@ -81,6 +92,8 @@ MISTAKES: dict[str, list[Callable[[Tensor, Tensor], tuple[Tensor, Tensor, dict[s
         lambda x, y: (log_softmax(x, -1), top(softmax(y, -1), 3, 0.0), {}),
         lambda x, y: (log_softmax(x, -1), top(log_softmax(y, -1), 3, -torch.inf), {"log_target": True}),
         lambda x, y: (top(log_softmax(x, -1), 3, -torch.inf), softmax(y, -1), {}),
+        lambda x, y: (log_softmax(x, -1), nucleus(softmax(with_sure_rows(y), -1), 0.0), {}),
+        lambda x, y: (nucleus(softmax(with_sure_rows(x), -1), 0.0).log(), softmax(y, -1), {}),
         lambda x, y: (log_softmax(top(x, 3, -torch.inf), -1), softmax(y, -1), {}),
         lambda x, y: (log_softmax(x, -1)[..., :4], softmax(y, -1)[..., :4], {}),
     ],
