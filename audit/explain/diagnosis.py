@@ -234,7 +234,7 @@ class _Call:
                 return "eps_in_log"
         if x.log_probs:
             return self._distributions(x, y) if y.right else self._target(y)
-        for d in (d for d in range(self.x.dim()) if d != self.dim % self.x.dim() and self.x.shape[d] > 1):
+        for d in self._other_dims():
             other_x, other_y = self._rows(d)
             if other_x.log_probs:
                 self.evidence = f"the input is normalised along dim {d}"
@@ -246,6 +246,10 @@ class _Call:
                 return "wrong_dim" if other_y.right else "different_dims"
         return self._input(x, y)
 
+    def _other_dims(self) -> list[int]:
+        """Along which rows may be distributions, besides the dim that is named."""
+        return [d for d in range(self.x.dim()) if d != self.dim % self.x.dim() and self.x.shape[d] > 1]
+
     def _target(self, y: Rows) -> str:
         """Where the input is right, and the target not."""
         if y.probs or y.log_probs:
@@ -253,7 +257,7 @@ class _Call:
         if (y.rows == y.nothing).all():
             self.remarks.append("The target of every row is empty.")
             return "padding"
-        if any(self._rows(d)[1].right for d in range(self.y.dim()) if self.y.shape[d] > 1):
+        if any(self._rows(d)[1].right for d in self._other_dims()):
             return "different_dims"
         cut = self._cut(y, "target")
         low, high = y.range
@@ -264,7 +268,7 @@ class _Call:
     def _cut(self, side: Rows, name: str) -> bool:
         """Whether rows that are no distributions are those cut to some of their classes; if not, what they are like."""
         wrong = (side.sums - 1).abs() > (side.log_slack if side.log else side.slack)
-        fewer = (side.rows[wrong] == side.nothing).any(-1).all() and (side.sums[wrong] < 1).all()
+        fewer = (side.rows == side.nothing).any(-1)[wrong].all() and (side.sums[wrong] < 1).all()
         if not wrong.all():
             first = int(self.keep.nonzero()[wrong.nonzero()[0]])
             self.remarks.append(

@@ -97,13 +97,19 @@ class Rows:
         entropy = self.each(lambda t: torch.where(t > -torch.inf, t.exp() * t.abs(), 0.0).sum(-1))
         return self.slack + 8 * self.format.unit_roundoff * entropy
 
+    def _seem(self, sums: Tensor) -> bool:
+        """Whether sums are near enough to 1 for all of them to be looked at: another dim's mostly are not."""
+        return bool(((sums - 1).abs() <= 0.5 + 16 * self.format.unit_roundoff * math.log(self.classes)).all())
+
     @cached_property
     def probs(self) -> bool:
-        return self.range[0] >= 0 and bool(((self.total - 1).abs() <= self.slack).all())
+        seem = self._seem(self.blocks()[0].double().sum(-1)) and self.range[0] >= 0
+        return seem and bool(((self.total - 1).abs() <= self.slack).all())
 
     @cached_property
     def log_probs(self) -> bool:
-        return self.range[1] <= self.slack and bool(((self.mass - 1).abs() <= self.log_slack).all())
+        seem = self._seem(self.blocks()[0].double().exp().sum(-1)) and self.range[1] <= self.slack
+        return seem and bool(((self.mass - 1).abs() <= self.log_slack).all())
 
     @property
     def sums(self) -> Tensor:
