@@ -83,7 +83,8 @@ def show(
     if known:
         limits = counted(len(known), "known limit")
         tell(console, f"\n{limits}, listed in {folder / 'report.md'}, explained in {LIMITS}")
-    say(console, f"\nwritten: {folder}: {', '.join(sorted(file.name for file in folder.iterdir()))}")
+    tables_written = counted(sum(1 for _ in folder.glob("*.csv")), "table")
+    say(console, f"\nwritten: {folder / 'report.html'} to read, and {tables_written} beside it")
 
 
 def show_matrix(errors: pd.DataFrame, console: Console) -> None:
