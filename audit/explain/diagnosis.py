@@ -260,14 +260,11 @@ class _Call:
         if any(self._rows(d)[1].right for d in self._other_dims()):
             return "different_dims"
         cut = self._cut(y, "target")
-        low, high = y.range
-        if high > y.slack if y.log else low < 0:
-            return "logits_as_target"
-        return "truncated" if cut else "unnormalised_target"
+        return "logits_as_target" if not y.possible else "truncated" if cut else "unnormalised_target"
 
     def _cut(self, side: Rows, name: str) -> bool:
         """Whether rows that are no distributions are those cut to some of their classes; if not, what they are like."""
-        wrong = (side.sums - 1).abs() > (side.log_slack if side.log else side.slack)
+        wrong = ~side.near
         fewer = (side.rows == side.nothing).any(-1)[wrong].all() and (side.sums[wrong] < 1).all()
         if not wrong.all():
             first = int(self.keep.nonzero()[wrong.nonzero()[0]])
@@ -281,7 +278,7 @@ class _Call:
         alike = float(side.sums.max() - side.sums.min()) <= slack
         if side.short and (not alike or (len(side.rows) == 1 and fewer)):
             return True
-        if alike and is_temperature(1 / max(factor, 1e-300), 2 * side.slack):
+        if side.possible and alike and is_temperature(1 / max(factor, 1e-300), 2 * side.slack):
             self.remarks.append(f"As if divided by {1 / factor:.4g}, a temperature outside the softmax.")
         elif side.short:
             alone = ", or cut to some of its classes" if len(side.rows) == 1 else ", every row alike"
@@ -298,8 +295,7 @@ class _Call:
                 return "temperature"
             self.remarks.append(f"Its logarithms are to base {math.exp(factor):.3g}.")
             return "unnormalised_input"
-        some_right = bool(((x.mass - 1).abs() <= x.log_slack).any())
-        if some_right or (x.short and (y.right or y.short)):
+        if float(x.near.double().mean()) >= 0.5 or (x.short and (y.right or y.short)):
             return "truncated" if self._cut(x, "input") else "unnormalised_input"
         if x.range[1] <= 0 and (y.right or (y.range[1] <= 0 if y.log else 0 <= y.range[0] <= y.range[1] <= 1)):
             if not y.right:

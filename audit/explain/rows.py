@@ -122,11 +122,19 @@ class Rows:
         return self.log_probs if self.log else self.probs
 
     @property
+    def near(self) -> Tensor:
+        """Which rows sum to 1, as they are meant to, up to rounding."""
+        return (self.sums - 1).abs() <= (self.log_slack if self.log else self.slack)
+
+    @property
+    def possible(self) -> bool:
+        """Whether each number may be a probability, or a logarithm of one."""
+        return self.range[1] <= self.slack if self.log else self.range[0] >= 0
+
+    @property
     def short(self) -> bool:
-        """Whether every row is part of a distribution: its probabilities, or their logarithms, sum to less than 1."""
-        if self.log:
-            return self.range[1] <= self.slack and bool((self.mass < 1 - self.log_slack).all())
-        return self.range[0] >= 0 and bool((self.total < 1 - self.slack).all())
+        """Whether every row is part of a distribution, and not all are whole: probabilities sum to less than 1."""
+        return self.possible and bool((self.near | (self.sums < 1)).all() and not self.near.all())
 
 
 def furthest(sums: Tensor) -> str:

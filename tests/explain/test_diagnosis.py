@@ -419,6 +419,24 @@ def test_an_infinite_log_target_has_a_finite_divergence_and_a_call_that_gives_it
     )
 
 
+@pytest.mark.parametrize("dtype", FORMATS)
+def test_the_row_that_is_no_distribution_is_named_but_a_row_of_logits_that_is_one_by_chance_is_not(dtype: str) -> None:
+    x, y = logits(dtype, 9, (64, 2))
+    wrong = log_softmax(x, -1).index_copy(0, torch.tensor([5]), 2 + x[5:6].abs())
+    said = audit.diagnose(wrong, softmax(y, -1))
+    assert said.verdict == "unnormalised_input"
+    assert "63 of 64 rows of the input are distributions; row 5, counted from 0," in said.meaning
+    assert audit.diagnose(x, y).verdict == "raw_logits"
+
+
+def test_underflow_is_told_from_classes_that_were_cut_off() -> None:
+    x, y = logits("float32", 10, (8, 50))
+    said = audit.diagnose(softmax(100 * x, -1).log(), softmax(y, -1))
+    assert said.verdict == "infinite" and "a softmax in float32 underflows" in said.meaning
+    cut = audit.diagnose(log_softmax(top(x, 20, -torch.inf), -1), softmax(y, -1))
+    assert cut.verdict == "truncated" and "underflows" not in cut.meaning
+
+
 def test_what_fits_twice_is_said_twice() -> None:
     x, y = logits("float32", 8)
     both = audit.diagnose(softmax(x, -1), with_empty_rows(softmax(y, -1)))
