@@ -144,6 +144,7 @@ def run(
                 spool=spool,
                 executor=executor,
             )
+        audit.environment["strict"] = strict
         audit.environment["command"] = plain(shlex.join(["python", "-m", "audit", *sys.argv[1:]]))
         parts = spool.parts() if all_rows else ()
         remark = write_report(audit.tables, audit.environment, out, audit.plots, parts)

@@ -80,7 +80,7 @@ class Rows:
 def kl_terms(log_p: Tensor, log_q: Tensor) -> Tensor:
     """p (log p - log q), 0 where p = 0."""
     p = log_p.exp()
-    return torch.where(p > 0, p * (log_p - log_q), 0.0)
+    return torch.where(p == 0, 0.0, p * (log_p - log_q))
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,11 @@ def flushed_probability(of: str, rows: Rows) -> Terms:
     q = rows.stored(rows.shifted(input).softmax(-1))
     p = rows.stored(rows.shifted(target).softmax(-1)) if rows.kinds[1] == "logits" else rows.probabilities()
     terms = torch.xlogy(p, p) - p * q.log()
-    return terms if of == "kl_div" else terms.masked_fill(p == 0, 0.0)
+    terms = terms if of == "kl_div" else terms.masked_fill(p == 0, 0.0)
+    # A class that both sides rule out has none to flush; in a row that has lost none, this defect changes nothing.
+    terms = terms.masked_fill((rows.log_p == -torch.inf) & (rows.log_q == -torch.inf), 0.0)
+    flushed = ((q == 0) & (rows.log_q > -torch.inf)) | ((p == 0) & (rows.log_p > -torch.inf))
+    return torch.where(flushed.any(-1, keepdim=True), terms, rows.terms)
 
 
 def zero_times_infinity(rows: Rows) -> Terms:
@@ -124,6 +128,8 @@ def zero_times_infinity(rows: Rows) -> Terms:
 
 def half_rounded_sum(rows: Rows) -> Terms:
     """As torch's CPU kernel does over the last dimension. Above 65,504 the sum overflows in float16."""
+    if rows.storage not in _HALVES:
+        return rows.terms
 
     def log_softmax(t: Tensor) -> Tensor:
         a = rows.shifted(t)

@@ -168,9 +168,12 @@ class _Call:
         elif verdict == "sound" and kl is not None and exact is not None:
             verdict = self._sound(x, y, value=value, exact=exact, size=size, kl=kl, agree=agree)
         if verdict in _RIGHT and kl is not None and self.divisor != len(x.rows):
+            divides = f'"{self.reduction}" divides the sum of {len(self.keep)} rows by {self.divisor}'
+            if self.reduction == "none":
+                divides = f"The loss given here is the sum of {len(self.keep)} rows"
             self.remarks.append(
-                f'"{self.reduction}" divides the sum of {len(self.keep)} rows by {self.divisor}; the mean over '
-                f'{len(x.rows)} rows, {kl:.6g}, is what reduction="rowmean" of audit.kl_div_from_logits gives.'
+                f'{divides}; the mean over {len(x.rows)} rows, {kl:.6g}, is what reduction="rowmean" of '
+                "audit.kl_div_from_logits gives."
             )
         advice, meaning = VERDICTS[verdict]["advice"], VERDICTS[verdict]["meaning"]
         lost = kl == math.inf or (kl is None and advice != "logits")

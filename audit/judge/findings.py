@@ -126,7 +126,10 @@ def _uncomputed(errors: pd.DataFrame, own: Collection[str], asked: bool) -> pd.D
     judged = errors["path"].isin(own) if own else all_missing("path", "device") & (errors["kind"] != "misuse")
     if own and not asked:
         limit |= all_missing("path", "dtype", "device") & ~all_missing("path", "device")
-    return errors[missing & judged & ~limit].assign(symptom="not_computed")
+    # Where a path took too long is what there is to tell, not where it was not tried again.
+    idle = errors["note"].str.startswith("not run: ")
+    idle &= _within(errors, errors[missing & ~idle], ["path", "device"])
+    return errors[missing & judged & ~limit & ~idle].assign(symptom="not_computed")
 
 
 def _changed(invariance: pd.DataFrame) -> pd.DataFrame:
@@ -197,16 +200,17 @@ def find(
     torchs = torchs[~torchs["path"].isin(own) & (torchs["symptom"] != "")]
     if own:
         errors, slopes, changed = (table[table["path"].isin(own)] for table in (errors, slopes, changed))
-    # One defect is not to be two findings: a gradient is judged where the value is right, and what is beyond its bound
-    # in one place is no less wrong where it is near to it.
-    beyond = _within(errors, errors[errors["symptom"] == "beyond_bound"], _WHERE)
-    errors["symptom"] = errors["symptom"].mask(beyond & errors["symptom"].eq(LOSSY), "")
+    # One defect is not to be two findings: a gradient is judged where the value is right, and what a kernel has beyond
+    # its bound in one place is no less wrong where it is near to it.
+    if own:
+        beyond = _within(errors, errors[errors["symptom"] == "beyond_bound"], _WHERE)
+        errors["symptom"] = errors["symptom"].mask(beyond & errors["symptom"].eq(LOSSY), "")
     wrong = pd.concat([errors[~errors["symptom"].isin(["", LOSSY])], uncomputed])
     slopes = slopes[~_within(slopes, wrong, _KEY)]
     rows = _together([errors, slopes, uncomputed, changed])
     rows = rows[rows["symptom"] != ""].assign(acknowledged_by="").fillna({"cause": ""})
     rows["shared"] = _shared(rows, torchs) if own else False
-    values = errors[errors["kind"].isin(GATED)]
+    values = errors[errors["kind"].isin(GATED) & (errors["result_class"] != "not_computed")]
     stale = _acknowledge(rows, acknowledgements, values, slopes, next(iter(torchs["path"]), ""))
     findings = _summed_up(rows, values, slopes)
     findings["reason"] = findings["acknowledged_by"].map({a.name: a.reason for a in acknowledgements}).fillna("")

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from audit.base.formats import FORMATS
-from audit.base.kinds import TOKENS
+from audit.base.kinds import GATED, TOKENS
 from audit.base.workers import Later, Submit, later
 from audit.cases import Problem, Rows
 from audit.judge.bounds import OVERFLOWS, Both, Exact, bounds
@@ -48,7 +48,7 @@ def _limits(input: Rows, target: Rows, kinds: tuple[str, str], dtype: str, promi
     lost = undefined(input, input_kind) | undefined(target, target_kind)
     if lost.any():  # the reference is NaN, and a NaN passes whatever the bound
         for promise, both in found.items():
-            for bound in both:
+            for bound in both if promise.kind in GATED else ():
                 bound[lost if promise.reduction == "none" else slice(None)] = np.inf
     return Limits(exact.scale, exact.rest(dtype), found)
 

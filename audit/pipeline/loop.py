@@ -24,6 +24,7 @@ from audit.machine.devices import REMARKS, found
 from audit.machine.environment import describe_environment, source_digest
 from audit.machine.measure import COMPILING, TORCH, pace
 from audit.machine.plan import Names, Own, Plan, beside, plan
+from audit.paths import Path
 from audit.publish.answer import failed_devices
 from audit.publish.figures import Plot, draw
 from audit.publish.folder import Spool, check_replaceable
@@ -101,7 +102,7 @@ def execute(
         schema_version=SCHEMA_VERSION,
         profile=plan.profile,
         cases=len(plan.cases),
-        paths={p.name: p.summary for p in plan.paths},
+        paths={p.name: p.summary for p in sorted(plan.paths, key=_usual)},
         dtypes=plan.dtypes,
         kernels={p.name: beside(p.reduction) for p in own},
         sources={p.name: source_digest(p.function) for p in own},
@@ -114,6 +115,11 @@ def execute(
     stale = stale if plan.file is None else []
     failed = failed_devices(run.tables["errors"])
     return Audit(run.tables, plots, environment, stale, gold.damaged, failed)
+
+
+def _usual(path: Path) -> tuple[bool, bool]:
+    """Of paths of one name the one that gives rows of logits comes last."""
+    return path.reduction == "none", path.target_kind == "logits"
 
 
 def _paces(plan: Plan) -> dict[str, float]:

@@ -4,18 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import product
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from audit.base.formats import FORMATS
 from audit.base.kinds import failing
-from audit.base.usage import UsageError, several
+from audit.base.usage import UsageError, choose, several
 from audit.base.workers import Workers
 from audit.cases import registered as registered_cases
+from audit.machine.devices import select
 from audit.machine.plan import Names, Own, beside, plan
 from audit.paths import Path, own_path
 from audit.paths.rounding import Rounding, is_power_of_two
 from audit.pipeline.loop import execute
 from audit.publish.verdict import verdict
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Cases whose logits times a temperature leave the format.
 AT_THE_LIMIT = ("largest", "offset_limit")
@@ -73,16 +81,34 @@ def check(
     """
     if not isinstance(temperature, (int, float)) or not is_power_of_two(temperature):
         raise UsageError(f"temperature {temperature!r}: expected a power of two, by which logits are divided exactly")
-    paths = [_declared(fn, rounding, reduction, temperature) for fn in several(kernel)]
+    paths = [_declared(fn, rounding, reduction) for fn in several(kernel)]
     if not paths:
         raise UsageError("expected a function fn(input_logits, target_logits), or several in a list, got none")
-    cases = None if temperature == 1 else [c.name for c in registered_cases(profile) if c.name not in AT_THE_LIMIT]
+    cases, remarks = None, dict.fromkeys((path.name for path in paths), "")
+    if temperature != 1:
+        cases = [c.name for c in registered_cases(profile) if c.name not in AT_THE_LIMIT]
+        places = list(product(choose(dtypes, list(FORMATS), "dtype"), (d.name for d in select(devices))))
+        for place, path in enumerate(paths):
+            squared = _multiplies_by_square(path.function, temperature, places)
+            paths[place] = replace(path, function=partial(_at, path.function, temperature, squared))
+            remarks[path.name] = (
+                f"at temperature {temperature:g}, judged as the divergence of the quotients "
+                f"{'times the square of it' if squared else 'without its square as a factor'}, which it is nearer to"
+            )
     with Workers(1 if workers is None else workers) as processes:
         done = execute(plan(profile, cases, paths, dtypes, devices), processes)
     names = [path.name for path in paths]
     mine = {name: table[table["path"].isin(names)] for name, table in done.tables.items() if "path" in table}
     texts = [
-        verdict(done.tables, p.name, beside(p.reduction), strict, done.environment["paces"].get(p.name)) for p in paths
+        verdict(
+            done.tables,
+            p.name,
+            beside(p.reduction),
+            strict=strict,
+            pace=done.environment["paces"].get(p.name),
+            remark=remarks[p.name],
+        )
+        for p in paths
     ]
     return Verdict(
         sound=failing(mine["findings"], strict).empty and not done.failed_devices,
@@ -100,24 +126,33 @@ def assert_sound(kernel: Own | Iterable[Own], **options: object) -> None:
         raise AssertionError(str(found)) from None
 
 
-def _declared(kernel: Own, rounding: Rounding | None, reduction: str, temperature: float) -> Path:
-    """The kernel as a path, with what is declared of it; at a temperature as one of the logits it is of."""
+def _declared(kernel: Own, rounding: Rounding | None, reduction: str) -> Path:
+    """The kernel as a path, with what is declared of it."""
     path = own_path(kernel)
     return replace(
         path,
-        function=kernel if temperature == 1 else _at(kernel, temperature),
         rounding=path.rounding if rounding is None else rounding,
         reduction=path.reduction if reduction == "none" else reduction,
     )
 
 
-def _at(kernel: Own, temperature: float) -> Own:
+def _at(kernel: Own, temperature: float, squared: bool, input: Tensor, target: Tensor) -> Tensor:
     """f(T x, T y) at temperature T is the divergence of x and y: times T^2 and division by it are exact."""
+    return kernel(temperature * input, temperature * target) / (temperature**2 if squared else 1.0)
+
+
+def _multiplies_by_square(kernel: Own, temperature: float, places: Iterable[tuple[str, str]]) -> bool:
+    """Which of the two conventions a result is nearer to, in the first dtype and device that the kernel takes."""
     import torch
 
     x, y = torch.tensor([[0.0, 1.0, 3.0]]), torch.tensor([[2.0, 0.0, 1.0]])
     exact = float((y.softmax(-1) * (y.log_softmax(-1) - x.log_softmax(-1))).sum())
-    with torch.no_grad():
-        found = float(kernel(temperature * x, temperature * y))
-    degree = min((1.0, temperature**2), key=lambda factor: abs(found / factor - exact))
-    return lambda input, target: kernel(temperature * input, temperature * target) / degree
+    for dtype, device in places:
+        x_there, y_there = (temperature * t.to(device, getattr(torch, dtype)) for t in (x, y))
+        try:
+            with torch.no_grad():
+                found = float(kernel(x_there, y_there))
+        except Exception:  # which the run tells of
+            continue
+        return abs(found / temperature**2 - exact) < abs(found - exact)
+    return False

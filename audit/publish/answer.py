@@ -50,12 +50,15 @@ def answer(tables: Tables, environment: Mapping[str, Any]) -> Answer:
     results = int(tables["summary"]["n"].sum())
     shown = " that errors.csv shows" if len(errors) < results else ""
     problems = failed_devices(errors)
-    if new := len(failing(findings)):
+    strict = bool(environment.get("strict"))
+    if new := len(failing(findings, strict)):
         problems.append(counted(new, "new problem"))
     good, told = not problems, "; ".join(problems) or "No new problems"
     if own := environment.get("kernels"):
         paces = environment.get("paces", {})
-        texts = {name: verdict(tables, name, torchs, pace=paces.get(name)) for name, torchs in own.items()}
+        texts = {
+            name: verdict(tables, name, torchs, strict=strict, pace=paces.get(name)) for name, torchs in own.items()
+        }
         heads = [text.partition(":")[0] for text in texts.values()]
         good, told = good and all(" not sound" not in head for head in heads), "; ".join(heads)
         questions = [(f"{name}?", text) for name, text in texts.items()]
@@ -119,15 +122,21 @@ def closeness(rows: pd.DataFrame) -> pd.DataFrame:
 def _negative(errors: pd.DataFrame) -> str:
     """From which closeness of the logits on, by dtype, and how often from there."""
     near = closeness(_rows(errors, STABLE))
-    parts = []
+    parts, never = [], []
     for dtype, rows in _by_dtype(near):
         limit = rows.loc[rows["negative"].eq(True), "closeness"].max()
         if limit == limit:
             share = rows.loc[rows["closeness"] <= limit, "negative"].astype(float).mean()
             parts.append(f"about {limit:g} in {dtype} ({share:.0%} of such rows)")
+        else:
+            never.append(dtype)
     if not parts:
         return f"No: none of {len(near):,} nearly equal rows did." if len(near) else ""
-    said = f"Yes, once logits agree to {_listed(parts)}."
+    tried = near["closeness"].unique()
+    said = (
+        f"Yes, once logits agree to {_listed(parts)}, of {len(tried)} distances from {max(tried):g} to {min(tried):g}"
+    )
+    said += f"; not in {_listed(never)}." if never else "."
     remedy = _rows(errors, REMEDY)["negative"].dropna()
     if len(remedy):
         said += f" {REMEDY} gave {int(remedy.sum()) or 'none'} in {len(remedy):,} rows."
@@ -244,9 +253,10 @@ def _models(statistics: pd.DataFrame) -> list[tuple[str, str]]:
     exact = statistics[statistics["path"] == "exact"].drop_duplicates("direction").set_index("direction")
     one, other = exact.loc["target_input"], exact.loc["input_target"]
     said = (
-        f"KL(target || input) is {one['mean']:.4g} ± {one['standard_error']:.2g} in the mean of {one['n']:,} rows "
-        f"(median {one['p50']:.3g}, 99.9th percentile {one['p99_9']:.3g}, largest {one['maximum']:.3g}), the other "
-        f"direction {other['mean']:.4g}; {one['same_top_class']:.1%} of the rows have the same top class."
+        f"KL(target || input) is {one['mean']:.4g} ± {one['standard_error']:.2g} in the mean of "
+        f"{one['n'] - one['non_finite']:,} rows (median {one['p50']:.3g}, 99.9th percentile {one['p99_9']:.3g}, "
+        f"largest {one['maximum']:.3g}), the other direction {other['mean']:.4g}; "
+        f"{one['same_top_class']:.1%} of the rows have the same top class."
     )
     if one["non_finite"]:
         said += f" {one['non_finite']:,} rows are not finite and left out."

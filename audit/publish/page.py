@@ -15,7 +15,7 @@ from audit.base.formats import FORMATS
 from audit.base.kinds import ACKNOWLEDGED, LOSSY, failing
 from audit.publish.answer import LIMITS, agreement, answer
 from audit.publish.figures import Plot
-from audit.publish.matrix import MEDIANS, Cell, cell, folded
+from audit.publish.matrix import MEDIANS, Cell, cell, compared, folded
 from audit.publish.verdict import Tables, counted, example, headline
 
 # Section -> its plots. The first plot stands beside the answer.
@@ -47,9 +47,9 @@ def page(
     both = agreement(tables["errors"])
     drawn = {name: _figure(name, plot) for name, plot in plots.items()}
     sections = {
-        "Findings": _findings(tables["findings"]),
+        "Findings": _findings(tables["findings"], bool(environment.get("strict"))),
         "CPU and GPU": _table(both, "The same rows of errors.csv on both") if len(both) else "",
-        "Every way of computing": _matrix(tables["errors"], environment.get("paths", {})),
+        "Every way of computing": _matrix(compared(tables), environment.get("paths", {})),
     }
     tight = _tightest(tables["errors"])
     sections["The worst errors known"] = _table(tight, _TIGHT) if len(tight) else ""
@@ -69,7 +69,8 @@ def page(
 
     limits = "".join(f"<li><strong>{escape(name)}</strong>, {escape(reason)}</li>" for name, reason in told.limits)
     if limits:
-        limits = f"<h2>Known limits of torch</h2><p>Explained in {LIMITS}.</p><ul class='limits'>{limits}</ul>"
+        explained = "" if environment.get("kernels") else f"<p>Explained in {LIMITS}.</p>"
+        limits = f"<h2>Known limits</h2>{explained}<ul class='limits'>{limits}</ul>"
     links, bodies = "", ""
     for title, body in sections.items():
         if body:
@@ -104,9 +105,9 @@ def _figure(name: str, plot: Plot) -> str:
     return f'<figure id="plot-{name}">{_region(plot.title, svg)}<figcaption>{text}</figcaption></figure>'
 
 
-def _matrix(errors: pd.DataFrame, summaries: Mapping[str, str]) -> str:
+def _matrix(table: pd.DataFrame, summaries: Mapping[str, str]) -> str:
     """A row a way, the best first; on a narrow screen a block a way."""
-    columns, ways = folded(errors)
+    columns, ways = folded(table)
     head = "".join(f'<th scope="col">{escape(dtype)}<br>{escape(device)}</th>' for device, dtype in columns)
     body = ""
     for paths, cells in ways:
@@ -116,14 +117,14 @@ def _matrix(errors: pd.DataFrame, summaries: Mapping[str, str]) -> str:
         for found, (device, dtype) in zip(cells, columns, strict=True):
             body += f'<td{_shade(found)} data-label="{escape(f"{dtype} {device}")}">{escape(cell(found))}</td>'
         body += "</tr>"
-    table = (
+    shown = (
         f'<table class="matrix"><caption>{escape(MEDIANS)}</caption>'
         f'<thead><tr><th scope="col">way</th>{head}</tr></thead><tbody>{body}</tbody></table>'
     )
     steps = [f"at most {limit:g}" for limit in _LOST] + [f"over {_LOST[-1]:g}"]
     scale = "".join(f'<span class="s{i}">{step}</span>' for i, step in enumerate(steps))
     key = f'<p class="scale">Bits lost of those the dtype has: {scale}</p>'
-    return key + _region("Correct bits by path, dtype and device", table)
+    return key + _region("Correct bits by path, dtype and device", shown)
 
 
 def _shade(found: Cell | None) -> str:
@@ -132,15 +133,17 @@ def _shade(found: Cell | None) -> str:
     return f' class="s{bisect_left(_LOST, FORMATS[found["dtype"]].precision - found["correct_bits"])}"'
 
 
-def _findings(findings: pd.DataFrame) -> str:
+def _findings(findings: pd.DataFrame, strict: bool) -> str:
     """New findings one by one; what is lossy in one table; acknowledged ones by reason, each with one reproducer."""
     parts = []
-    for finding in failing(findings).to_dict("records"):
+    new = failing(findings, strict)
+    for finding in new.to_dict("records"):
         what = f"of {finding['cases']}; {example(finding)}."
         parts.append(f"<h3>New: {escape(headline(finding))}</h3><p>{escape(what)}</p>{_script(finding['script'])}")
     if not parts:
         parts.append("<p>Nothing new.</p>")
-    lossy = findings[findings["status"] == LOSSY]
+    rest = findings.drop(new.index)
+    lossy = rest[rest["status"] == LOSSY]
     if len(lossy):
         worst = [example(finding) for finding in lossy.to_dict("records")]
         table = lossy[_FINDING].assign(worst=worst, case=lossy["case"])

@@ -23,7 +23,7 @@ from audit.publish.answer import answer
 from audit.publish.bench import NAME, read_bench
 from audit.publish.figures import Plot, draw
 from audit.publish.folder import report_folder
-from audit.publish.matrix import MEDIANS, grid
+from audit.publish.matrix import MEDIANS, compared, grid
 from audit.publish.page import page
 from audit.publish.tables import described, read_table, summarise, typed, write_csv
 from audit.publish.verdict import Tables, example, headline
@@ -76,10 +76,10 @@ def markdown(tables: Tables, environment: Mapping[str, object]) -> str:
     lines = [f"# {escape(told.verdict)}", "", escape(told.ran), ""]
     for question, said in told.questions:
         lines.append(f"- **{escape(question)}** " + "\\\n  ".join(map(escape, said.split("\n"))))
-    for new in failing(tables["findings"]).to_dict("records"):
+    for new in failing(tables["findings"], bool(environment.get("strict"))).to_dict("records"):
         lines += ["", f"**New**: {escape(headline(new))}"]
         lines += [f"of {escape(new['cases'])}; {escape(example(new))}. findings.csv has a script that shows it."]
-    columns, rows = grid(tables["errors"])
+    columns, rows = grid(compared(tables))
     lines += ["", MEDIANS, "", "| way | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
     lines += ["| " + " | ".join(map(escape, row)) + " |" for row in rows]
     lines += ["", *(f"- Known limit: {escape(name)}: {escape(reason)}" for name, reason in told.limits)]

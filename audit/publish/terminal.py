@@ -19,7 +19,7 @@ from rich.table import Table
 from audit.base.kinds import GATED, LOSSY, failing
 from audit.base.text import plain
 from audit.publish.answer import LIMITS, answer
-from audit.publish.matrix import grid
+from audit.publish.matrix import compared, grid
 from audit.publish.verdict import counted, example, headline
 
 
@@ -58,8 +58,8 @@ def show(
 ) -> None:
     """The matrix, the findings, then the answer, which is what stays on the screen; last where the files are."""
     errors, told = tables["errors"], answer(tables, environment)
-    show_matrix(errors, console)
-    new = failing(tables["findings"]).to_dict("records")
+    show_matrix(compared(tables), console)
+    new = failing(tables["findings"], bool(environment.get("strict"))).to_dict("records")
     for finding in new if not environment.get("kernels") else ():  # of those the verdict says it
         row = "" if pd.isna(finding["row"]) else f" row {finding['row']}"
         say(
@@ -82,15 +82,16 @@ def show(
         tell(console, f"\nlossy: {lossy}")
     if known:
         limits = counted(len(known), "known limit")
-        tell(console, f"\n{limits}, listed in {folder / 'report.md'}, explained in {LIMITS}")
+        explained = "" if environment.get("kernels") else f", explained in {LIMITS}"
+        tell(console, f"\n{limits}, listed in {folder / 'report.md'}{explained}")
     tables_written = counted(sum(1 for _ in folder.glob("*.csv")), "table")
     say(console, f"\nwritten: {folder / 'report.html'} to read, and {tables_written} beside it")
 
 
-def show_matrix(errors: pd.DataFrame, console: Console) -> None:
+def show_matrix(results: pd.DataFrame, console: Console) -> None:
     """A row a way, the best first, a table a device."""
-    for device in errors["device"].unique():
-        columns, rows = grid(errors[errors["device"] == device])
+    for device in results["device"].unique():
+        columns, rows = grid(results[results["device"] == device])
         if not rows:
             continue
         # Four dtypes fit 80 columns, and a long path's name is folded before any number is cut.

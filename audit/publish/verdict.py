@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from audit.base.kinds import LOSSY, SHARED, failing
+from audit.base.kinds import ACKNOWLEDGED, LOSSY, SHARED, failing
 
 Tables = Mapping[str, pd.DataFrame]
 LINES = 10
@@ -53,10 +53,12 @@ def side_by_side(errors: pd.DataFrame, column: str, *paths: str) -> pd.DataFrame
     return table.reindex(columns=list(paths)).dropna()
 
 
-def verdict(tables: Tables, own: str, torchs: str, strict: bool = False, pace: float | None = None) -> str:
+def verdict(
+    tables: Tables, own: str, torchs: str, *, strict: bool = False, pace: float | None = None, remark: str = ""
+) -> str:
     """Of the path `own`: sound or not, what fails and where it does not, and how it compares with the path `torchs`.
 
-    `pace`: how many times as fast as that it is.
+    `pace`: how many times as fast as that it is. `remark`: what else is to be said of how it was judged.
     """
     errors, findings = (tables[name][tables[name]["path"] == own] for name in ("errors", "findings"))
     failed = failing(findings, strict)
@@ -74,14 +76,15 @@ def verdict(tables: Tables, own: str, torchs: str, strict: bool = False, pace: f
         f"{own} is {'not sound' if len(failed) else 'sound'}: {counted(len(computed), 'result')} in {dtypes} on "
         f"{', '.join(errors['device'].unique())}"
     ]
-    others = findings.drop(failed.index)["status"].value_counts()
-    if known := [f"{others[status]} {status}" for status in (SHARED, LOSSY) if status in others]:
-        lines[0] += f"; {', '.join(known)}"
+    others = findings.drop(failed.index).groupby("status")["results"].sum()
+    if known := [f"{others[status]:,} {status}" for status in (SHARED, LOSSY, ACKNOWLEDGED) if status in others]:
+        lines[0] += f", of which {', '.join(known)}"
     lines += [line for problem in problems[:3] for line in problem]
     if len(problems) > 3:
         lines.append(f"and {counted(len(problems) - 3, 'more problem')}: .findings has them all")
-    beside = _compared(tables["errors"], own, torchs, pace)
-    tail = [line for line in (_untaken(errors), _gradients(tables, own), _repeated(tables, own), beside) if line]
+    beside = _compared(tables["errors"].iloc[: 0 if values else None], own, torchs, pace)
+    said = (_untaken(errors), _gradients(tables, own), _repeated(tables, own), remark, beside)
+    tail = [line for line in said if line]
     return "\n".join([*lines[: LINES - len(tail)], *tail])
 
 

@@ -51,12 +51,9 @@ def _arb(input: Rows, target: Rows, target_kind: str, precision: int) -> tuple[D
         has_mass = target > (0 if target_kind == "probs" else -np.inf)
         y, x = ([arb(v) for v in row[has_mass].tolist()] for row in (target, input))
         log_v = _log_sum_exp([arb(v) for v in input[input > -np.inf].tolist()])
-        if target_kind == "probs":
-            p, log_p = y, [v.log() for v in y]
-        else:
-            log_w = _log_sum_exp(y)
-            log_p = [v - log_w for v in y]
-            p = [v.exp() for v in log_p]
+        log_w = _log_sum_exp(y) if target_kind == "logits" else arb(0)
+        log_p = [v.log() for v in y] if target_kind == "probs" else [v - log_w for v in y]
+        p = y if target_kind == "probs" else [v.exp() for v in log_p]
         value = sum((w * (a - b + log_v) for w, a, b in zip(p, log_p, x, strict=True)), arb(0))
         return Decimal(value.lower().str(90, radius=False)), Decimal(value.upper().str(90, radius=False))
 

@@ -62,7 +62,11 @@ def told(change: Mapping[Any, Any]) -> str:
         parts.append(f"{' -> '.join(sides)} {change['unit']}".strip())
     if pd.notna(change["times"]):
         factors = (f"{log2(v):.1f} bits" if bits else f"{v:.3g} times" for v in (change["times"], change["allowed"]))
-        parts.append("({}, {} allowed)".format(*factors))
+        # What is below the least error that counts is taken as that.
+        smaller, larger = sorted(v if isinstance(v, float) else 0.0 for v in (change["before"], change["after"]))
+        least = larger / change["times"]
+        of = f" {least:.3g}" if 0 < smaller < 0.99 * least and not bits else ""
+        parts.append(f"({next(factors)}{of}, {next(factors)} allowed)")
     if change.get("more"):
         parts.append(f"and {change['more']} more")
     return plain(f"{change['what']}: {' '.join(parts)}".removesuffix(": "))
