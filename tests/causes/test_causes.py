@@ -183,6 +183,20 @@ def test_probabilities_taken_as_logits_are_named_and_so_is_a_nan_at_classes_with
     assert {name for names in name_causes(wrong) for name in names} == {"nan_at_zero_probability"}
 
 
+def test_a_cause_of_torchs_is_one_only_where_its_formula_changes_something() -> None:
+    """No half format, no probability that underflowed, a NaN that went in: there the path by construction has none."""
+    for rows in problems(5, torch.float32):
+        exact = rows.terms.sum(-1)
+        assert torch.equal(_OF_TORCH["half_rounded_sum"][0](rows), rows.terms)
+        assert torch.equal(_OF_TORCH["flushed_probability"][0]("kl_div", rows), rows.terms)
+        x, y = (t.index_fill(-1, torch.tensor(0), -torch.inf) for t in (rows.input, rows.target))
+        ruled_out = Rows(x, y)
+        assert _OF_TORCH["flushed_probability"][0]("kl_div", ruled_out).sum(-1).isfinite().all()
+        lost = Rows(x.index_fill(-1, torch.tensor(1), torch.nan), y)
+        named = name_causes([judged(torch.zeros_like(exact), lost)])
+        assert "zero_times_infinity" not in named[0]
+
+
 def test_every_cause_is_listed_with_what_it_is() -> None:
     assert len({cause.name for cause in CAUSES}) == len(CAUSES) == len(_OF_TORCH) + len(_OF_ROWS) + len(_OF_VALUES) > 30
     assert all(cause.summary and cause.variants for cause in CAUSES)

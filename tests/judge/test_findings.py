@@ -245,3 +245,9 @@ def test_every_kind_of_script_shows_its_finding_with_torch_and_mpmath_alone(tmp_
         # NaN is no sound answer where the divergence is infinite either.
         assert math.isfinite(exact) or symptom == "not_a_number", (symptom, computed, exact)
         assert said.get(symptom, abs(computed - exact) > 1e-6 * max(1, abs(exact))), (symptom, computed, exact)
+
+
+def test_an_estimator_has_no_bound_even_where_its_reference_is_nan() -> None:
+    errors = audit.run(cases=["not_numbers", "two_classes"], paths="llama_cpp", devices="cpu")
+    assert (errors["kind"] == "estimator").all() and (errors["reference"] == "nan").any()
+    assert errors[["bound", "attainable", "within_bound", "lossy"]].isna().all(axis=None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 
 import numpy as np
@@ -13,7 +14,10 @@ from torch.nn import functional as F
 
 import audit
 from audit.base.usage import UsageError
+from audit.machine.plan import plan
 from audit.paths import foreign
+from audit.pipeline.loop import execute
+from audit.publish.verdict import verdict
 
 Kernel = Callable[[Tensor, Tensor], Tensor]
 
@@ -101,6 +105,46 @@ def test_a_temperature_moves_what_is_compared_whether_or_not_its_square_is_a_fac
     assert not check(fused, temperature=2.0).sound
     with pytest.raises(UsageError, match="power of two"):
         check(tempered, temperature=3.0)
+
+
+@pytest.mark.parametrize(("degree", "said"), [(0, "without its square as a factor"), (2, "times the square of it")])
+def test_a_temperature_is_tried_where_the_kernel_runs_and_what_was_seen_is_said(degree: int, said: str) -> None:
+    def of_halves(x: Tensor, y: Tensor) -> Tensor:
+        assert x.dtype == torch.bfloat16, "halves alone"
+        return 2.0**degree * fused(x / 2, y / 2)
+
+    found = check(of_halves, "bfloat16", rounding=audit.FUSED, temperature=2.0)
+    assert found.sound and f"at temperature 2, judged as the divergence of the quotients {said}" in str(found)
+
+    def never(x: Tensor, y: Tensor) -> Tensor:
+        raise RuntimeError("no kernel for this device")
+
+    assert "RuntimeError: no kernel for this device" in str(check(never, temperature=2.0))
+
+
+def test_what_is_acknowledged_is_counted_in_the_verdict() -> None:
+    def halved(x: Tensor, y: Tensor) -> Tensor:
+        return fused(x, y) / 2
+
+    tables = execute(plan("quick", ["random_scale1"], [halved], "float32", "cpu")).tables
+    findings = tables["findings"].assign(status="acknowledged")
+    known = verdict({**tables, "findings": findings}, "halved", "log_softmax")
+    assert known.startswith("halved is sound") and f"of which {findings['results'].sum()} acknowledged" in known
+
+
+def test_a_kernel_that_hangs_at_some_width_fails_there_and_not_where_it_was_not_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def hangs(x: Tensor, y: Tensor) -> Tensor:
+        if x.shape[1] == 81:
+            time.sleep(30)
+        return fused(x, y)
+
+    monkeypatch.setattr("audit.machine.devices.LIMIT_SECONDS", 0.5)
+    cases = ["two_classes", "random_64x81", "random_scale1"]
+    findings = execute(plan("quick", cases, [hangs], "float32", "cpu")).tables["findings"]
+    (finding,) = findings[findings["symptom"] == "not_computed"].to_dict("records")
+    assert (finding["fails_at"], finding["results"], finding["cases"]) == ("81", 64, "random_64x81")
 
 
 def test_a_reduced_kernel_is_judged_with_its_gradient() -> None:

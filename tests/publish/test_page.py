@@ -17,9 +17,10 @@ from audit.pipeline.loop import execute
 from audit.publish import figures
 from audit.publish.answer import answer
 from audit.publish.figures import draw
-from audit.publish.matrix import folded, matrix
+from audit.publish.matrix import compared, folded, matrix
 from audit.publish.page import page
 from audit.publish.report import markdown, write_report
+from audit.publish.tables import summarise
 from audit.publish.verdict import example
 
 PATHS = ["softmax_log", "log_softmax", "log_target", "difference", "kl_div_from_logits"]
@@ -152,6 +153,15 @@ def test_a_new_finding_is_in_the_answer_and_on_the_page_with_its_script(tables) 
     assert markdown(planted, {}).count("**New**") == len(findings)
 
 
+def test_what_is_lossy_is_a_problem_where_it_was_asked_to_be(tables) -> None:
+    findings = tables["findings"].assign(status="lossy", symptom="lossy", scaled_error=40.0, worst_ratio=2.0)
+    told = {**tables, "findings": findings}
+    strict = {"strict": True}
+    assert answer(told, {}).verdict == "No new problems" and markdown(told, {}).count("**New**") == 0
+    assert answer(told, strict).verdict == f"{len(findings)} new problems" and not answer(told, strict).good
+    assert markdown(told, strict).count("**New**") == len(findings) == page(told, strict, {}).count("<h3>New: ")
+
+
 def test_a_finding_of_what_was_not_computed_says_why(tables) -> None:
     findings = tables["findings"].assign(status="new", note="RuntimeError: <out> of memory", computed=float("nan"))
     body = page({**tables, "findings": findings}, {}, {})
@@ -176,6 +186,24 @@ def test_the_matrix_has_the_medians_of_rows_of_logits(tables) -> None:
     assert row["results"] == len(rows) < len(every)
     assert row["correct_bits"] == rows["correct_bits"].median()
     assert row["negative"] == rows["negative"].astype(float).mean()
+
+
+def test_the_matrix_of_a_long_file_is_of_all_its_rows(tables) -> None:
+    errors = tables["errors"].query("case == 'random_scale1' and reduction == 'none'")
+    long = {"errors": errors[errors["row"] == 0], "summary": summarise(errors)}
+    shown, whole = matrix(compared(long)), matrix(errors)
+    assert compared({**long, "errors": errors}) is errors
+    assert shown.set_index(["path", "dtype"])["results"].gt(1).any()
+    both = shown.merge(whole, on=["path", "dtype", "device"], suffixes=("", "_of_rows"))
+    assert len(both) == len(whole) > 0
+    for column in ("results", "correct_bits", "negative"):
+        assert both[column].astype(float).equals(both[f"{column}_of_rows"].astype(float))
+
+
+def test_a_way_that_log_softmax_has_no_rows_in_common_with_is_not_compared(tables) -> None:
+    given = tables["errors"].query("path == 'log_softmax'").assign(path="given", target_kind="log_probs")
+    both = pd.concat([tables["errors"], given])
+    assert "given" not in set(matrix(both)["path"]) and set(matrix(given)["path"]) == {"given"}
 
 
 def test_paths_with_the_same_cells_share_a_row_and_those_on_other_rows_stand_beside_log_softmax_there(tables) -> None:

@@ -102,6 +102,17 @@ def test_a_damaged_table_still_gives_the_right_references(folder: Path) -> None:
     assert run.tables["errors"]["reference"].equals(sound.tables["errors"]["reference"])
 
 
+@pytest.mark.skipif(not enclosure.HAS_ARB, reason="python-flint is not installed")
+@pytest.mark.parametrize("kind", ["logits", "log_probs", "probs"])
+def test_arb_takes_a_target_of_each_kind_as_it_is(kind: str) -> None:
+    x, y = np.random.default_rng(3).normal(size=(2, 6))
+    target = {"logits": y, "log_probs": y - 3, "probs": np.exp(y)}[kind]  # which sum to no 1
+    target[2] = 0 if kind == "probs" else -np.inf
+    (value,) = row_references(x[None], target[None], kind, 60)
+    assert enclosure.agrees(x, target, kind, value, 60)
+    assert not enclosure.agrees(x, target, kind, value[:40] + str((int(value[40]) + 5) % 10) + value[41:], 60)
+
+
 def test_what_gold_does_not_hold_is_computed_and_says_so(tmp_path: Path) -> None:
     chosen = plan("quick", "random_scale1", "log_softmax", devices="cpu")
     with_gold, without = (execute(chosen, references=f).tables["errors"] for f in (COMMITTED_GOLD, tmp_path))
