@@ -54,8 +54,8 @@ def _table(run: Run) -> pd.DataFrame:
         if len(part):
             run.spool.put(part, reached)
     run.tables["summary"] = summarise(together(run.spool.parts(SUMMARISED)))
-    if run.plan.given.input.kind != TOKENS:  # of which one a row there is no divergence
-        run.tables["statistics"] = typed(statistics(together(run.spool.parts(COLUMNS))), "statistics")
+    told = statistics(together(run.spool.parts(COLUMNS)), run.plan.given.input.kind == TOKENS)
+    run.tables["statistics"] = typed(told, "statistics")
     return _shown(run.spool, int(run.tables["summary"]["n"].sum()))
 
 
@@ -162,7 +162,8 @@ def _judged(run: Run, first: int, last: int) -> pd.DataFrame:
     table = error_table(results).assign(**together(added)).sort_values(["chunk", "place", "row"], ignore_index=True)
     lost = table["reference"].eq("nan") & table["note"].eq("")
     columns = typed(table.assign(rows=count, note=table["note"].mask(lost, UNDEFINED)), "errors")
-    return columns.assign(exact=table["exact_kl"].map(float), reverse=table["reverse"], same_top=table["same_top"])
+    exact = table["reference" if file.input.kind == TOKENS else "exact_kl"].map(float)
+    return columns.assign(exact=exact, reverse=table["reverse"], same_top=table["same_top"])
 
 
 def _top(rows: Tensor) -> NDArray[np.int64]:
@@ -255,21 +256,26 @@ def _reverse(problem: Problem, enclosed: Enclosure) -> Rows:
     return reverse
 
 
-def statistics(rows: pd.DataFrame) -> pd.DataFrame:
-    """What people compare two models by, of rows with COLUMNS: of the exact values in both directions, and by path."""
-    parts = []
-    for dtype, group in rows.groupby("dtype", sort=False):
-        own = list(group.groupby(["path", "device"], sort=False))
-        first = own[0][1]
-        exact = {"path": "exact", "dtype": dtype, "device": "", "same_top_class": first["same_top"].mean()}
-        parts.append(exact | {"direction": "target_input"} | _distribution(first["exact"]))
-        parts.append(exact | {"direction": "input_target"} | _distribution(first["reverse"]))
-        for (path, device), results in own:
-            row = exact | {"path": path, "device": device, "direction": "target_input"}
-            errors = results["abs_error"]
-            row["error_p99"] = errors[np.isfinite(errors)].quantile(0.99)
-            parts.append(row | {"same_top_class": results["same_top"].mean()} | _distribution(results["computed"]))
-    return pd.DataFrame(parts)
+def statistics(rows: pd.DataFrame, tokens: bool) -> pd.DataFrame:
+    """What people compare two models by, of rows with COLUMNS: of the exact values and by path.
+
+    Of distributions the exact values are those of KL, in both directions; of `tokens` those of what each path means.
+    """
+    parts: dict[tuple[object, ...], dict[str, object]] = {}
+    for (dtype, path, device), results in rows.groupby(["dtype", "path", "device"], sort=False):
+        same_top = np.nan if tokens else results["same_top"].mean()
+        shared = {"dtype": dtype, "device": "", "direction": "target_input", "same_top_class": same_top}
+        exact = shared | {"path": f"exact {path}" if tokens else "exact"}
+        parts.setdefault((dtype, exact["path"]), exact | _distribution(results["exact"]))
+        if not tokens:
+            other = exact | {"direction": "input_target"}
+            parts.setdefault((dtype, "reverse"), other | _distribution(results["reverse"]))
+        errors = results["abs_error"]
+        error = {"error_p99": errors[np.isfinite(errors)].quantile(0.99)}
+        parts[dtype, path, device] = (
+            shared | {"path": path, "device": device} | error | _distribution(results["computed"])
+        )
+    return pd.DataFrame(list(parts.values()))
 
 
 def _distribution(values: pd.Series) -> dict[str, object]:

@@ -251,6 +251,8 @@ def _agree(errors: pd.DataFrame) -> str:
 def _models(statistics: pd.DataFrame) -> list[tuple[str, str]]:
     """How far the rows of a file are apart, and how fine a difference each dtype shows: questions and answers."""
     exact = statistics[statistics["path"] == "exact"].drop_duplicates("direction").set_index("direction")
+    if exact.empty:  # of tokens
+        return []
     one, other = exact.loc["target_input"], exact.loc["input_target"]
     said = (
         f"KL(target || input) is {one['mean']:.4g} ± {one['standard_error']:.2g} in the mean of "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -78,6 +79,14 @@ def test_a_file_of_tokens_is_judged_token_by_token(file: Path, tmp_path: Path) -
     first = errors[errors["row"] == 0].set_index("path")
     assert first.loc["token_k3", "result_class"] == "plus_infinity"  # exp(13) is beyond float16
     assert first.loc["token_k3_verl", "computed"] == first.loc["token_k3_openrlhf", "computed"] == 10
+    statistics = audit.read_table(tmp_path / "out", "statistics").set_index("path")
+    for name in set(errors["path"]):
+        rows = errors[errors["path"] == name]
+        for path, values in ((name, rows["computed"]), (f"exact {name}", rows["reference"].map(float))):
+            finite = values[np.isfinite(values)]
+            assert statistics.loc[path, "mean"] == pytest.approx(finite.mean(), rel=1e-12)
+            assert statistics.loc[path, "n"] == 32 and statistics.loc[path, "non_finite"] == 32 - len(finite)
+    assert statistics["same_top_class"].isna().all()
     alone = CliRunner().invoke(app, ["run", "--logits", str(file), *kinds[:2], "--out", str(tmp_path / "no")])
     assert alone.exit_code == 2 and "a kind of both sides" in " ".join(alone.output.split())
 

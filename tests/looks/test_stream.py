@@ -188,9 +188,12 @@ def test_a_dask_cluster_gives_the_same_rows(workers: int, file: Path) -> None:
     assert all(here[name].equals(there[name]) for name in ("errors", "summary", "statistics"))
 
 
-def test_sampled_tokens_have_no_divergence_to_make_statistics_of(tmp_path: Path) -> None:
+def test_sampled_tokens_have_the_statistics_of_each_path_and_of_no_divergence(tmp_path: Path) -> None:
     given = -torch.rand(2, 30)
     torch.save({"input": given, "target": given + 0.1 * torch.randn(2, 30)}, tmp_path / "tokens.pt")
     kinds = ("token_log_probs", "token_log_probs")
     made = loop.execute(plan_file(tmp_path / "tokens.pt", *kinds, devices="cpu"), references=tmp_path).tables
-    assert "statistics" not in made and len(made["errors"]) == 60 * made["errors"]["path"].nunique()
+    paths = set(made["errors"]["path"])
+    assert set(made["statistics"]["path"]) == paths | {f"exact {path}" for path in paths}
+    assert len(made["errors"]) == 60 * len(paths)
+    assert not [question for question, _ in answer(made, {}).questions if "models" in question]
