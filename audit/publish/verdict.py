@@ -72,17 +72,18 @@ def verdict(
         problems[0][0] += "; its gradients fail too"
     computed = errors[errors["result_class"] != "not_computed"]
     dtypes = ", ".join(computed["dtype"].unique()) or "no dtype"
-    lines = [
-        f"{own} is {'not sound' if len(failed) else 'sound'}: {counted(len(computed), 'result')} in {dtypes} on "
-        f"{', '.join(errors['device'].unique())}"
-    ]
     others = findings.drop(failed.index).groupby("status")["results"].sum()
-    if known := [f"{others[status]:,} {status}" for status in (SHARED, LOSSY, ACKNOWLEDGED) if status in others]:
-        lines[0] += f", of which {', '.join(known)}"
+    known = f" but for {counted(others[ACKNOWLEDGED], 'result')} acknowledged" if ACKNOWLEDGED in others else ""
+    state = "not sound" if len(failed) else f"sound{known}"
+    devices = ", ".join(errors["device"].unique())
+    lines = [f"{own} is {state}: {counted(len(computed), 'result')} in {dtypes} on {devices}"]
+    if told := [f"{others[status]:,} {status}" for status in (SHARED, LOSSY) if status in others]:
+        lines[0] += f", of which {', '.join(told)}"
     lines += [line for problem in problems[:3] for line in problem]
     if len(problems) > 3:
         lines.append(f"and {counted(len(problems) - 3, 'more problem')}: .findings has them all")
-    beside = _compared(tables["errors"].iloc[: 0 if values else None], own, torchs, pace)
+    # What is wrong is not to be praised for what it keeps elsewhere.
+    beside = _compared(tables["errors"].iloc[: 0 if values or known else None], own, torchs, pace)
     said = (_untaken(errors), _gradients(tables, own), _repeated(tables, own), remark, beside)
     tail = [line for line in said if line]
     return "\n".join([*lines[: LINES - len(tail)], *tail])
