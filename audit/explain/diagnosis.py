@@ -269,7 +269,7 @@ class _Call:
         """Whether rows that are no distributions are those cut to some of their classes; if not, what they are like."""
         wrong = ~side.near
         fewer = (side.rows == side.nothing).any(-1)[wrong].all() and (side.sums[wrong] < 1).all()
-        if not wrong.all():
+        if wrong.any() and not wrong.all():
             first = int(self.keep.nonzero()[wrong.nonzero()[0]])
             self.remarks.append(
                 f"{int((~wrong).sum())} of {len(wrong)} rows of the {name} are distributions; row {first}, counted "
@@ -322,10 +322,10 @@ class _Call:
         n = x.classes
         p = x.rows[:FEW].double()
         p = p - p.mean(-1, keepdim=True) + 1 / n
-        tolerance = 4 * x.format.unit_roundoff * (1 + math.log(n))
+        tolerance = 1.5 * x.format.unit_roundoff * (1 + math.log(n))
         low, high = p.amin(-1), p.amax(-1)
         telling = (low < 0.4 / n) & ((high - low > 0.2) | (high > 5 / n) & (tolerance < 0.2 / n))
-        likely = int(telling.sum()) * (n - 2) >= 8 and float(telling.double().mean()) > 0.5
+        likely = int(telling.sum()) * (n - 2) >= 60 and float(telling.double().mean()) > 0.5
         if likely and bool(((p > -tolerance) & (p < 1 + tolerance)).all()):
             self.evidence = "the input is a probability plus a constant, in every class"
             return "double_softmax"
@@ -363,7 +363,8 @@ class _Call:
             x, y = self._rows(1)
         if verdict == "arguments_swapped":
             x, y = y, x
-        logs = (not x.probs, y.log_probs or not (y.range[0] >= 0) or (self.log_target and not y.probs))
+        raw = verdict in ("raw_logits", "logits_as_target")
+        logs = (not x.probs, raw or y.log_probs or not (y.range[0] >= 0) or (self.log_target and not y.probs))
         as_called = verdict not in ("wrong_dim", "arguments_swapped") and logs == (True, self.log_target)
         sums = sums[:, self.keep] if as_called else rows.terms(x, y, logs)
         each, agree = rows.divergence(x, y, logs, sums)
@@ -375,6 +376,8 @@ class _Call:
 
         Given as binary64 has them.
         """
+        if not (self.x < math.inf).all():
+            return None, size
         if abs(value) < 1e-3 * size and self.x.numel() <= EXACTLY:  # where binary64 keeps fewer than 12 digits
             sides = [side.rows.reshape(1, -1) for side in (x, y)]
             kind = "log_probs" if y.log else "probs"
@@ -417,7 +420,7 @@ class _Call:
         """torch's own call where that is accurate; the remedy elsewhere, and where rows are left out."""
         sides = _SIDES[VERDICTS[verdict]["advice"]][self.log_target]
         wide = self.x.dtype == self.y.dtype in (torch.float32, torch.float64)
-        finite = self.x.isfinite().all() and (sides is not LOG_PROBS or self.y.isfinite().all())
+        finite = all(bool(t.isfinite().all()) and not (t.min() >= 0 and (t == 0).any()) for t in (self.x, self.y))
         far = (kl is None or kl > 1e-3) and verdict not in _DISTORTED
         if wide and finite and far and not self.kept:
             q, p = (side.format(dim=self.dim) for side in sides[:2])

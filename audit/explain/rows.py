@@ -124,7 +124,7 @@ class Rows:
     @property
     def near(self) -> Tensor:
         """Which rows sum to 1, as they are meant to, up to rounding."""
-        return (self.sums - 1).abs() <= (self.log_slack if self.log else self.slack)
+        return self.sums.isfinite() & ((self.sums - 1).abs() <= (self.log_slack if self.log else self.slack))
 
     @property
     def possible(self) -> bool:

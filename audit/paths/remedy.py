@@ -294,6 +294,8 @@ def _whole(x: Tensor, y: Tensor, scale: float, exact: bool, wanted: tuple[bool, 
         d.add_(e_low.sub_(e_low.gather(-1, origin)))
         w.addcmul_(w, y_low)
     d.mul_(scale)
+    if scale > 1:  # which takes what is largest beyond it, where p d = 0 whatever finite d, too
+        d.nan_to_num_(torch.nan, posinf=torch.finfo(d.dtype).max, neginf=-torch.inf)
     mass = w.sum(-1, keepdim=True)
     p = w.div_(mass)
     centre = _dot(p, d)

@@ -139,6 +139,46 @@ def test_underflow_is_told_from_classes_that_were_cut_off() -> None:
     assert cut.verdict == "truncated" and "underflows" not in cut.meaning
 
 
+@pytest.mark.parametrize("shape", [(50,), (4, 50)])
+def test_logits_whose_exponentials_overflow_are_logits(shape: tuple[int, ...]) -> None:
+    x, y = (1_000 * t for t in logits("float32", 11, shape))
+    for input in (x, -x, 1_000 + x, log_softmax(x, -1).clamp(min=-700).index_fill(-1, torch.tensor(0), torch.inf)):
+        said = audit.diagnose(input, softmax(y / 1_000, -1))
+        assert said.verdict == "logits_as_input"
+    assert audit.diagnose(x, y).verdict == "raw_logits"
+    assert audit.diagnose(log_softmax(x / 1_000, -1), y, log_target=True).verdict == "logits_as_target"
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_nearly_flat_rows_of_few_classes_are_not_taken_for_a_softmax_of_a_softmax(dtype: str) -> None:
+    for shape, spread in (((6, 7), 0.1), ((8, 5), 0.15), ((16, 7), 0.1), ((64, 3), 0.3)):
+        for seed in range(20):
+            x, y = logits(dtype, seed, shape)
+            assert audit.diagnose(log_softmax(spread * x, -1), softmax(y, -1)).verdict == "sound"
+
+
+def test_raw_logits_that_are_positive_have_the_divergence_of_logits() -> None:
+    x, y = (t.abs() for t in logits("float64", 12))
+    said = audit.diagnose(x, y)
+    names = {"F": F, "audit": audit, "input_logits": x, "target_logits": y}
+    assert said.verdict == "raw_logits" and said.kl == pytest.approx(eval(said.call, names).item(), rel=1e-9)
+
+
+def test_classes_without_any_probability_get_a_call_that_takes_them() -> None:
+    x, y = (t.index_fill(-1, torch.tensor([3, 7]), -torch.inf) for t in logits("float32", 13))
+    for input, target in ((softmax(x, -1), log_softmax(y, -1)), (softmax(x, -1), softmax(y, -1))):
+        said = audit.diagnose(input, target)
+        given = {"input": input, "target": target, "input_logits": x, "target_logits": y, "audit": audit, "F": F}
+        assert said.kl == pytest.approx(eval(said.call, given).item(), rel=1e-5)
+
+
+def test_a_formula_of_numbers_that_are_none_has_no_exact_value() -> None:
+    x = log_softmax(logits("float32", 14)[0], -1)
+    for wrong in (torch.inf, torch.nan):
+        input, target = x.index_fill(0, torch.tensor(0), wrong), x.exp().index_fill(0, torch.tensor(0), 0.0)
+        assert audit.diagnose(input, target).exact is None
+
+
 def test_what_fits_twice_is_said_twice() -> None:
     x, y = logits("float32", 8)
     both = audit.diagnose(softmax(x, -1), with_empty_rows(softmax(y, -1)))

@@ -195,6 +195,19 @@ def test_where_nothing_is_kept_the_mean_of_rows_is_0() -> None:
     assert value.item() == 0 and not torch.autograd.grad(value, x)[0].any()
 
 
+@pytest.mark.parametrize("temperature", [2.0, 0.99, 0.5, 0.1, 0.02])
+@pytest.mark.parametrize("least", [-float("inf"), torch.finfo(torch.float64).min])
+def test_a_class_that_the_target_alone_rules_out_has_no_part(temperature: float, least: float) -> None:
+    x = torch.tensor([[1.0, 2, 3, 4], [0, 0, 0, 3]], dtype=torch.float64, requires_grad=True)
+    y = torch.tensor([[2.0, 1, 4, least], [1, 1, 2, least]], dtype=torch.float64, requires_grad=True)
+    rows = kl_div_from_logits(x, y, reduction="none", temperature=temperature)
+    log_q, p = (x / temperature).log_softmax(-1), (y[:, :3] / temperature).softmax(-1)
+    expected = (torch.xlogy(p, p) - p * log_q[:, :3]).sum(-1)
+    assert rows.tolist() == pytest.approx(expected.tolist(), rel=1e-12)
+    for ours, theirs in zip(*(torch.autograd.grad(v.sum(), (x, y)) for v in (rows, expected)), strict=True):
+        assert ours.flatten().tolist() == pytest.approx(theirs.flatten().tolist(), rel=1e-9, abs=1e-12)
+
+
 @pytest.mark.parametrize("closeness", [1.0, 1e-5])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_temperature_divides_both_sides(dtype: torch.dtype, closeness: float) -> None:
