@@ -96,6 +96,13 @@ def impossible(matched: bool) -> tuple[Rows, Rows]:
     return input, target
 
 
+def impossible_in_target() -> tuple[Rows, Rows]:
+    """-inf logits of the target alone, which add nothing to KL: a teacher whose classes were cut to the likely ones."""
+    input, target = normals("impossible in target", ROWS, CLASSES)
+    target[:, 1::3] = -np.inf
+    return input, target
+
+
 def zeros_in_target() -> tuple[Rows, Rows]:
     """Probabilities in eighths, most of them 0: exact in every format."""
     target = np.zeros((ROWS, CLASSES))
@@ -118,6 +125,8 @@ register(Case("offset_near_1e+04", "all but equal logits around 1e4", near_offse
 register(Case("not_numbers", "a NaN logit, where KL is NaN", not_numbers))
 register(Case("masses_apart_n3000", "3,000 classes, the masses of the two sides apart", masses_apart))
 register(Case("impossible_matched", "-inf logits in the same classes", partial(impossible, True), "quick"))
+_text = "-inf logits of the target alone"
+register(Case("impossible_in_target", _text, impossible_in_target, "quick"))
 register(Case("impossible_unmatched", "-inf input where the target has mass: +inf", partial(impossible, False)))
 register(Case("two_classes", "two classes", partial(normals, "two classes", ROWS, 2), "quick"))
 register(Case("single_class", "one class: KL is exactly 0", partial(normals, "single class", ROWS, 1)))

@@ -122,8 +122,10 @@ def flushed_probability(of: str, rows: Rows) -> Terms:
 
 
 def zero_times_infinity(rows: Rows) -> Terms:
-    log_q = rows.stored(rows.shifted(rows.input).log_softmax(-1))
-    return rows.terms.masked_fill((rows.probabilities() == 0) & (log_q == -torch.inf), torch.nan)
+    infinite = rows.stored(rows.shifted(rows.input).log_softmax(-1)) == -torch.inf
+    if rows.rounding.target == "log_softmax":  # as with log_target=True
+        infinite |= rows.stored(rows.shifted(rows.target).log_softmax(-1)) == -torch.inf
+    return rows.terms.masked_fill((rows.probabilities() == 0) & infinite, torch.nan)
 
 
 def half_rounded_sum(rows: Rows) -> Terms:
