@@ -229,11 +229,12 @@ def _written(value: object, name: str, seen: dict[str, str], module: str = "") -
 def _collect(used: FunctionType | type, seen: dict[str, str]) -> None:
     """The source of a function or class, after that of what it uses; an import where it is torch's or has no source."""
     tree = None
-    if used.__module__.partition(".")[0] not in ("torch", *sys.stdlib_module_names):
+    module = used.__module__ or "your_module"  # of what was made by exec
+    if module.partition(".")[0] not in ("torch", *sys.stdlib_module_names):
         with suppress(OSError, TypeError, SyntaxError):
             tree = ast.parse(textwrap.dedent(inspect.getsource(used))).body[0]
     if not isinstance(tree, (ast.FunctionDef, ast.ClassDef)):
-        seen[used.__name__] = f"from {used.__module__} import {used.__name__}"
+        seen[used.__name__] = f"from {module} import {used.__name__}"
         return
     tree.decorator_list = []
     for node in ast.walk(tree):
@@ -245,12 +246,12 @@ def _collect(used: FunctionType | type, seen: dict[str, str]) -> None:
             node.annotation = ast.Name("object")
     seen[used.__name__] = ""  # for one that calls itself
     if isinstance(used, type):
-        known = vars(sys.modules[used.__module__])
+        known = vars(sys.modules[module])
     else:
         around = zip(used.__code__.co_freevars, used.__closure__ or (), strict=True)
         known = used.__globals__ | {name: cell.cell_contents for name, cell in around}
     names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)} - set(vars(builtins)) - GIVEN
     for name in sorted(names & set(known) - set(seen)):
-        _written(known[name], name, seen, used.__module__)
+        _written(known[name], name, seen, module)
     del seen[used.__name__]
     seen[used.__name__] = ast.unparse(tree)

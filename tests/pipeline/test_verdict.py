@@ -245,6 +245,13 @@ def test_a_value_that_depends_on_how_it_is_called_is_found_and_said(name: str) -
     assert told.str.contains(name).any(), found.findings["note"].tolist()
 
 
+def test_a_kernel_made_by_exec_is_judged() -> None:
+    made: dict[str, Kernel] = {}
+    exec("def halved(x, y):\n    return (y.softmax(-1) * (y.log_softmax(-1) - x.log_softmax(-1))).sum(-1) / 2", made)
+    found = check(made["halved"])
+    assert not found.sound and "halved is not sound" in str(found)
+
+
 def test_several_kernels_are_judged_in_one_call() -> None:
     def half(x: Tensor, y: Tensor) -> Tensor:
         return torchs(x, y) / 2
