@@ -9,6 +9,7 @@ import hashlib
 import os
 import pathlib
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from secrets import token_hex
@@ -96,9 +97,10 @@ def _beside(out: pathlib.Path) -> Iterator[tuple[pathlib.Path, pathlib.Path]]:
 def _refuse_foreign(out: pathlib.Path) -> None:
     if out in (pathlib.Path.cwd(), *pathlib.Path.cwd().parents):
         raise UsageError(f"{out} holds the folder you are in: give another --out")
-    if os.path.lexists(out) and not out.is_dir():
-        raise UsageError(f"{out} is a file: expected a folder for the report")
-    # Listed once: another run may exchange it between two looks.
+    # Looked at once for each question: another run may exchange it between two looks.
+    with suppress(FileNotFoundError):
+        if not stat.S_ISDIR(os.stat(out).st_mode):
+            raise UsageError(f"{out} is a file: expected a folder for the report")
     names = os.listdir(out) if out.is_dir() else [MARK]
     if names and MARK not in names:
         raise UsageError(f"{out} holds files but no {MARK}, so it is no report: give another --out or empty it")
