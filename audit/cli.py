@@ -21,7 +21,7 @@ import typer.core
 from audit.base.kinds import TOKENS, failing
 from audit.base.supervision import Commands, Ended, asked_to_end, complain, finished, supervise, unwritten
 from audit.base.text import plain
-from audit.base.usage import UsageError
+from audit.base.usage import UsageError, check_word
 
 # Without effect, so refused, where a file of the user's own is judged; and where none is.
 WITHOUT_FILE = ("profile", "case")
@@ -200,8 +200,7 @@ def _compare(baseline: Place, baselines: Place, report: pathlib.Path, format: st
     from audit.regress.comparison import compare
     from audit.regress.reports import newest, read_report
 
-    if format not in FORMATS:
-        raise UsageError(f"--format {format!r} is not one of {', '.join(FORMATS)}")
+    check_word(format, FORMATS, "--format")
     current = read_report(report)
     before = newest(current, baselines) if baselines else read_report(baseline or LATEST)
     if before is None:

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor, log_softmax, nn
 
-from audit.base.usage import UsageError
+from audit.base.usage import UsageError, check_word
 from audit.paths import REDUCTIONS, path
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -97,8 +97,7 @@ def _check(input: Any, target: Any, *, reduction: Any, mask: Any, temperature: A
         raise UsageError(f"dim {dim!r} is none of a tensor of shape {tuple(input.shape)}")
     if not input.shape[dim]:
         raise UsageError(f"expected at least one class along dim {dim}, got shape {tuple(input.shape)}")
-    if reduction not in (*REDUCTIONS, "rowmean"):
-        raise UsageError(f"reduction {reduction!r} is not one of {', '.join((*REDUCTIONS, 'rowmean'))}")
+    check_word(reduction, (*REDUCTIONS, "rowmean"), "reduction")
     if not isinstance(temperature, (int, float)) or not 0 < temperature < math.inf:
         raise UsageError(f"temperature: expected a number above 0, got {temperature!r}")
     rows = list(input.shape)

@@ -18,8 +18,8 @@ _WORDS = {
 }
 
 
-def is_power_of_two(number: float) -> bool:
-    return number > 0 and math.frexp(number)[0] == 0.5
+def is_power_of_two(number: object) -> bool:
+    return isinstance(number, (int, float)) and number > 0 and math.frexp(number)[0] == 0.5
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Rounding:
     def __post_init__(self) -> None:
         for what, known in _WORDS.items():
             check_word(getattr(self, what), known, f"Rounding: {what}")
-        if not isinstance(self.temperature, (int, float)) or not is_power_of_two(self.temperature):
+        if not is_power_of_two(self.temperature):
             raise UsageError(f"Rounding: temperature {self.temperature!r}: expected a power of two")
         if not isinstance(self.exp_slope, (int, float)) or not 0 <= self.exp_slope < math.inf:
             raise UsageError(f"Rounding: exp_slope {self.exp_slope!r}: expected a number, 0 or more")

@@ -10,13 +10,11 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from audit.base.formats import FORMATS
 from audit.base.kinds import failing
-from audit.base.usage import UsageError, choose, several
+from audit.base.usage import UsageError, several
 from audit.base.workers import Workers
 from audit.cases import registered as registered_cases
-from audit.machine.devices import select
-from audit.machine.plan import Names, Own, beside, plan
+from audit.machine.plan import Names, Own, Plan, beside, plan
 from audit.paths import Path, own_path
 from audit.paths.rounding import Rounding, is_power_of_two
 from audit.pipeline.loop import execute
@@ -79,25 +77,19 @@ def check(
     >>> audit.check(my_kl, profile="quick", dtypes="float32", devices="cpu").sound
     True
     """
-    if not isinstance(temperature, (int, float)) or not is_power_of_two(temperature):
+    if not is_power_of_two(temperature):
         raise UsageError(f"temperature {temperature!r}: expected a power of two, by which logits are divided exactly")
     paths = [_declared(fn, rounding, reduction) for fn in several(kernel)]
     if not paths:
         raise UsageError("expected a function fn(input_logits, target_logits), or several in a list, got none")
-    cases, remarks = None, dict.fromkeys((path.name for path in paths), "")
-    if temperature != 1:
-        cases = [c.name for c in registered_cases(profile) if c.name not in AT_THE_LIMIT]
-        places = list(product(choose(dtypes, list(FORMATS), "dtype"), (d.name for d in select(devices))))
-        for place, path in enumerate(paths):
-            squared = _multiplies_by_square(path.function, temperature, places)
-            paths[place] = replace(path, function=partial(_at, path.function, temperature, squared))
-            remarks[path.name] = (
-                f"at temperature {temperature:g}, judged as the divergence of the quotients "
-                f"{'times the square of it' if squared else 'without its square as a factor'}, which it is nearer to"
-            )
-    with Workers(1 if workers is None else workers) as processes:
-        done = execute(plan(profile, cases, paths, dtypes, devices), processes)
     names = [path.name for path in paths]
+    if temperature == 1:
+        chosen, remarks = plan(profile, None, paths, dtypes, devices), dict.fromkeys(names, "")
+    else:
+        cases = [c.name for c in registered_cases(profile) if c.name not in AT_THE_LIMIT]
+        chosen, remarks = _tempered(plan(profile, cases, paths, dtypes, devices), temperature)
+    with Workers(1 if workers is None else workers) as processes:
+        done = execute(chosen, processes)
     mine = {name: table[table["path"].isin(names)] for name, table in done.tables.items() if "path" in table}
     texts = [
         verdict(
@@ -134,6 +126,22 @@ def _declared(kernel: Own, rounding: Rounding | None, reduction: str) -> Path:
         rounding=path.rounding if rounding is None else rounding,
         reduction=path.reduction if reduction == "none" else reduction,
     )
+
+
+def _tempered(chosen: Plan, temperature: float) -> tuple[Plan, dict[str, str]]:
+    """The plan with its kernels as functions of the quotients, and what is to be said of each."""
+    places = list(product(chosen.dtypes, (device.name for device in chosen.devices)))
+    paths, remarks = [], {}
+    for path in chosen.paths:
+        if path.name in chosen.own:
+            squared = _multiplies_by_square(path.function, temperature, places)
+            remarks[path.name] = (
+                f"at temperature {temperature:g}, judged as the divergence of the quotients "
+                f"{'times the square of it' if squared else 'without its square as a factor'}, which it is nearer to"
+            )
+            path = replace(path, function=partial(_at, path.function, temperature, squared))
+        paths.append(path)
+    return replace(chosen, paths=paths), remarks
 
 
 def _at(kernel: Own, temperature: float, squared: bool, input: Tensor, target: Tensor) -> Tensor:

@@ -33,11 +33,13 @@ PARTS = {
 class Answer:
     """The first screen: a verdict, what was run, the questions people come with, known limits, and the thread.
 
-    `questions` and `limits` are pairs: what is asked, and the answer; a limit's name, and its reason.
+    `new` are the findings that fail the run. `questions` and `limits` are pairs: what is asked, and the answer; a
+    limit's name, and its reason.
     """
 
     verdict: str
     good: bool
+    new: pd.DataFrame
     ran: str
     questions: list[tuple[str, str]]
     limits: list[tuple[str, str]]
@@ -51,8 +53,9 @@ def answer(tables: Tables, environment: Mapping[str, Any]) -> Answer:
     shown = " that errors.csv shows" if len(errors) < results else ""
     problems = failed_devices(errors)
     strict = bool(environment.get("strict"))
-    if new := len(failing(findings, strict)):
-        problems.append(counted(new, "new problem"))
+    new = failing(findings, strict)
+    if len(new):
+        problems.append(counted(len(new), "new problem"))
     good, told = not problems, "; ".join(problems) or "No new problems"
     if own := environment.get("kernels"):
         paces = environment.get("paces", {})
@@ -73,6 +76,7 @@ def answer(tables: Tables, environment: Mapping[str, Any]) -> Answer:
     return Answer(
         told,
         good,
+        new,
         _ran(errors, results, environment),
         [(question, said) for question, said in questions if said],
         _limits(findings),

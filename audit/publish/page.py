@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from audit.base.formats import FORMATS
-from audit.base.kinds import ACKNOWLEDGED, LOSSY, failing
+from audit.base.kinds import ACKNOWLEDGED, LOSSY
 from audit.publish.answer import LIMITS, agreement, answer
 from audit.publish.figures import Plot
 from audit.publish.matrix import MEDIANS, Cell, cell, compared, folded
@@ -47,7 +47,7 @@ def page(
     both = agreement(tables["errors"])
     drawn = {name: _figure(name, plot) for name, plot in plots.items()}
     sections = {
-        "Findings": _findings(tables["findings"], bool(environment.get("strict"))),
+        "Findings": _findings(tables["findings"], told.new),
         "CPU and GPU": _table(both, "The same rows of errors.csv on both") if len(both) else "",
         "Every way of computing": _matrix(compared(tables), environment.get("paths", {})),
     }
@@ -133,10 +133,9 @@ def _shade(found: Cell | None) -> str:
     return f' class="s{bisect_left(_LOST, FORMATS[found["dtype"]].precision - found["correct_bits"])}"'
 
 
-def _findings(findings: pd.DataFrame, strict: bool) -> str:
+def _findings(findings: pd.DataFrame, new: pd.DataFrame) -> str:
     """New findings one by one; what is lossy in one table; acknowledged ones by reason, each with one reproducer."""
     parts = []
-    new = failing(findings, strict)
     for finding in new.to_dict("records"):
         what = f"of {finding['cases']}; {example(finding)}."
         parts.append(f"<h3>New: {escape(headline(finding))}</h3><p>{escape(what)}</p>{_script(finding['script'])}")

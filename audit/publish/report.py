@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from audit.base.kinds import failing
 from audit.base.text import markdown as escape
 from audit.base.usage import UsageError
 from audit.base.workers import Later
@@ -76,7 +75,7 @@ def markdown(tables: Tables, environment: Mapping[str, object]) -> str:
     lines = [f"# {escape(told.verdict)}", "", escape(told.ran), ""]
     for question, said in told.questions:
         lines.append(f"- **{escape(question)}** " + "\\\n  ".join(map(escape, said.split("\n"))))
-    for new in failing(tables["findings"], bool(environment.get("strict"))).to_dict("records"):
+    for new in told.new.to_dict("records"):
         lines += ["", f"**New**: {escape(headline(new))}"]
         lines += [f"of {escape(new['cases'])}; {escape(example(new))}. findings.csv has a script that shows it."]
     columns, rows = grid(compared(tables))

@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-from audit.base.kinds import GATED, LOSSY, failing
+from audit.base.kinds import GATED, LOSSY
 from audit.base.text import plain
 from audit.publish.answer import LIMITS, answer
 from audit.publish.matrix import compared, grid
@@ -59,8 +59,9 @@ def show(
     """The matrix, the findings, then the answer, which is what stays on the screen; last where the files are."""
     errors, told = tables["errors"], answer(tables, environment)
     show_matrix(compared(tables), console)
-    new = failing(tables["findings"], bool(environment.get("strict"))).to_dict("records")
-    for finding in new if not environment.get("kernels") else ():  # of those the verdict says it
+    for finding in (
+        told.new.to_dict("records") if not environment.get("kernels") else ()
+    ):  # of those the verdict says it
         row = "" if pd.isna(finding["row"]) else f" row {finding['row']}"
         say(
             console,
